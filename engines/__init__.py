@@ -1,0 +1,61 @@
+"""Engines: the back-ends that sample sequences, behind one small contract.
+
+`create_engine` starts one by name. Names come from the entry-point group ``seqproc.engines``, so
+that a package announces its own, or from `register_engine`. Nothing is imported before it is
+needed, and one engine never stands in for another.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from seqproc.engines.base import Completion, Engine, Request, StoppingRule
+from seqproc.engines.registry import create_engine, engine_names, register_engine
+
+if TYPE_CHECKING:
+    from seqproc.engines.gumbel import gumbel_noise
+    from seqproc.engines.hf import HFEngine
+    from seqproc.engines.scripted import ScriptedEngine
+    from seqproc.engines.source import Checkpoint, ModelSource
+    from seqproc.engines.stopping import StopWatcher, finish
+    from seqproc.engines.vllm import VLLMEngine
+
+__all__ = [
+    "Checkpoint",
+    "Completion",
+    "Engine",
+    "HFEngine",
+    "ModelSource",
+    "Request",
+    "ScriptedEngine",
+    "StopWatcher",
+    "StoppingRule",
+    "VLLMEngine",
+    "create_engine",
+    "engine_names",
+    "finish",
+    "gumbel_noise",
+    "register_engine",
+]
+
+_HOMES = {
+    "Checkpoint": "source",
+    "HFEngine": "hf",
+    "ModelSource": "source",
+    "ScriptedEngine": "scripted",
+    "StopWatcher": "stopping",
+    "VLLMEngine": "vllm",
+    "finish": "stopping",
+    "gumbel_noise": "gumbel",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,108 @@
+"""The engine contract: requests in, completions out as they finish, close.
+
+An engine turns token ids into sampled token ids under a `SamplingPolicy`. It knows how its own
+library decodes; it does not know about scoring, datasets or files. Prompts arrive tokenised.
+
+To add an engine, subclass `Engine`, give it a `from_source`, and announce it under the entry-point
+group ``seqproc.engines``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from seqproc.policy import SamplingPolicy
+from seqproc.types import FinishReason
+
+if TYPE_CHECKING:
+    from seqproc.engines.source import ModelSource
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One draw: a tokenised prompt and the seed of its randomness."""
+
+    index: int  # the caller's name for the draw; its completion carries it back
+    prompt_ids: tuple[int, ...]  # at least one token
+    seed: int  # unsigned 64-bit; the draw's tokens depend on it and on nothing else
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoppingRule:
+    """When a response ends: at an EOS token, a stop string, or the length limit."""
+
+    max_new_tokens: int  # ≥ 1
+    eos_token_ids: tuple[int, ...]  # every id that ends a response; itself part of it
+    stop: tuple[str, ...] = ()  # stop strings, found in the text however they tokenise
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """A finished draw. Token ids are the record; the text is derived from them."""
+
+    index: int  # of the request
+    token_ids: tuple[int, ...]  # with the EOS, or the token that completes a stop string; no more
+    text: str  # decoded, special tokens stripped, stop string kept
+    finish_reason: FinishReason
+    logqs: tuple[float, ...] | None = None  # the engine's own log q(y_t) in nats, if it has them
+
+
+class Engine(ABC):
+    """A back-end that samples sequences.
+
+    Engines are context managers; `close` frees what they hold and may be called twice.
+    """
+
+    name: ClassVar[str]  # as on the command line
+    batch_size: int | None = None  # sequences per static batch, settable; None: schedules itself
+
+    @classmethod
+    @abstractmethod
+    def from_source(cls, source: ModelSource, **options: Any) -> Self:
+        """Start the engine on a model. ``options`` are the back-end's own, passed through."""
+
+    @property
+    @abstractmethod
+    def max_context(self) -> int | None:
+        """Most tokens of prompt and response together; None when there is no limit."""
+
+    @abstractmethod
+    def generate(
+        self, requests: Iterable[Request], policy: SamplingPolicy, stopping: StoppingRule
+    ) -> Iterator[Completion]:
+        """Sample every request from the policy's q; yield completions as they finish.
+
+        The order is the engine's; `Completion.index` tells which request one answers. Requests may
+        be a lazy iterable: an engine holds only as many as it can work on.
+
+        Raises:
+            EngineError: when the back-end fails or ends a response without a reason.
+        """
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """What samples, JSON-ready: name, library versions, resolved options, dtype."""
+
+    def sleep(self) -> None:  # noqa: B027
+        """Give device memory back while something else (the scorer) needs it; optional."""
+
+    def wake(self) -> None:  # noqa: B027
+        """Undo `sleep`; called before the next `generate`."""
+
+    def close(self) -> None:  # noqa: B027
+        """Free everything; the engine cannot be used afterwards."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

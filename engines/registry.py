@@ -1,0 +1,97 @@
+"""Engines by name: the built-in ones, those that packages announce, and those registered here.
+
+Knows names and the `Engine` contract; imports an engine only to start it.
+"""
+
+from __future__ import annotations
+
+import difflib
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from seqproc.engines.base import Engine
+from seqproc.errors import EngineError, SeqprocError
+
+if TYPE_CHECKING:
+    from seqproc.engines.source import ModelSource
+
+GROUP = "seqproc.engines"
+
+# Also announced in pyproject.toml; named here so that they are found without metadata, too.
+_BUILT_IN = {
+    "hf": "seqproc.engines.hf:HFEngine",
+    "vllm": "seqproc.engines.vllm:VLLMEngine",
+    "scripted": "seqproc.engines.scripted:ScriptedEngine",
+}
+
+_registered: dict[str, type[Engine]] = {}
+
+
+def engine_names() -> list[str]:
+    """Every name that `create_engine` knows, sorted."""
+    return sorted({*_BUILT_IN, *_registered, *(point.name for point in _announced())})
+
+
+def register_engine(name: str, cls: type[Engine]) -> None:
+    """Make an engine known by name in this process, without packaging it.
+
+    Raises:
+        EngineError: when it is no `Engine`, or the name belongs to another engine.
+    """
+    if not (isinstance(cls, type) and issubclass(cls, Engine)):
+        raise EngineError(f"an engine must be a subclass of seqproc.engines.Engine, got {cls!r}")
+    if name in engine_names() and _registered.get(name) is not cls:
+        raise EngineError(f"the engine name {name!r} is taken; choose another")
+    _registered[name] = cls
+
+
+def create_engine(engine: str | Engine, source: ModelSource, **options: Any) -> Engine:
+    """Start an engine on a model.
+
+    Args:
+        engine: one of `engine_names`, or an `Engine`, which is returned as it is.
+        source: the model.
+        **options: the engine's own.
+
+    Raises:
+        EngineError: when the name is unknown, an option is not the engine's, or it cannot start.
+        MissingDependencyError: when a package that the engine needs is not installed.
+    """
+    if isinstance(engine, Engine):
+        if options:
+            raise EngineError(
+                f"options ({', '.join(sorted(options))}) go with the name of an engine; "
+                f"this {type(engine).__name__} has started already"
+            )
+        return engine
+    return _find(engine).from_source(source, **options)
+
+
+def _find(name: str) -> type[Engine]:
+    if name in _registered:
+        return _registered[name]
+    if name in _BUILT_IN:
+        return _load(metadata.EntryPoint(name, _BUILT_IN[name], GROUP))
+    for point in _announced():
+        if point.name == name:
+            return _load(point)
+    known = engine_names()
+    close = difflib.get_close_matches(str(name), known, n=1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    raise EngineError(f"there is no engine {name!r}: expected one of {', '.join(known)}{hint}")
+
+
+def _announced() -> metadata.EntryPoints:
+    return metadata.entry_points(group=GROUP)
+
+
+def _load(point: metadata.EntryPoint) -> type[Engine]:
+    try:
+        cls = point.load()
+    except SeqprocError:  # it says itself what is missing
+        raise
+    except (ImportError, AttributeError) as error:
+        raise EngineError(f"engine {point.name!r} ({point.value}) cannot load: {error}") from error
+    if not (isinstance(cls, type) and issubclass(cls, Engine)):
+        raise EngineError(f"engine {point.name!r} ({point.value}) is not a seqproc Engine")
+    return cls

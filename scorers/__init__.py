@@ -1,0 +1,29 @@
+"""Scorers: teacher forcing in torch, in float32 or true float64, also at shifted parameters.
+
+The pieces can be used one by one: `TeacherForcingScorer` for token sequences, `measure` for a
+logits tensor, `build_params_override` for θ + η·v, `padded_batches` for batching.
+"""
+
+from seqproc.scorers.batching import PaddedBatch, TokenSequence, padded_batches, token_sequences
+from seqproc.scorers.diagnostics import DistributionDiagnostics, diagnostics_pack
+from seqproc.scorers.forward import forward_logits
+from seqproc.scorers.measure import baseline_features, measure
+from seqproc.scorers.overrides import build_params_override, build_state_override
+from seqproc.scorers.precision import Float64Lift
+from seqproc.scorers.teacher_forcing import TeacherForcingScorer
+
+__all__ = [
+    "DistributionDiagnostics",
+    "Float64Lift",
+    "PaddedBatch",
+    "TeacherForcingScorer",
+    "TokenSequence",
+    "baseline_features",
+    "build_params_override",
+    "build_state_override",
+    "diagnostics_pack",
+    "forward_logits",
+    "measure",
+    "padded_batches",
+    "token_sequences",
+]

@@ -1,0 +1,65 @@
+"""What is read off the logits of one sequence: log p, log q and the policy's statistics.
+
+Pure functions of ``[T, V]`` logits, evaluated in chunks of rows so that the working memory does
+not grow with T.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seqproc.policy import PolicyStatistics, SamplingPolicy, TokenScores, score_tokens
+
+_CHUNK_ELEMENTS = 1 << 23  # logits per chunk: 64 MB in float64
+
+
+def measure(
+    logits: Tensor, tokens: Tensor, policy: SamplingPolicy, eos_token_ids: Sequence[int] = ()
+) -> TokenScores:
+    """Score tokens ``[T]`` under logits ``[T, V]``; differentiable in the logits."""
+    rows = max(1, _CHUNK_ELEMENTS // logits.shape[-1])
+    chunks = [
+        score_tokens(part, ids, policy, eos_token_ids)
+        for part, ids in zip(logits.split(rows), tokens.split(rows), strict=True)
+    ]
+    return chunks[0] if len(chunks) == 1 else _concatenate(chunks)
+
+
+def empty_scores(dtype: torch.dtype, eos_token_ids: Sequence[int] = ()) -> TokenScores:
+    """Scores of a response without tokens: every field ``[0]``."""
+    logits = torch.zeros(0, max(eos_token_ids, default=0) + 1, dtype=dtype)
+    tokens = torch.zeros(0, dtype=torch.int64)
+    return score_tokens(logits, tokens, SamplingPolicy(), eos_token_ids)
+
+
+def _concatenate(chunks: list[TokenScores]) -> TokenScores:
+    def joined(name: str) -> Any:
+        parts = [getattr(chunk.stats, name) for chunk in chunks]
+        return None if parts[0] is None else torch.cat(parts)
+
+    return TokenScores(
+        logprobs=torch.cat([chunk.logprobs for chunk in chunks]),
+        logqs=torch.cat([chunk.logqs for chunk in chunks]),
+        stats=PolicyStatistics(**{f.name: joined(f.name) for f in fields(PolicyStatistics)}),
+    )
+
+
+def baseline_features(stats: PolicyStatistics) -> Tensor:
+    """φ ``[T, 7]``, detached: H, top-1, margin, head mass, two-point entropy, Var_q[a], j/T."""
+    steps = len(stats.rb_entropy)
+    position = torch.arange(steps, device=stats.rb_entropy.device) / max(steps, 1)
+    columns = [
+        stats.rb_entropy,
+        stats.top1_prob,
+        stats.margin,
+        stats.head_mass,
+        stats.two_point_entropy,
+        stats.logit_var,
+        position.to(stats.rb_entropy.dtype),
+    ]
+    return torch.stack([column.detach() for column in columns], dim=-1)

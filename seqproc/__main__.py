@@ -1,0 +1,6 @@
+"""`python -m seqproc`: the command line."""
+
+from seqproc.cli import main
+
+if __name__ == "__main__":
+    main()

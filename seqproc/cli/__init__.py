@@ -1,0 +1,19 @@
+"""The command line: parse, build, run, close. No numerics, and no heavy import before a command.
+
+Exit codes: 0; 1 for a failure; 2 for bad usage (an option that does not parse, a configuration
+that is not valid); 130 after Ctrl-C. An error is one line on stderr; ``--traceback`` shows more.
+"""
+
+from __future__ import annotations
+
+import os
+
+from seqproc.cli.app import app
+
+__all__ = ["app", "main"]
+
+
+def main() -> None:
+    """Entry point of the `seqproc` command."""
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is imported
+    app()

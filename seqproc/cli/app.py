@@ -1,0 +1,41 @@
+"""The typer application: which commands there are."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from seqproc import __version__
+from seqproc.cli.catalog import datasets, models
+from seqproc.cli.command import command
+from seqproc.cli.demo import demo
+from seqproc.cli.sample import sample
+from seqproc.cli.score import score
+
+app = typer.Typer(
+    name="seqproc",
+    help="Language-model sequences, sampled fast and scored exactly.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+for function in (sample, score, demo, models, datasets):
+    app.command()(command(function))
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"seqproc {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Language-model sequences, sampled fast and scored exactly."""

@@ -1,0 +1,105 @@
+"""From options to the objects that do the work: configuration and processor."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from seqproc.errors import ConfigError
+
+if TYPE_CHECKING:
+    from seqproc.cli.options import EngineOptions, ModelOptions, PolicyOptions
+    from seqproc.processor import SequenceProcessor
+
+
+def build_processor(
+    model: ModelOptions, policy: PolicyOptions, engine: EngineOptions | None = None
+) -> SequenceProcessor:
+    """Open a model as the options say; neither engine nor scorer starts yet.
+
+    Args:
+        model: the model.
+        policy: the policy.
+        engine: the engine; None when nothing is to be sampled.
+    """
+    configuration = build_config(policy, engine)
+    engine_options = {} if engine is None else parse_engine_options(engine.engine_option or [])
+    _quieten_libraries()
+    from seqproc.processor import SequenceProcessor
+
+    return SequenceProcessor.from_pretrained(
+        model.model,
+        engine="hf" if engine is None else engine.engine,
+        dtype=model.dtype,
+        device=model.device,
+        adapter=model.adapter,
+        revision=model.revision,
+        trust_remote_code=model.trust_remote_code,
+        config=configuration,
+        engine_options=engine_options,
+    )
+
+
+def build_config(policy: PolicyOptions, engine: EngineOptions | None = None) -> dict[str, Any]:
+    """The configuration file, or the defaults, under the options that were given.
+
+    Raises:
+        ConfigError: a file that is not valid, or a value that is not.
+    """
+    from seqproc.config import load_config
+
+    generation, precision = load_config(policy.config)
+    given: dict[str, Any] = {
+        "temperature": policy.temperature,
+        "top_p": policy.top_p,
+        "tf_batch_size": policy.tf_batch_size,
+        "do_sample": False if policy.greedy else None,
+    }
+    if engine is not None:
+        given |= {
+            "max_new_tokens": engine.max_new_tokens,
+            "gen_batch_size": engine.gen_batch_size,
+            "stop": tuple(engine.stop) if engine.stop else None,
+        }
+    changes = {name: value for name, value in given.items() if value is not None}
+    if policy.entropy_fp64:
+        precision = dataclasses.replace(precision, entropy_fp64=True)
+    return {"generation": dataclasses.replace(generation, **changes), "precision": precision}
+
+
+def parse_engine_options(options: Sequence[str]) -> Mapping[str, Any]:
+    """``KEY=VALUE`` pairs; a value that is JSON is what it says, any other a string.
+
+    Raises:
+        ConfigError: an option without a key, or a key given twice.
+    """
+    parsed: dict[str, Any] = {}
+    for option in options:
+        key, equals, value = option.partition("=")
+        if not equals or not key.isidentifier():
+            raise ConfigError(f"--engine-option must be KEY=VALUE, got {option!r}")
+        if key in parsed:
+            raise ConfigError(f"--engine-option {key} is given twice")
+        parsed[key] = _json_or_string(value)
+    return parsed
+
+
+def _json_or_string(value: str) -> Any:
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
+
+
+def _quieten_libraries() -> None:
+    """Keep the libraries' progress bars off anything that is not a terminal."""
+    if sys.stderr.isatty():
+        return
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()

@@ -1,0 +1,104 @@
+"""`command`: turns a function of option groups into a typer command that fails readably.
+
+A group is a dataclass whose fields are annotated with `typer.Option` (see `options`). A command
+takes groups; typer sees their fields as one flat list of options. Errors become one line on stderr
+and an exit code; knows nothing of what a command does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from seqproc.cli.display import print_error
+from seqproc.errors import ConfigError, SeqprocError
+
+FAILURE = 1
+BAD_USAGE = 2
+INTERRUPTED = 130
+
+_Traceback = Annotated[
+    bool, typer.Option("--traceback", help="On an error, show where in the code it came up.")
+]
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """Make a typer command of a function whose parameters are option groups or options."""
+    hints = get_type_hints(function, include_extras=True)
+    hints.pop("return", None)
+    groups = {name: kind for name, kind in hints.items() if dataclasses.is_dataclass(kind)}
+    parameters = list(_parameters(function, hints, groups))
+    parameters.append(_parameter("traceback", _Traceback, False))
+
+    @functools.wraps(function)
+    def run(**values: Any) -> None:
+        with _reporting(values.pop("traceback")):
+            function(**_grouped(values, groups))
+
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+def _parameters(
+    function: Callable[..., None], hints: Mapping[str, Any], groups: Mapping[str, Any]
+) -> Iterator[inspect.Parameter]:
+    for name, parameter in inspect.signature(function).parameters.items():
+        if name not in groups:
+            yield _parameter(name, hints[name], parameter.default)
+            continue
+        kinds = get_type_hints(groups[name], include_extras=True)
+        for field in dataclasses.fields(groups[name]):
+            required = field.default is dataclasses.MISSING
+            default = inspect.Parameter.empty if required else field.default
+            yield _parameter(field.name, kinds[field.name], default)
+
+
+def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, kind, default=default, annotation=annotation)
+
+
+def _grouped(values: Mapping[str, Any], groups: Mapping[str, Any]) -> dict[str, Any]:
+    arguments = dict(values)
+    for name, kind in groups.items():
+        fields = [field.name for field in dataclasses.fields(kind)]
+        arguments[name] = kind(**{field: arguments.pop(field) for field in fields})
+    return arguments
+
+
+@contextmanager
+def _reporting(with_traceback: bool) -> Iterator[None]:
+    """Report what goes wrong, and leave with the exit code that it stands for."""
+    try:
+        yield
+    except (typer.Exit, typer.Abort, typer.BadParameter):
+        raise
+    except KeyboardInterrupt as stop:
+        print_error(_sentence("interrupted", stop))
+        raise typer.Exit(INTERRUPTED) from None
+    except Exception as error:
+        if with_traceback:
+            traceback.print_exc()
+        print_error(_sentence(_message(error), error))
+        raise typer.Exit(BAD_USAGE if isinstance(error, ConfigError) else FAILURE) from None
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, SeqprocError):
+        return str(error)
+    kind = type(error).__name__
+    return f"{kind}: {error} (not an error that seqproc expects; --traceback shows where)"
+
+
+def _sentence(message: str, error: BaseException) -> str:
+    """The message and the notes that were added on the way, on one line."""
+    notes = getattr(error, "__notes__", [])
+    return " ".join("; ".join([message, *notes]).split())

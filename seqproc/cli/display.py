@@ -1,0 +1,59 @@
+"""What is shown on a terminal, and how it is kept from doing anything but being shown.
+
+Model output, prompts and file names are untrusted: `printable` makes any text harmless.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from typing import TYPE_CHECKING
+
+from rich.markup import escape
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# ECMA-48 sequences, with their 7-bit and 8-bit introducers: CSI, strings (OSC, DCS, …), others.
+_TERMINAL_SEQUENCE = re.compile(
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"
+    r"|(?:\x1b[\]PX^_]|[\x90\x98\x9d-\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)"
+    r"|\x1b[ -/]*[0-~]"
+)
+_LINE_ENDS = re.compile("\r\n|[\r\x85\u2028\u2029]")
+_KEPT_CONTROLS = "\n\t"
+# Control, format (bidi overrides, zero-width), surrogate and private-use characters.
+_DROPPED_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Co"})
+
+
+def printable(text: str) -> str:
+    """A text that can go to a `rich` console as markup and comes out as itself.
+
+    Terminal sequences, control characters other than newline and tab, and invisible formatting
+    characters (such as those that reverse the direction of writing) are dropped; what rich would
+    read as markup is escaped.
+    """
+    return escape(visible(text))
+
+
+def visible(text: str) -> str:
+    """`printable` without the escaping of markup: for `print` and `rich.text.Text`."""
+    without = _LINE_ENDS.sub("\n", _TERMINAL_SEQUENCE.sub("", text))
+    return "".join(c for c in without if c in _KEPT_CONTROLS or _is_shown(c))
+
+
+def _is_shown(character: str) -> bool:
+    return unicodedata.category(character) not in _DROPPED_CATEGORIES
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A console that adds no colours or emoji of its own to what it is given."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False, emoji=False, soft_wrap=True)
+
+
+def print_error(message: str) -> None:
+    """One line on stderr."""
+    line = " ".join(visible(message).split())
+    console(stderr=True).print(f"[bold red]error:[/] {escape(line)}")

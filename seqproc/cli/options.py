@@ -1,0 +1,96 @@
+"""The vocabulary of the command line: each option once, with one meaning in every command.
+
+Options come in groups, which commands combine. An option that is not given is None and leaves the
+configuration file, or the default, as it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_MODEL = "Embedded name (smollm2-135m), local folder or hub id."
+_GIVEN = "Overrides --config."
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Which model, and how it computes."""
+
+    model: Annotated[str, typer.Option(help=_MODEL)]
+    dtype: Annotated[
+        str, typer.Option(help="Of the weights: float32, float64 (true float64), bfloat16, …")
+    ] = "float32"
+    adapter: Annotated[str | None, typer.Option(help="A PEFT adapter, folder or hub id.")] = None
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None
+    device: Annotated[str | None, typer.Option(help="Of the scorer: cpu, cuda, cuda:N.")] = None
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
+    ] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyOptions:
+    """The sampling policy: what log q and the entropies are of."""
+
+    config: Annotated[
+        Path | None,
+        typer.Option(help="TOML file with the tables generation and precision."),
+    ] = None
+    temperature: Annotated[float | None, typer.Option(help=f"T > 0. {_GIVEN}")] = None
+    top_p: Annotated[float | None, typer.Option(help=f"Nucleus mass in (0, 1]. {_GIVEN}")] = None
+    greedy: Annotated[bool, typer.Option("--greedy", help="The most probable token, always.")] = (
+        False
+    )
+    entropy_fp64: Annotated[
+        bool, typer.Option("--entropy-fp64", help="Statistics in float64 over the same logits.")
+    ] = False
+    tf_batch_size: Annotated[
+        int | None, typer.Option(help=f"Sequences per scored batch. {_GIVEN}")
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """What samples, and when a response ends."""
+
+    engine: Annotated[str, typer.Option(help="vllm, hf, or an installed engine.")] = "vllm"
+    engine_option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Of the engine; JSON, else a string. Repeatable."),
+    ] = None
+    max_new_tokens: Annotated[int | None, typer.Option(help=f"Per response. {_GIVEN}")] = None
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f"Text that ends a response. Repeatable. {_GIVEN} For none: stop = [] there."
+        ),
+    ] = None
+    gen_batch_size: Annotated[
+        int | None, typer.Option(help=f"Sequences per batch of the hf engine. {_GIVEN}")
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawOptions:
+    """Which draws a run makes."""
+
+    dataset: Annotated[
+        str, typer.Option(help="As `seqproc datasets` lists: a name, jsonl:PATH, hf:NAME.")
+    ]
+    draws: Annotated[int, typer.Option(help="Prompts drawn with replacement, a response each.")]
+    split: Annotated[str, typer.Option(help="Of the dataset.")] = "train"
+    seed: Annotated[int, typer.Option(help="Of the run: the same seed gives the same draws.")] = 0
+    data_dir: Annotated[
+        str | None, typer.Option(help="Folder to read the dataset from, where it can be.")
+    ] = None
+    max_prompts_pool: Annotated[
+        int | None, typer.Option(help="Draw from this many prompts of the split.")
+    ] = None
+
+
+Out = Annotated[Path, typer.Option(help="The run's folder: new, or empty. Never overwritten.")]
+Chat = Annotated[bool, typer.Option("--chat", help="Put prompts in the model's chat template.")]

@@ -1,0 +1,60 @@
+"""How a finished run is shown: its summary, where it is, and how to open it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from seqproc.cli.display import console, printable
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from seqproc.runs import RunResult, RunSummary
+    from seqproc.runs.summary import Estimate
+
+
+def print_result(result: RunResult) -> None:
+    """The summary table, the run's folder, and two lines of Python that open it."""
+    out = console()
+    out.print(summary_table(result.summary))
+    out.print(f"\nThe run is in [bold]{printable(str(result.path))}[/]. To open it in Python:\n")
+    out.print("    from seqproc.runs import open_run")
+    out.print(f"    rows = open_run({printable(repr(str(result.path)))}).rows()")
+
+
+def summary_table(summary: RunSummary) -> Table:
+    """Two columns: what, and how much."""
+    from rich.table import Table
+
+    table = Table("", "", show_header=False, box=None, pad_edge=False)
+    for name, value in _lines(summary):
+        table.add_row(name, printable(value))
+    return table
+
+
+def _lines(s: RunSummary) -> Iterator[tuple[str, str]]:
+    yield "draws", f"{s.num_draws}"
+    yield "tokens", f"{s.num_tokens}"
+    if s.generation_tokens_per_second is not None:
+        yield "generation", f"{s.generation_tokens_per_second:.0f} tokens/s"
+    if s.scoring_tokens_per_second is not None:
+        yield "scoring", f"{s.scoring_tokens_per_second:.0f} tokens/s"
+    if s.length_mean is not None:
+        yield "length", f"{s.length_mean:.1f} tokens ({s.length_min} to {s.length_max})"
+    yield "finish reasons", ", ".join(f"{k} {n}" for k, n in s.finish_reasons.items())
+    yield "log p", _estimate(s.logprob_per_token, " nats per token")
+    yield "log q", _estimate(s.logq_per_token, " nats per token")
+    yield "RB entropy", _estimate(s.rb_entropy_per_token, " nats per token")
+    yield "", _estimate(s.rb_entropy_per_sequence, " nats per sequence")
+    if s.num_rewarded:
+        yield "reward", _estimate(s.reward, f" over {s.num_rewarded} draws with an answer")
+    yield "out of support", f"{s.num_out_of_support} tokens"
+
+
+def _estimate(estimate: Estimate, unit: str) -> str:
+    if estimate.mean is None:
+        return "undetermined"
+    if estimate.standard_error is None:
+        return f"{estimate.mean:.4f}{unit}"
+    return f"{estimate.mean:.4f} ± {estimate.standard_error:.4f}{unit}"

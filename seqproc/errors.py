@@ -1,0 +1,53 @@
+"""What seqproc raises when a user can mend it: what was expected, what came, what to do.
+
+Every error is a `SeqprocError`, and also the built-in error that a caller would guess
+(`ValueError`, `KeyError`, …), so that either can be caught.
+"""
+
+
+class SeqprocError(Exception):
+    """Base of every error that seqproc raises on purpose."""
+
+    def __str__(self) -> str:
+        # KeyError would show the repr of its message; ours are sentences.
+        return " ".join(str(part) for part in self.args)
+
+
+class ConfigError(SeqprocError, ValueError):
+    """A configuration value, key or type is not one that seqproc accepts."""
+
+
+class PromptError(SeqprocError, ValueError):
+    """A prompt cannot be used: empty, not a string, or longer than the model's context."""
+
+
+class DatasetError(SeqprocError, ValueError):
+    """A dataset, split or dataset file is unknown or malformed."""
+
+
+class ModelError(SeqprocError, ValueError):
+    """A model, tokenizer or adapter cannot be loaded, or the two do not fit together."""
+
+
+class OverrideError(SeqprocError, ValueError):
+    """A parameter override names, shapes or types something that the model does not have."""
+
+
+class SequenceError(SeqprocError, ValueError):
+    """Sequences whose lengths, masks and tensors do not fit together."""
+
+
+class EngineError(SeqprocError, RuntimeError):
+    """An engine is unknown, could not start, or broke its contract."""
+
+
+class ScoringError(SeqprocError, ArithmeticError):
+    """Scoring produced something that is not a number."""
+
+
+class RunError(SeqprocError, ValueError):
+    """A run's folder is missing, unreadable, occupied or of another format."""
+
+
+class MissingDependencyError(SeqprocError, ImportError):
+    """An optional package is not installed; the message names the command that installs it."""

@@ -1,0 +1,313 @@
+"""Models and tokenizers by name: resolve, load, and check that the two fit together.
+
+A name is an embedded model (``"smollm2-135m"``), a local folder or a Hugging Face hub id. Knows
+nothing about engines, scorers or prompts; imports transformers and peft only when it loads.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, get_args
+
+import torch
+
+from seqproc.config import DTypeName
+from seqproc.embedded import (
+    EMBEDDED_MODELS,
+    EmbeddedModel,
+    ModelRecord,
+    embedded_model_dir,
+    ensure_converted,
+    list_models,
+)
+from seqproc.errors import ConfigError, ModelError, SeqprocError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = [
+    "EMBEDDED_MODELS",
+    "EmbeddedModel",
+    "ModelRecord",
+    "check_model_and_tokenizer",
+    "check_tokenizer",
+    "context_length",
+    "embedded_model_dir",
+    "eos_token_ids",
+    "list_models",
+    "load_model",
+    "resolve_device",
+    "resolve_dtype",
+    "resolve_model",
+    "vocab_size",
+]
+
+logger = logging.getLogger(__name__)
+
+StrPath = str | os.PathLike[str]
+
+DTYPES = (*get_args(DTypeName), "auto")
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+
+_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len")
+
+
+def resolve_model(name_or_path: StrPath) -> str:
+    """The path or hub id of a model, in a form that transformers and vLLM both load.
+
+    An embedded name becomes its folder in the user's cache (converted on first use); a local
+    folder or a hub id comes back unchanged, but for a leading ``~``.
+
+    Raises:
+        ModelError: a path that does not exist or holds no model, or not a possible hub id.
+        MissingDependencyError: the package of an embedded model is not installed.
+    """
+    if name_or_path in EMBEDDED_MODELS:
+        return str(ensure_converted(os.fspath(name_or_path)))
+    return _local_or_hub(name_or_path, kind="model", required="config.json")
+
+
+def load_model(
+    name_or_path: StrPath,
+    *,
+    dtype: str | torch.dtype = "float32",
+    device: str | torch.device | None = None,
+    adapter: StrPath | None = None,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a causal language model and its tokenizer, ready to score: in eval mode, checked.
+
+    Args:
+        name_or_path: an embedded name (`EMBEDDED_MODELS`), a local folder, or a hub id.
+        dtype: "float32", "float64", "bfloat16", "float16", or "auto" for the checkpoint's own.
+        device: default "cuda" when there is one, else "cpu".
+        adapter: folder or hub id of a PEFT adapter; the model comes back as a `PeftModel`.
+        trust_remote_code: run Python code that the checkpoint brings along.
+        revision: branch, tag or commit of a hub model.
+
+    Raises:
+        ConfigError: an unknown dtype, a device that is not there, a revision of a local folder.
+        ModelError: something cannot be loaded, is incomplete, or does not fit the rest.
+        MissingDependencyError: the package of an embedded model is not installed.
+    """
+    torch_dtype, target = resolve_dtype(dtype), resolve_device(device)
+    source = resolve_model(name_or_path)
+    if adapter is not None:
+        adapter = _local_or_hub(adapter, kind="adapter", required="adapter_config.json")
+    if revision is not None and os.path.isdir(source):
+        raise ConfigError(f"revision is {revision!r}, but {source!r} is a folder; leave it out")
+    options = {"trust_remote_code": trust_remote_code, "revision": revision}
+    with _explained("tokenizer", source):
+        tokenizer = _load_tokenizer(source, options)
+    with _explained("model", source):
+        model = _load_weights(source, torch_dtype, options)
+    if adapter is not None:
+        with _explained("adapter", adapter):
+            model = _load_adapter(model, adapter)
+    check_model_and_tokenizer(model, tokenizer)
+    with _explained("model", source):
+        return model.to(target).eval(), tokenizer
+
+
+def check_model_and_tokenizer(model: Any, tokenizer: Any) -> None:
+    """Raise ModelError unless `tokenizer` fits `model`; see `check_tokenizer`."""
+    check_tokenizer(tokenizer, vocab_size(model))
+
+
+def check_tokenizer(tokenizer: Any, vocab_size: int) -> None:
+    """Raise ModelError unless the tokenizer has an EOS and its ids fit the model's vocabulary.
+
+    A tokenizer without a pad token gets its EOS as pad token. A model with more rows than the
+    tokenizer has tokens is usual: checkpoints pad their vocabulary.
+    """
+    if len(tokenizer) > vocab_size:
+        raise ModelError(
+            f"the tokenizer has {len(tokenizer)} tokens but the model's vocabulary only "
+            f"{vocab_size}; load both from the same checkpoint, or resize the model's embeddings"
+        )
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            "the tokenizer has no EOS token, so no response could end; "
+            "set tokenizer.eos_token to the token that ends a response"
+        )
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+        logger.info("the tokenizer has no pad token; padding with EOS %r", tokenizer.eos_token)
+
+
+def vocab_size(model: Any) -> int:
+    """V, the number of token ids that `model` embeds; ModelError when it does not tell."""
+    with_table = getattr(model, "get_input_embeddings", None)
+    weight = getattr(with_table() if with_table else None, "weight", None)
+    if weight is not None:
+        return int(weight.shape[0])
+    size = getattr(_text_config(getattr(model, "config", None)), "vocab_size", None)
+    if size is None:
+        raise ModelError(
+            f"cannot tell the vocabulary size of a {type(model).__name__}: expected a causal "
+            "language model with get_input_embeddings() or config.vocab_size"
+        )
+    return int(size)
+
+
+def eos_token_ids(model_or_config: Any, generation_config: Any, tokenizer: Any) -> tuple[int, ...]:
+    """Every token id that ends a response, sorted.
+
+    The ids of `generation_config` (default: the model's own), or where it names none those of
+    the model's configuration, together with the tokenizer's EOS.
+
+    Raises:
+        ModelError: none of the three names an EOS token.
+    """
+    if generation_config is None:
+        generation_config = getattr(model_or_config, "generation_config", None)
+    config = getattr(model_or_config, "config", model_or_config)
+    ids = _ids(generation_config) or _ids(config) or _ids(_text_config(config))
+    ids |= _ids(tokenizer)
+    if not ids:
+        raise ModelError(
+            "neither the model's generation_config and config nor the tokenizer has an "
+            "eos_token_id; set one of them, so that responses can end"
+        )
+    return tuple(sorted(ids))
+
+
+def context_length(config: Any) -> int | None:
+    """The longest sequence [tokens] that the model was made for; None when it does not say."""
+    config = _text_config(config)
+    lengths = (getattr(config, key, None) for key in _CONTEXT_KEYS)
+    return next((int(length) for length in lengths if length), None)
+
+
+def _text_config(config: Any) -> Any:
+    """The language part of a multimodal configuration; any other as it is."""
+    return getattr(config, "text_config", None) or config
+
+
+def _ids(holder: Any) -> set[int]:
+    value = getattr(holder, "eos_token_id", None)
+    if value is None:
+        return set()
+    return {int(one) for one in (value if isinstance(value, Iterable) else (value,))}
+
+
+def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype | str:
+    """The dtype of a name; "auto" stays as it is. ConfigError for any other."""
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise ConfigError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
+    return name if name == "auto" else getattr(torch, name)
+
+
+def resolve_device(device: str | torch.device | None) -> torch.device:
+    """The device of a name; for None an accelerator when there is one. ConfigError when absent."""
+    has_cuda = torch.cuda.is_available()
+    if device is None:
+        return torch.device("cuda" if has_cuda else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigError(f"device is {device!r}; expected 'cpu', 'cuda' or 'cuda:N'") from error
+    if resolved.type == "cuda" and not has_cuda:
+        raise ConfigError(f"device is {device!r}, but torch sees no CUDA device; use 'cpu'")
+    return resolved
+
+
+def _local_or_hub(name_or_path: StrPath, *, kind: str, required: str) -> str:
+    """A local folder that holds the file `required`, or a possible hub id."""
+    path = os.path.expanduser(name_or_path)
+    if os.path.isfile(os.path.join(path, required)):
+        return path
+    if os.path.isdir(path):
+        raise ModelError(f"the folder {path!r} has no {required}, so it holds no {kind}")
+    if os.path.exists(path):
+        raise ModelError(f"{path!r} is a file; give the folder of the {kind}, with {required}")
+    if isinstance(name_or_path, os.PathLike) or not _HUB_ID.fullmatch(path):
+        raise ModelError(
+            f"there is no folder {path!r}, and it is not a hub id ('owner/name') either; "
+            f"embedded models: {', '.join(EMBEDDED_MODELS)}"
+        )
+    return path
+
+
+def _load_tokenizer(source: str, options: dict[str, Any]) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(source, **options)
+
+
+def _load_weights(
+    source: str, dtype: torch.dtype | str, options: dict[str, Any]
+) -> PreTrainedModel:
+    """Load a model whose every weight comes from the checkpoint."""
+    from transformers import AutoModelForCausalLM
+
+    # transformers would draw missing and mismatched weights at random; here they are errors.
+    model, report = AutoModelForCausalLM.from_pretrained(
+        source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options
+    )
+    mismatched = [name for name, *_ in report["mismatched_keys"]]
+    _require_none("the checkpoint lacks", report["missing_keys"])
+    _require_none("the checkpoint has another shape than its config.json for", mismatched)
+    return model
+
+
+def _load_adapter(model: PreTrainedModel, adapter: str) -> Any:
+    """Put a PEFT adapter on `model`, in the model's dtype, every weight of it used."""
+    from peft import PeftModel
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Found missing adapter keys")  # raised below
+        options = {"is_trainable": False, "autocast_adapter_dtype": False}
+        adapted = PeftModel.from_pretrained(model, adapter, **options)
+        # Once more into the same adapter, for the report that from_pretrained keeps to itself.
+        report = adapted.load_adapter(adapter, "default", **options)
+    _require_none("the adapter lacks", report.missing_keys)
+    _require_none("the model has no place for", report.unexpected_keys)
+    return adapted
+
+
+def _require_none(problem: str, names: Iterable[str]) -> None:
+    found = sorted(names)
+    if found:
+        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        raise ModelError(f"{problem} {', '.join(found[:3])}{more}")
+
+
+@contextmanager
+def _explained(what: str, source: str) -> Iterator[None]:
+    """Turn whatever a loading library raises into one `ModelError` that says what to do."""
+    try:
+        yield
+    except Exception as error:
+        reason = str(error) if isinstance(error, SeqprocError) else _first_line(error)
+        raise ModelError(
+            f"cannot load the {what} {source!r}: {reason}; {_fix(source, error)}"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0].rstrip('.:')}" if lines else type(error).__name__
+
+
+def _fix(source: str, error: Exception) -> str:
+    if "trust_remote_code" in str(error):
+        return "pass trust_remote_code=True if you trust the code that it brings"
+    if "out of memory" in str(error):
+        return "choose a smaller dtype or another device"
+    if os.path.isdir(source):
+        return "check that the folder is complete and that all of it belongs to one model"
+    is_offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+    offline = "unset HF_HUB_OFFLINE, " if is_offline else ""
+    return (
+        f"{offline}check the id, the network and, for a gated repository, `hf auth login`, "
+        "or give a local folder"
+    )

@@ -1,0 +1,16 @@
+"""What wraps a model without being part of it. Knows torch's wrappers; nothing of models."""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside data-parallel and `torch.compile` wrappers. PEFT stays: it is the model."""
+    while True:
+        if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
+            model = model.module
+        elif isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+            model = inner
+        else:
+            return model

@@ -1,0 +1,493 @@
+"""`SequenceProcessor`: sample with an engine, score with torch, under one policy.
+
+It joins prompts, an engine and a scorer; how an engine decodes and how a scorer batches is theirs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Any, overload
+
+import torch
+from torch import Tensor, nn
+
+from seqproc.aliases import SpecificationAliases
+from seqproc.config import ConfigLike, GenerationConfig, load_config, require_count, torch_dtype
+from seqproc.engines import Engine, ModelSource
+from seqproc.engines.base import StoppingRule
+from seqproc.errors import ConfigError, OverrideError, SequenceError
+from seqproc.modules import unwrap
+from seqproc.policy import SamplingPolicy
+from seqproc.prompts import (
+    PromptEntry,
+    choose_prompts,
+    draw_seed,
+    load_prompts,
+    replacement_indices,
+)
+from seqproc.rewards import tag_pref_batch
+from seqproc.sampling import Sampler
+from seqproc.scorers import TeacherForcingScorer, overrides
+from seqproc.scorers.overrides import ParamMapping
+from seqproc.scoring import Scored, SequenceScorer, Wanted
+from seqproc.types import BatchedSequences, DiagnosticsResults, LogprobResults, Provenance
+
+
+class SequenceProcessor(SpecificationAliases):
+    """Generate sequences, score them by teacher forcing, and diagnose the sampling policy.
+
+    Args:
+        model: a causal language model in torch (data-parallel and PEFT wrappers are fine).
+        tokenizer: the model's tokenizer.
+        logger: where warnings go; by default the logger ``seqproc``.
+        config: a `GenerationConfig`, a mapping with the sections ``generation`` and ``precision``,
+            the path of a TOML file, or None for the defaults.
+        engine: ``"hf"``, ``"vllm"``, the name of a registered engine, or an `Engine`. An engine
+            that reads weights from disk takes a snapshot of the model when it first generates.
+        engine_options: the engine's own options, e.g. those of `vllm.LLM`.
+
+    Raises:
+        ConfigError: when the configuration is not valid.
+        ModelError: when model and tokenizer do not fit together.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        logger: logging.Logger | None = None,
+        config: ConfigLike = None,
+        engine: str | Engine = "hf",
+        *,
+        engine_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        from seqproc.models import check_model_and_tokenizer
+
+        model = unwrap(model)
+        check_model_and_tokenizer(model, tokenizer)
+        source = ModelSource.from_model(model, tokenizer)
+        self._set_up(source, logger, config, engine, engine_options)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str,
+        engine: str | Engine = "vllm",
+        *,
+        dtype: str = "float32",
+        device: str | None = None,
+        adapter: str | None = None,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        logger: logging.Logger | None = None,
+        config: ConfigLike = None,
+        engine_options: Mapping[str, Any] | None = None,
+    ) -> SequenceProcessor:
+        """Open a model by name or path; the scorer's copy loads when something is first scored.
+
+        Args:
+            model: ``"smollm2-135m"`` (embedded), a hub id, or a local directory.
+            engine: see the class.
+            dtype: of engine and scorer; ``"float64"`` scores in true float64.
+            device: of the scorer; None chooses an accelerator when there is one.
+            adapter: a PEFT adapter's directory, for engine and scorer alike.
+            revision: of the model on the hub.
+            trust_remote_code: run code that the model's repository carries; off by default.
+            logger: see the class.
+            config: see the class.
+            engine_options: see the class.
+        """
+        self = cls.__new__(cls)
+        source = ModelSource.from_pretrained(
+            model,
+            dtype=dtype,
+            device=device,
+            adapter=adapter,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+        )
+        self._set_up(source, logger, config, engine, engine_options)
+        return self
+
+    def _set_up(
+        self,
+        source: ModelSource,
+        logger: logging.Logger | None,
+        config: ConfigLike,
+        engine: str | Engine,
+        engine_options: Mapping[str, Any] | None,
+    ) -> None:
+        self.logger = logger or logging.getLogger("seqproc")
+        self._config, self.precision = load_config(config)
+        self.source = source
+        self.tokenizer = source.tokenizer
+        self.eos_token_ids = source.eos_token_ids
+        self._told_of_missing_answers = False
+        self.sampler = Sampler(source, self._config, engine, engine_options)
+        self.scoring = SequenceScorer(source, self._config, self.precision, self.provenance)
+
+    # ------------------------------------------------------------------ what it is made of
+
+    @property
+    def config(self) -> GenerationConfig:
+        """The generation configuration; its fields may be changed, or all of it replaced."""
+        return self._config
+
+    @config.setter
+    def config(self, config: GenerationConfig) -> None:
+        if not isinstance(config, GenerationConfig):
+            raise ConfigError(
+                f"config must be a GenerationConfig, got {type(config).__name__}; precision is "
+                "set at construction, or on the attribute precision"
+            )
+        self._config = self.sampler.config = self.scoring.config = config
+
+    @property
+    def model(self) -> nn.Module:
+        """The scorer's model, loaded now if it was not."""
+        return self.source.live_model()
+
+    @property
+    def engine(self) -> Engine:
+        """The engine, started now if it was not."""
+        return self.sampler.engine
+
+    @property
+    def scorer(self) -> TeacherForcingScorer:
+        """The teacher-forcing scorer of the model, under this processor's precision."""
+        return self.scoring.teacher
+
+    @property
+    def stopping(self) -> StoppingRule:
+        """When a response ends, under the current configuration."""
+        return self.sampler.stopping
+
+    @property
+    def policy(self) -> SamplingPolicy:
+        """The sampling policy of the current configuration."""
+        return self.config.policy
+
+    def close(self) -> None:
+        """Close the engine, if this processor started it, and drop temporary checkpoints."""
+        self.sampler.close()
+        self.source.close()
+
+    def __enter__(self) -> SequenceProcessor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ------------------------------------------------------------------ prompts
+
+    def sample_prompts(
+        self,
+        dataset_name: str,
+        split: str = "train",
+        num_prompts: int | None = None,
+        seed: int | None = None,
+    ) -> tuple[list[str], list[PromptEntry]]:
+        """Choose prompts of a dataset without replacement.
+
+        Args:
+            dataset_name: a registered dataset, e.g. ``"arithmetic"`` or ``"jsonl:PATH"``.
+            split: its split.
+            num_prompts: how many; None for all, in order.
+            seed: of the choice; None for a random one.
+
+        Returns:
+            The prompts' texts, and their entries with the gold answers.
+
+        Raises:
+            DatasetError: unknown dataset or split, or more prompts asked for than there are.
+        """
+        entries = choose_prompts(
+            load_prompts(dataset_name, split), num_prompts, _seed_or_random(seed)
+        )
+        return [entry.text for entry in entries], entries
+
+    # ------------------------------------------------------------------ generation
+
+    def generate_batched(
+        self,
+        prompts: Sequence[str],
+        G: int | None = None,
+        gen_batch_size: int | None = None,
+        *,
+        seed: int | None = None,
+    ) -> BatchedSequences:
+        """Sample G responses to each prompt.
+
+        Args:
+            prompts: B texts.
+            G: responses per prompt; None for ``config.num_return_sequences``.
+            gen_batch_size: sequences per batch, for engines that batch statically.
+            seed: of the call; response g of prompt b samples with ``draw_seed(seed, b·G + g)``.
+                None for a random one; the seeds used are in the result.
+
+        Returns:
+            `BatchedSequences` ``[B, G, L]`` on the CPU.
+
+        Raises:
+            PromptError: no prompts, an empty one, or one too long for the model's context.
+            ConfigError: ``G`` < 1.
+            EngineError: when the engine fails.
+        """
+        num_responses = require_count("G", self.config.num_return_sequences if G is None else G)
+        run_seed = _seed_or_random(seed)
+        seeds = [draw_seed(run_seed, i) for i in range(len(prompts) * num_responses)]
+        requests = self.sampler.requests(prompts, seeds, num_responses)
+        sequences = self.sampler.sample(requests, num_responses, gen_batch_size)
+        sequences.provenance = self.provenance()
+        return sequences
+
+    def generate_with_logprobs(
+        self,
+        prompts: Sequence[str] | None = None,
+        G: int | None = None,
+        dataset_name: str | None = None,
+        split: str = "train",
+        num_prompts: int | None = None,
+        seed: int | None = None,
+        with_grad: bool = False,
+        gen_batch_size: int | None = None,
+        tf_batch_size: int | None = None,
+        compute_rb: bool = False,
+        *,
+        examples: Sequence[PromptEntry] | None = None,
+    ) -> tuple[BatchedSequences, LogprobResults, DiagnosticsResults]:
+        """Sample, score and reward, end to end.
+
+        Args:
+            prompts: B texts, or None to choose them from a dataset.
+            G: responses per prompt; None for ``config.num_return_sequences``.
+            dataset_name: see `sample_prompts`; give this or ``prompts``.
+            split: see `sample_prompts`.
+            num_prompts: see `sample_prompts`.
+            seed: of the choice of prompts and of the sampling.
+            with_grad: score on the live module with a graph.
+            gen_batch_size: see `generate_batched`.
+            tf_batch_size: sequences per forward; None for ``config.tf_batch_size``.
+            compute_rb: fill the Rao-Blackwell entropies.
+            examples: entries of the given ``prompts``, for their gold answers.
+
+        Raises:
+            ConfigError: when both or neither of ``prompts`` and ``dataset_name`` are given.
+        """
+        if (prompts is None) == (dataset_name is None):
+            raise ConfigError("give either prompts or dataset_name, and not both")
+        seed = _seed_or_random(seed)
+        if dataset_name is not None:
+            prompts, examples = self.sample_prompts(dataset_name, split, num_prompts, seed)
+        assert prompts is not None
+        sequences = self.generate_batched(prompts, G, gen_batch_size, seed=seed)
+        results, diagnostics = self.teacher_force_logprobs_with_diagnostics(
+            sequences, with_grad=with_grad, tf_batch_size=tf_batch_size, compute_rb=compute_rb
+        )
+        results.rewards = self.compute_rewards(sequences, examples)
+        return sequences, results, diagnostics
+
+    def generate_with_replacement_sampling(
+        self,
+        total_sequences: int,
+        dataset_name: str,
+        split: str = "train",
+        max_prompts_pool: int | None = None,
+        seed: int | None = None,
+        G: int = 1,
+        **kwargs: Any,
+    ) -> tuple[BatchedSequences, LogprobResults, DiagnosticsResults]:
+        """Independent draws: a prompt drawn with replacement, and one response, each.
+
+        Args:
+            total_sequences: number of draws.
+            dataset_name: see `sample_prompts`.
+            split: see `sample_prompts`.
+            max_prompts_pool: draw from this many prompts of the split, chosen by ``seed``.
+            seed: of the run. Draw i does not depend on how many others there are.
+            G: always 1, which is what makes the draws independent; anything else is overruled
+                with a warning.
+            **kwargs: of `generate_with_logprobs`.
+        """
+        require_count("total_sequences", total_sequences)
+        if G != 1:
+            self.logger.warning("replacement sampling draws G=1 response per prompt, not %s", G)
+        seed = _seed_or_random(seed)
+        pool = self.sample_prompts(dataset_name, split, max_prompts_pool, seed)[1]
+        drawn = [pool[i] for i in replacement_indices(seed, len(pool), total_sequences)]
+        return self.generate_with_logprobs(
+            prompts=[entry.text for entry in drawn], G=1, seed=seed, examples=drawn, **kwargs
+        )
+
+    # ------------------------------------------------------------------ scoring
+
+    @overload
+    def teacher_force_logprobs(
+        self,
+        sequences: BatchedSequences,
+        with_grad: bool = ...,
+        tf_batch_size: int | None = ...,
+        compute_rb: bool = ...,
+        return_baseline_features: bool = ...,
+        params_override: ParamMapping | None = ...,
+        buffers_override: ParamMapping | None = ...,
+    ) -> LogprobResults: ...
+
+    @overload
+    def teacher_force_logprobs(
+        self,
+        sequences: BatchedSequences,
+        with_grad: bool = ...,
+        tf_batch_size: int | None = ...,
+        compute_rb: bool = ...,
+        return_baseline_features: bool = ...,
+        *,
+        params_override: Sequence[ParamMapping],
+        buffers_override: ParamMapping | None = ...,
+    ) -> list[Scored]: ...
+
+    def teacher_force_logprobs(
+        self, sequences: BatchedSequences, *args: Any, **kwargs: Any
+    ) -> LogprobResults | list[Scored]:
+        """`teacher_force_logprobs_with_diagnostics` without the diagnostics.
+
+        With a list of ``params_override``, the list of (results, diagnostics) comes back.
+        """
+        scored = self.teacher_force_logprobs_with_diagnostics(sequences, *args, **kwargs)
+        return scored if isinstance(scored, list) else scored[0]
+
+    @overload
+    def teacher_force_logprobs_with_diagnostics(
+        self,
+        sequences: BatchedSequences,
+        with_grad: bool = ...,
+        tf_batch_size: int | None = ...,
+        compute_rb: bool = ...,
+        return_baseline_features: bool = ...,
+        params_override: ParamMapping | None = ...,
+        buffers_override: ParamMapping | None = ...,
+    ) -> Scored: ...
+
+    @overload
+    def teacher_force_logprobs_with_diagnostics(
+        self,
+        sequences: BatchedSequences,
+        with_grad: bool = ...,
+        tf_batch_size: int | None = ...,
+        compute_rb: bool = ...,
+        return_baseline_features: bool = ...,
+        *,
+        params_override: Sequence[ParamMapping],
+        buffers_override: ParamMapping | None = ...,
+    ) -> list[Scored]: ...
+
+    def teacher_force_logprobs_with_diagnostics(
+        self,
+        sequences: BatchedSequences,
+        with_grad: bool = False,
+        tf_batch_size: int | None = None,
+        compute_rb: bool = False,
+        return_baseline_features: bool = False,
+        params_override: ParamMapping | Sequence[ParamMapping] | None = None,
+        buffers_override: ParamMapping | None = None,
+    ) -> Scored | list[Scored]:
+        """Score given sequences under the current policy, reading every generated token.
+
+        Args:
+            sequences: what to score; responses of length 0 are scored as empty.
+            with_grad: score on the live module and keep the graph; takes no override.
+            tf_batch_size: sequences per forward; None for ``config.tf_batch_size``. Results do
+                not depend on it beyond rounding.
+            compute_rb: fill ``rb_entropies``, and with gradients and ``config.rb_requires_grad``
+                also ``rb_entropies_torch``.
+            return_baseline_features: fill ``baseline_feats_torch``, [T, 7].
+            params_override: θ + η·v as from `build_params_override`, possibly only some
+                parameters; a list of mappings gives a list of results, by one schedule.
+            buffers_override: buffers to replace.
+
+        Returns:
+            ``(LogprobResults, DiagnosticsResults)``; a list of them for a list of overrides.
+
+        Raises:
+            OverrideError: an override that does not fit, or one together with ``with_grad``.
+            SequenceError: token ids outside the vocabulary.
+            ScoringError: a log-probability that is not a number.
+        """
+        wanted = Wanted(compute_rb=compute_rb, features=return_baseline_features)
+        if with_grad:
+            if params_override is not None or buffers_override is not None:
+                raise OverrideError(
+                    "with_grad scores the live module and takes no override: score without "
+                    "gradients, or differentiate through torch.func.functional_call yourself"
+                )
+            return self.scoring.score_with_grad(sequences, tf_batch_size, wanted)
+        if params_override is None or isinstance(params_override, Mapping):
+            one = [params_override]
+            return self.scoring.score(sequences, one, buffers_override, tf_batch_size, wanted)[0]
+        many = list(params_override)
+        return self.scoring.score(sequences, many, buffers_override, tf_batch_size, wanted)
+
+    def provenance(self) -> Provenance:
+        """What a result of this moment is made with."""
+        return Provenance(
+            policy=self.policy,
+            model=self.source.name,
+            engine=self.sampler.describe(),
+            precision=dataclasses.asdict(self.precision),
+        )
+
+    # ------------------------------------------------------------------ rewards
+
+    def compute_rewards(
+        self, sequences: BatchedSequences, examples: Sequence[PromptEntry] | None
+    ) -> list[list[float]]:
+        """`tag_pref` rewards ``[B][G]``; 0 where there is no gold answer.
+
+        Args:
+            sequences: the responses.
+            examples: one entry per prompt, or None when there are no gold answers.
+
+        Raises:
+            SequenceError: when there are not as many entries as prompts.
+        """
+        num_prompts = sequences.num_prompts
+        golds = [None] * num_prompts if examples is None else [entry.answer for entry in examples]
+        if len(golds) != num_prompts:
+            raise SequenceError(
+                f"examples must hold one entry per prompt ({num_prompts}), got {len(golds)}"
+            )
+        if examples is not None and None in golds and not self._told_of_missing_answers:
+            self._told_of_missing_answers = True  # once: a run asks for each chunk
+            self.logger.warning(
+                "%d of %d prompts have no gold answer: their rewards are 0",
+                golds.count(None),
+                num_prompts,
+            )
+        return [
+            tag_pref_batch(texts, gold)
+            for texts, gold in zip(sequences.responses_text, golds, strict=True)
+        ]
+
+    # ------------------------------------------------------------------ overrides
+
+    def build_params_override(
+        self, v_named: ParamMapping, eta: float, *, allow_frozen: bool = False
+    ) -> dict[str, Tensor]:
+        """θ + η·v as a full mapping, at ``precision.func_override.dtype``.
+
+        See `seqproc.scorers.overrides.build_params_override`.
+        """
+        return overrides.build_params_override(
+            self._mdl_target, v_named, eta, dtype=self._override_dtype(), allow_frozen=allow_frozen
+        )
+
+    def _override_dtype(self) -> torch.dtype | None:
+        profile = self.precision.func_override
+        return torch_dtype(profile.dtype) if profile.cast_params else None
+
+
+def _seed_or_random(seed: int | None) -> int:
+    return secrets.randbits(63) if seed is None else seed

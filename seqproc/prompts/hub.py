@@ -1,0 +1,51 @@
+"""Rows of a dataset on the Hugging Face hub (or in a local folder that `datasets` reads).
+
+The only module that imports `datasets`, and only when rows are asked for. Datasets that need
+code of their own to be loaded are not supported: nothing downloaded is ever executed.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from seqproc.errors import DatasetError, MissingDependencyError
+
+LoadDataset = Callable[..., Any]
+"""The part of `datasets.load_dataset` that is used: `(path, config, *, split)`."""
+
+
+def read_hub_rows(
+    name: str, config: str | None, split: str, *, load: LoadDataset | None = None
+) -> Iterable[dict[str, Any]]:
+    """The rows of one split.
+
+    Args:
+        name: repository id such as `"openai/gsm8k"`, or a local folder.
+        config: the dataset's configuration, where it has several.
+        split: which part.
+        load: stands in for `datasets.load_dataset`.
+
+    Raises:
+        DatasetError: the dataset, configuration or split cannot be loaded.
+        MissingDependencyError: `datasets` is not installed.
+    """
+    load = load or _load_dataset()
+    shown = name if config is None else f"{name}@{config}"
+    try:
+        rows: Iterable[dict[str, Any]] = load(name, config, split=split)
+    except Exception as error:  # `datasets` lets through whatever its back-ends raise
+        raise DatasetError(
+            f"cannot load split {split!r} of the hub dataset {shown!r}: "
+            f"{type(error).__name__}: {str(error).rstrip('.')}."
+        ) from error
+    return rows
+
+
+def _load_dataset() -> LoadDataset:
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise MissingDependencyError(
+            "reading from the Hugging Face hub needs the package 'datasets': pip install datasets."
+        ) from error
+    loader: LoadDataset = load_dataset
+    return loader

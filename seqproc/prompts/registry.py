@@ -1,0 +1,191 @@
+"""Datasets by name: `register_dataset` adds one, `load_prompts` reads one.
+
+Knows names, splits and arguments; not where any dataset's prompts come from, which is
+its loader's business.
+"""
+
+import inspect
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from os import PathLike, fspath
+from typing import TypeVar, overload
+
+from seqproc.errors import DatasetError
+from seqproc.prompts.entry import PromptEntry
+
+DatasetLoader = Callable[..., Sequence[PromptEntry]]
+"""`loader(split, **options)`; the options that exist are `argument` and `data_dir`, both strings.
+
+A loader is handed an option only when the user gave it, and only declares those it can use.
+"""
+
+LoaderT = TypeVar("LoaderT", bound=DatasetLoader)
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DatasetInfo:
+    """What a list of datasets shows about one of them."""
+
+    name: str
+    """The name that `load_prompts` knows it by."""
+    description: str
+    """One line for people."""
+    splits: tuple[str, ...]
+    """Its splits; empty where they depend on the file or repository that is named."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Dataset:
+    info: DatasetInfo
+    loader: DatasetLoader
+
+
+_DATASETS: dict[str, _Dataset] = {}
+
+
+@overload
+def register_dataset(
+    name: str,
+    loader: LoaderT,
+    *,
+    description: str,
+    splits: Sequence[str],
+    replace: bool = False,
+) -> LoaderT: ...
+
+
+@overload
+def register_dataset(
+    name: str,
+    loader: None = None,
+    *,
+    description: str,
+    splits: Sequence[str],
+    replace: bool = False,
+) -> Callable[[LoaderT], LoaderT]: ...
+
+
+def register_dataset(
+    name: str,
+    loader: DatasetLoader | None = None,
+    *,
+    description: str,
+    splits: Sequence[str],
+    replace: bool = False,
+) -> DatasetLoader | Callable[[LoaderT], LoaderT]:
+    """Add a dataset, by a call or as a decorator of its loader; give the loader back.
+
+    Args:
+        name: letters, digits, `_`, `.` and `-`.
+        loader: `loader(split, **options) -> Sequence[PromptEntry]`. It may take `argument`
+            (what follows the name in `"name:ARGUMENT"`) and `data_dir`, both strings, each
+            passed only when the user gave it.
+        description: one line for `describe_datasets`.
+        splits: the split names that exist; empty if the loader checks the split itself.
+        replace: whether a dataset of this name may be overwritten.
+
+    Raises:
+        DatasetError: the name is malformed or taken, or `splits` is one string.
+    """
+    if not _NAME.fullmatch(name):
+        raise DatasetError(f"a dataset's name is letters, digits, '_', '.' and '-', got {name!r}.")
+    if isinstance(splits, str):
+        raise DatasetError(f"splits must be a sequence of names, got the string {splits!r}.")
+    info = DatasetInfo(name=name, description=description, splits=tuple(splits))
+
+    def add(function: LoaderT) -> LoaderT:
+        if name in _DATASETS and not replace:
+            raise DatasetError(
+                f"a dataset named {name!r} is registered already. "
+                "Choose another name, or pass replace=True to overwrite it."
+            )
+        _DATASETS[name] = _Dataset(info=info, loader=function)
+        return function
+
+    return add if loader is None else add(loader)
+
+
+def dataset_names() -> list[str]:
+    """The names of all registered datasets, sorted."""
+    return sorted(_DATASETS)
+
+
+def describe_datasets() -> list[DatasetInfo]:
+    """Name, description and splits of every registered dataset, sorted by name."""
+    return [_DATASETS[name].info for name in dataset_names()]
+
+
+def load_prompts(
+    spec: str, split: str = "train", *, data_dir: str | PathLike[str] | None = None
+) -> list[PromptEntry]:
+    """Read a dataset's prompts, in the dataset's own order.
+
+    Args:
+        spec: a registered name, or `"name:ARGUMENT"` for datasets that read what they are
+            pointed at: `"gsm8k:DIR"`, `"jsonl:PATH"`, `"hf:NAME"`.
+        split: which part of the dataset.
+        data_dir: folder to read from, for datasets that can (`"gsm8k"`, `"jsonl"`).
+
+    Raises:
+        DatasetError: the name or the split is unknown, an option does not apply to this
+            dataset, or what it reads is missing, malformed or empty.
+    """
+    name, colon, argument = spec.partition(":")
+    dataset = _find(name)
+    known_splits = dataset.info.splits
+    if known_splits and split not in known_splits:
+        raise DatasetError(
+            f"dataset {name!r} has no split {split!r}; it has {_listing(known_splits)}."
+        )
+    options: dict[str, str] = {}
+    if colon:
+        options["argument"] = argument
+    if data_dir is not None:
+        options["data_dir"] = fspath(data_dir)
+    _refuse_unknown_options(name, dataset.loader, options)
+    return _checked_entries(spec, split, dataset.loader(split, **options))
+
+
+def _find(name: str) -> _Dataset:
+    if name in _DATASETS:
+        return _DATASETS[name]
+    close = get_close_matches(name, _DATASETS, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    raise DatasetError(
+        f"no dataset is named {name!r}.{hint} Known: {_listing(dataset_names())}. "
+        "A file of prompts is read with 'jsonl:PATH', a hub dataset with 'hf:NAME'."
+    )
+
+
+def _refuse_unknown_options(name: str, loader: DatasetLoader, options: dict[str, str]) -> None:
+    parameters = inspect.signature(loader).parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return
+    if "argument" in options and "argument" not in parameters:
+        raise DatasetError(
+            f"dataset {name!r} takes nothing after its name, got {options['argument']!r}. "
+            f"Ask for {name!r} alone."
+        )
+    if "data_dir" in options and "data_dir" not in parameters:
+        raise DatasetError(f"dataset {name!r} is not read from a folder; leave data_dir out.")
+
+
+def _checked_entries(spec: str, split: str, entries: Sequence[PromptEntry]) -> list[PromptEntry]:
+    loaded = list(entries)
+    if not loaded:
+        raise DatasetError(f"dataset {spec!r}, split {split!r}, holds no prompts.")
+    strangers = {type(entry).__name__ for entry in loaded if not isinstance(entry, PromptEntry)}
+    if strangers:
+        raise DatasetError(
+            f"the loader of dataset {spec!r} must return PromptEntry objects, "
+            f"got {_listing(sorted(strangers))}."
+        )
+    return loaded
+
+
+def _listing(names: Sequence[str]) -> str:
+    return ", ".join(repr(name) for name in names)

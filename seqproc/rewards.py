@@ -1,0 +1,133 @@
+r"""The reward `tag_pref`: half for the form of a response, half for its answer.
+
+A response earns 0.5 for exactly one `<answer>…</answer>` block, and 0.5 more if what stands
+in it equals the gold answer. Equality is decided by the first of these that can:
+
+1. the same text, once spaces, `$`, thousands commas, a full stop at the end and `\boxed{}` or
+   `\text{}` around it are gone;
+2. two plain numbers (`12`, `-0.5`, `3/4`) are compared exactly. Equal ones are equal and
+   different integers are different; other numbers go on, as math-verify rounds decimals;
+3. an answer longer than `MAX_ANSWER_CHARS` is not the gold answer;
+4. math-verify, in a helper process with a time limit (see `_math_judge.py`). What it cannot
+   read in time is not the gold answer. It takes the last number out of a phrase, so
+   `4 apples` equals `4`.
+
+Nothing is remembered from one call to the next but that process, so a reward depends only on
+the response and its gold answer. Any thread may ask. Knows nothing of prompts, tokens and
+models: the text is the response alone, without its prompt.
+"""
+
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+
+from seqproc._math_judge import MathJudge
+from seqproc.errors import SequenceError
+
+MAX_ANSWER_CHARS = 512
+"""Longer answers are compared as text only."""
+
+_MAX_NUMBER_CHARS = 64
+_OPENING, _CLOSING = "<answer>", "</answer>"
+_NUMBER = re.compile(r"([+-]?)([0-9]+|[0-9]*\.[0-9]+|[0-9]+\.)(?:/([0-9]+))?")
+_GROUPED_NUMBER = re.compile(r"[+-]?[0-9]{1,3}(,[0-9]{3})+(\.[0-9]+)?")
+_SPACE_NOT_BETWEEN_WORDS = re.compile(r" (?!\w)|(?<!\w) ")
+_LATEX_WRAPPING = re.compile(r"\\(?:boxed|text|textbf|mathbf|mathrm)\{([^{}\\]*)\}")
+
+_JUDGE = MathJudge()  # holds no process until a question needs one
+
+
+def tag_pref(text: str, gold: str | None) -> float:
+    """Reward a response: 0.0, 0.5 for its form, or 1.0 for form and answer.
+
+    Args:
+        text: the response, without its prompt. Whatever it is, it earns a reward and raises
+            nothing.
+        gold: the gold answer. None or a blank one earns 0.0, whatever the response.
+
+    Raises:
+        MissingDependencyError: the comparison needs math-verify, and it is not installed.
+        SeqprocError: math-verify's helper process cannot be started.
+    """
+    if gold is None or not gold.strip():
+        return 0.0
+    answer = tagged_answer(text)
+    if answer is None:
+        return 0.0
+    return 1.0 if answers_equal(gold, answer) else 0.5
+
+
+def tag_pref_batch(texts: Sequence[str], gold: str | Sequence[str | None] | None) -> list[float]:
+    """Reward several responses, against one gold answer or against one each.
+
+    Raises:
+        SequenceError: there are not as many gold answers as responses.
+        MissingDependencyError, SeqprocError: as for `tag_pref`.
+    """
+    golds = [gold] * len(texts) if gold is None or isinstance(gold, str) else list(gold)
+    if len(golds) != len(texts):
+        raise SequenceError(
+            f"expected one gold answer for all responses or one for each, got {len(golds)} gold "
+            f"answers for {len(texts)} responses."
+        )
+    return [tag_pref(text, each) for text, each in zip(texts, golds, strict=True)]
+
+
+def tagged_answer(text: str) -> str | None:
+    """What stands between `<answer>` and `</answer>`, stripped.
+
+    None unless the text holds each tag exactly once, in this order.
+    """
+    if text.count(_OPENING) != 1 or text.count(_CLOSING) != 1:
+        return None
+    start, end = text.index(_OPENING) + len(_OPENING), text.index(_CLOSING)
+    return text[start:end].strip() if start <= end else None
+
+
+def answers_equal(gold: str, answer: str) -> bool:
+    """Whether an answer equals the gold answer, by the steps at the top of this module.
+
+    Raises:
+        MissingDependencyError, SeqprocError: as for `tag_pref`.
+    """
+    gold, answer = gold.strip(), answer.strip()
+    if gold == answer:
+        return True
+    if not answer or max(len(gold), len(answer)) > MAX_ANSWER_CHARS:
+        return False
+    plain_gold, plain_answer = _plain(gold), _plain(answer)
+    if plain_gold and plain_gold == plain_answer:
+        return True
+    verdict = _numbers_equal(plain_gold, plain_answer)
+    return _JUDGE.are_equal(gold, answer) if verdict is None else verdict
+
+
+def _plain(answer: str) -> str:
+    """The answer without what does not change its meaning."""
+    bare = re.sub(r"\s+", " ", answer.replace("−", "-"))
+    bare = bare.strip("$ ").removesuffix(".").strip("$ ")
+    wrapped = _LATEX_WRAPPING.fullmatch(bare)
+    bare = _SPACE_NOT_BETWEEN_WORDS.sub("", wrapped[1].strip() if wrapped else bare)
+    return bare.replace(",", "") if _GROUPED_NUMBER.fullmatch(bare) else bare
+
+
+def _numbers_equal(gold: str, answer: str) -> bool | None:
+    """Whether two plain numbers are equal; None where it takes more to say."""
+    gold_number, answer_number = _number(gold), _number(answer)
+    if gold_number is None or answer_number is None:
+        return None
+    if gold_number == answer_number:
+        return True
+    both_integers = gold_number.denominator == answer_number.denominator == 1
+    return False if both_integers else None
+
+
+def _number(plain: str) -> Fraction | None:
+    match = _NUMBER.fullmatch(plain) if len(plain) <= _MAX_NUMBER_CHARS else None
+    if match is None:
+        return None
+    sign, digits, denominator = match.groups()
+    if denominator is not None and int(denominator) == 0:
+        return None
+    value = Fraction(digits.removesuffix(".")) / Fraction(denominator or 1)
+    return -value if sign == "-" else value

@@ -1,0 +1,197 @@
+"""Where given sequences come from: another run's folder, or a file of JSON lines.
+
+Both come out as `GivenSequence`s, one at a time, checked against the model that is to score them.
+Knows files and token ids; nothing of scoring.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from seqproc.errors import RunError, SequenceError
+from seqproc.prompts import PromptEntry
+from seqproc.runs.plan import Draw
+from seqproc.runs.reader import Run, open_run
+
+if TYPE_CHECKING:
+    from seqproc.engines import ModelSource
+    from seqproc.types import FinishReason
+
+_ROWS_COMPARED = 64  # responses decoded to see whether a tokenizer is the run's
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GivenSequence:
+    """A prompt and a response to score; their ids are the model's, and fit its context."""
+
+    draw: Draw
+    entry: PromptEntry
+    prompt_ids: tuple[int, ...]  # at least one
+    response_ids: tuple[int, ...]
+    response_text: str
+    finish_reason: FinishReason | None = None  # None: unknown
+    engine_logqs: tuple[float, ...] | None = None  # nats, of the engine that sampled it
+
+
+class SequenceSource(ABC):
+    """Sequences to score, in a fixed order; may be iterated any number of times."""
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[GivenSequence]:
+        """Read the sequences, raising a `SeqprocError` that names the first that cannot be used."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Where the sequences come from, JSON-ready, for the manifest."""
+
+    def check(self) -> int:
+        """Read everything once, so that whatever is wrong comes up now; count the sequences.
+
+        Raises:
+            RunError: there are none.
+        """
+        num = sum(1 for _ in self)
+        if not num:
+            raise RunError(f"there is nothing to score in {self.describe()['source']}")
+        return num
+
+
+def open_source(
+    path: str | os.PathLike[str], model: ModelSource, *, chat: bool = False
+) -> SequenceSource:
+    """Open a run's folder or a file of JSON lines.
+
+    Args:
+        path: the folder or file.
+        model: its tokenizer reads texts; its vocabulary and context bound the ids.
+        chat: wrap the prompts of a file as turns of the tokenizer's chat template.
+
+    Raises:
+        RunError: there is no such path, or the folder is no run of this tokenizer.
+    """
+    from seqproc.runs.file_source import FileSource
+
+    path = Path(path).expanduser()
+    if path.is_dir():
+        if chat:
+            raise RunError(f"{path} is a run, whose prompts are token ids: leave chat off")
+        return RunSource(open_run(path), model)
+    if not path.exists():
+        raise RunError(f"there is no run folder or file {path}")
+    return FileSource(path, model, chat=chat)
+
+
+def check_ids(ids: Sequence[int], model: ModelSource) -> None:
+    """Refuse token ids of a sequence that the model cannot read.
+
+    Raises:
+        SequenceError: ids outside the vocabulary, or more of them than the context holds.
+    """
+    if not 0 <= min(ids) <= max(ids) < model.vocab_size:
+        raise SequenceError(
+            f"token ids go from {min(ids)} to {max(ids)}, but the model's vocabulary has "
+            f"{model.vocab_size}: were they made with another tokenizer?"
+        )
+    if model.max_context is not None and len(ids) > model.max_context:
+        raise SequenceError(
+            f"{len(ids)} tokens are more than the model's context of {model.max_context}"
+        )
+
+
+def decode(model: ModelSource, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+    """The text of ids of the vocabulary, as engines decode."""
+    text: str = model.tokenizer.decode(
+        list(ids), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False
+    )
+    return text
+
+
+class RunSource(SequenceSource):
+    """The rows of a run.
+
+    Args:
+        run: the run.
+        model: what is to score it.
+
+    Raises:
+        RunError: the responses read differently with the model's tokenizer.
+    """
+
+    _COLUMNS = (
+        "draw",
+        "prompt_index",
+        "seed",
+        "prompt_text",
+        "question",
+        "answer",
+        "prompt_ids",
+        "response_ids",
+        "response_text",
+        "finish_reason",
+        "engine_logqs",
+    )
+
+    def __init__(self, run: Run, model: ModelSource) -> None:
+        self._run = run
+        self._model = model
+        _require_same_tokenizer(run, model)
+
+    def __iter__(self) -> Iterator[GivenSequence]:
+        """Every row, as a sequence."""
+        for batch in self._run.batches(self._COLUMNS):
+            for row in batch.to_pylist():
+                try:
+                    check_ids([*row["prompt_ids"], *row["response_ids"]], self._model)
+                except SequenceError as error:
+                    raise SequenceError(
+                        f"draw {row['draw']} of {self._run.path}: {error}"
+                    ) from None
+                yield _from_row(row)
+
+    def describe(self) -> dict[str, Any]:
+        """The run's folder, and what made the run."""
+        manifest = self._run.manifest
+        kept = ("spec", "model", "policy", "stopping", "engine", "seqproc_version")
+        return {
+            "source": str(self._run.path),
+            "format": "run",
+            "run": {name: getattr(manifest, name) for name in kept},
+        }
+
+
+def _from_row(row: Mapping[str, Any]) -> GivenSequence:
+    logqs = row["engine_logqs"]
+    return GivenSequence(
+        draw=Draw(index=row["draw"], prompt_index=row["prompt_index"], seed=row["seed"]),
+        entry=PromptEntry(text=row["prompt_text"], question=row["question"], answer=row["answer"]),
+        prompt_ids=tuple(row["prompt_ids"]),
+        response_ids=tuple(row["response_ids"]),
+        response_text=row["response_text"],
+        finish_reason=row["finish_reason"],
+        engine_logqs=None if logqs is None else tuple(logqs),
+    )
+
+
+def _require_same_tokenizer(run: Run, model: ModelSource) -> None:
+    """Refuse a run most of whose responses read differently from the texts it recorded."""
+    columns = ("response_ids", "response_text")
+    first = next(iter(run.batches(columns, batch_size=_ROWS_COMPARED)), None)
+    rows = [] if first is None else first.to_pylist()
+    differing = sum(not _reads_as(model, row["response_ids"], row["response_text"]) for row in rows)
+    if 2 * differing > len(rows):
+        raise RunError(
+            f"{differing} of the first {len(rows)} responses of {run.path} read differently with "
+            f"the tokenizer of {model.name!r}: the run was made with another tokenizer. Score it "
+            "with a model that has the same one"
+        )
+
+
+def _reads_as(model: ModelSource, ids: list[int], text: str) -> bool:
+    if max(ids, default=0) >= model.vocab_size:
+        return False
+    return decode(model, ids, skip_special_tokens=True) == text

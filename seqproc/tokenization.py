@@ -1,0 +1,73 @@
+"""Prompts to token ids, once, outside the engines; refusing what no engine could run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from seqproc.errors import PromptError
+
+_SHOWN = 60  # characters of a prompt quoted in an error
+
+
+def encode_prompts(tokenizer: Any, prompts: Sequence[str]) -> list[tuple[int, ...]]:
+    """Tokenise prompts, each to at least one token.
+
+    The tokenizer's special tokens are added, unless the text already begins with its BOS token,
+    as the text of a chat template does.
+
+    Raises:
+        PromptError: no prompts, a prompt that is not a string, or one without tokens.
+    """
+    if isinstance(prompts, str) or not isinstance(prompts, Sequence):
+        raise PromptError(f"prompts must be a list of strings, got {type(prompts).__name__}")
+    if not prompts:
+        raise PromptError("prompts is empty: give at least one prompt")
+    return [_encode(tokenizer, i, prompt) for i, prompt in enumerate(prompts)]
+
+
+def _encode(tokenizer: Any, index: int, prompt: object) -> tuple[int, ...]:
+    if not isinstance(prompt, str):
+        raise PromptError(f"prompt {index} must be a string, got {type(prompt).__name__}")
+    bos = tokenizer.bos_token
+    bare = bool(bos) and prompt.startswith(bos)
+    ids = tokenizer(prompt, add_special_tokens=not bare)["input_ids"]
+    if not prompt or not ids:
+        raise PromptError(f"prompt {index} is empty: the model needs at least one token to read")
+    return tuple(ids)
+
+
+def check_context(
+    prompt_ids: Sequence[Sequence[int]],
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    max_context: int | None,
+) -> None:
+    """Refuse, before anything runs, prompts that leave no room for a whole response.
+
+    Raises:
+        PromptError: naming the first such prompt, its length and the model's context.
+    """
+    if max_context is None:
+        return
+    too_long = [i for i, ids in enumerate(prompt_ids) if len(ids) + max_new_tokens > max_context]
+    if too_long:
+        first = too_long[0]
+        raise PromptError(
+            f"{len(too_long)} of {len(prompt_ids)} prompts do not fit: prompt {first} "
+            f"({prompts[first][:_SHOWN]!r}) has {len(prompt_ids[first])} tokens, which with "
+            f"max_new_tokens={max_new_tokens} exceeds the context of {max_context} tokens. "
+            "Shorten the prompt or lower max_new_tokens"
+        )
+
+
+def as_chat(tokenizer: Any, text: str) -> str:
+    """Wrap a text as the user's turn of the tokenizer's chat template, ready for the answer.
+
+    Raises:
+        PromptError: when the tokenizer has no chat template.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise PromptError("this tokenizer has no chat template: leave chat formatting off")
+    messages = [{"role": "user", "content": text}]
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))

@@ -1,0 +1,43 @@
+"""The command line as a process: quick to start, and the same under each of its names."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from seqproc import __version__
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+@pytest.mark.parametrize("module", ["seqproc", "seqproc.cli"])
+def test_python_dash_m(module: str) -> None:
+    result = python("-m", module, "--version")
+    assert (result.returncode, result.stdout) == (0, f"seqproc {__version__}\n")
+
+
+@pytest.mark.parametrize("heavy", ["torch", "transformers", "numpy", "pyarrow"])
+def test_help_imports_nothing_heavy(heavy: str) -> None:
+    code = (
+        "import sys; from seqproc.cli import app\n"
+        "app(['sample', '--help'], standalone_mode=False)\n"
+        f"sys.exit({heavy!r} in sys.modules)"
+    )
+    result = python("-c", code)
+    assert result.returncode == 0, result.stderr
+    assert "--max-new-tokens" in result.stdout
+
+
+def test_an_error_is_one_line_on_stderr_and_an_exit_code(tmp_path: Path) -> None:
+    arguments = ("score", "none.jsonl", "--model", "/none", "--out", str(tmp_path / "out"))
+    result = python("-m", "seqproc", *arguments)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith("error: there is no folder '/none'")
+    assert result.stderr.count("\n") == 1
