@@ -7,8 +7,6 @@ not grow with T.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +25,7 @@ def measure(
         score_tokens(part, ids, policy, eos_token_ids)
         for part, ids in zip(logits.split(rows), tokens.split(rows), strict=True)
     ]
-    return chunks[0] if len(chunks) == 1 else _concatenate(chunks)
+    return chunks[0] if len(chunks) == 1 else TokenScores.concatenate(chunks)
 
 
 def empty_scores(dtype: torch.dtype, eos_token_ids: Sequence[int] = ()) -> TokenScores:
@@ -35,18 +33,6 @@ def empty_scores(dtype: torch.dtype, eos_token_ids: Sequence[int] = ()) -> Token
     logits = torch.zeros(0, max(eos_token_ids, default=0) + 1, dtype=dtype)
     tokens = torch.zeros(0, dtype=torch.int64)
     return score_tokens(logits, tokens, SamplingPolicy(), eos_token_ids)
-
-
-def _concatenate(chunks: list[TokenScores]) -> TokenScores:
-    def joined(name: str) -> Any:
-        parts = [getattr(chunk.stats, name) for chunk in chunks]
-        return None if parts[0] is None else torch.cat(parts)
-
-    return TokenScores(
-        logprobs=torch.cat([chunk.logprobs for chunk in chunks]),
-        logqs=torch.cat([chunk.logqs for chunk in chunks]),
-        stats=PolicyStatistics(**{f.name: joined(f.name) for f in fields(PolicyStatistics)}),
-    )
 
 
 def baseline_features(stats: PolicyStatistics) -> Tensor:

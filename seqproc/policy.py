@@ -22,14 +22,16 @@ References: Holtzman et al., "The Curious Case of Neural Text Degeneration" (202
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from seqproc import nucleus
 from seqproc.errors import ConfigError
+from seqproc.nucleus import wide
 
 _NEG_INF = float("-inf")
 
@@ -95,89 +97,6 @@ class PolicyStatistics:
         return PolicyStatistics(**mapped)
 
 
-def support(logits: Tensor, policy: SamplingPolicy) -> Tensor:
-    """Which tokens the policy can sample.
-
-    A token of logit −∞ has no mass and is never in the support.
-
-    Args:
-        logits: ``[..., V]``, floating.
-        policy: the sampling policy.
-
-    Returns:
-        Boolean mask ``[..., V]``, decided in float64.
-    """
-    a = _wide(logits.detach()) / policy.temperature
-    if not policy.do_sample:
-        return torch.zeros_like(a, dtype=torch.bool).scatter(-1, a.argmax(-1, keepdim=True), True)
-    possible = a > _NEG_INF
-    return possible & _nucleus(a, policy.top_p) if policy.truncates else possible
-
-
-def _nucleus(a: Tensor, top_p: float) -> Tensor:
-    """Tokens whose mass strictly before them, in order of falling a, is < ``top_p``."""
-    falling, order = a.sort(dim=-1, descending=True, stable=True)  # stable: smaller id first
-    mass = falling.softmax(-1).cumsum(-1)
-    before = torch.cat([torch.zeros_like(mass[..., :1]), mass[..., :-1]], dim=-1)
-    return torch.zeros_like(a, dtype=torch.bool).scatter(-1, order, before < top_p)
-
-
-def log_q(logits: Tensor, policy: SamplingPolicy) -> Tensor:
-    """log q of the whole vocabulary: ``[..., V]``, −∞ outside the support. Differentiable."""
-    return _restrict(logits, policy).log_q
-
-
-def token_log_q(logits: Tensor, tokens: Tensor, policy: SamplingPolicy) -> Tensor:
-    """log q(y) of given tokens; −∞, never clipped, where y is outside the support.
-
-    Args:
-        logits: ``[..., V]``, floating.
-        tokens: ``[...]``, int64 ids in [0, V).
-        policy: the sampling policy.
-
-    Returns:
-        ``[...]``, nats, differentiable in the logits.
-    """
-    return _gather(log_q(logits, policy), tokens)
-
-
-def token_log_p(logits: Tensor, tokens: Tensor) -> Tensor:
-    """log p_raw(y) = log_softmax(ℓ)[y]: the raw model, T = 1, no truncation. ``[...]``, nats."""
-    logits = _at_least_fp32(logits)
-    shifted = logits - logits.detach().amax(-1, keepdim=True)
-    return _gather(shifted, tokens) - shifted.logsumexp(-1)
-
-
-def _gather(values: Tensor, tokens: Tensor) -> Tensor:
-    return values.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
-
-
-def rb_entropy(logits: Tensor, policy: SamplingPolicy) -> Tensor:
-    """Rao-Blackwell entropy H(q) = logsumexp_S(a) − Σ_S q·a. ``[...]``, nats, differentiable.
-
-    The support is held fixed when differentiating: the derivative is that of H on either side of
-    a change of support, which `PolicyStatistics.cut_margin` tells how near it is.
-    """
-    restricted = _restrict(logits, policy)
-    return restricted.log_mass - restricted.mean
-
-
-def statistics(
-    logits: Tensor, policy: SamplingPolicy, eos_token_ids: Sequence[int] = ()
-) -> PolicyStatistics:
-    """Every statistic of q that seqproc reports, in one pass over the logits.
-
-    Args:
-        logits: ``[..., V]``, floating.
-        policy: the sampling policy.
-        eos_token_ids: ids whose joint probability is ``eos_prob``; none: ``eos_prob`` is None.
-
-    Returns:
-        `PolicyStatistics`, each field ``[...]`` in the dtype of the logits (float32 at least).
-    """
-    return _statistics(_restrict(logits, policy), policy, eos_token_ids)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenScores:
     """Scores of realised tokens, every field of shape ``[...]``; nats."""
@@ -194,90 +113,246 @@ class TokenScores:
             stats=self.stats.map(transform),
         )
 
+    @staticmethod
+    def concatenate(parts: Sequence[TokenScores]) -> TokenScores:
+        """Join scores along their first dimension."""
+
+        def joined(name: str) -> Any:
+            fields_ = [getattr(part.stats, name) for part in parts]
+            return None if fields_[0] is None else torch.cat(fields_)
+
+        return TokenScores(
+            logprobs=torch.cat([part.logprobs for part in parts]),
+            logqs=torch.cat([part.logqs for part in parts]),
+            stats=PolicyStatistics(**{f.name: joined(f.name) for f in fields(PolicyStatistics)}),
+        )
+
+
+def support(logits: Tensor, policy: SamplingPolicy) -> Tensor:
+    """Which tokens the policy can sample.
+
+    A token of logit −∞ has no mass and is never in the support.
+
+    Args:
+        logits: ``[..., V]``, floating.
+        policy: the sampling policy.
+
+    Returns:
+        Boolean mask ``[..., V]``, decided in float64.
+    """
+    rows = _rows(logits.detach())
+    if not policy.truncates:
+        return (rows > _NEG_INF).view(logits.shape)
+    mask = torch.zeros_like(rows, dtype=torch.bool)
+    for index, _, found in _nuclei(rows, policy):
+        mask[index] = torch.zeros_like(mask[index]).scatter(-1, found.ids, found.kept)
+    return mask.view(logits.shape)
+
+
+def log_q(logits: Tensor, policy: SamplingPolicy) -> Tensor:
+    """log q of the whole vocabulary: ``[..., V]``, −∞ outside the support. Differentiable."""
+    scaled = _shifted(_at_least_fp32(logits)) / policy.temperature
+    inside = scaled.masked_fill(~support(logits, policy), _NEG_INF)
+    return inside - inside.logsumexp(-1, keepdim=True)
+
+
+def token_log_q(logits: Tensor, tokens: Tensor, policy: SamplingPolicy) -> Tensor:
+    """log q(y) of given tokens; −∞, never clipped, where y is outside the support.
+
+    Args:
+        logits: ``[..., V]``, floating.
+        tokens: ``[...]``, int64 ids in [0, V).
+        policy: the sampling policy.
+
+    Returns:
+        ``[...]``, nats, differentiable in the logits.
+    """
+    return score_tokens(logits, tokens, policy).logqs
+
+
+def token_log_p(logits: Tensor, tokens: Tensor) -> Tensor:
+    """log p_raw(y) = log_softmax(ℓ)[y]: the raw model, T = 1, no truncation. ``[...]``, nats."""
+    return score_tokens(logits, tokens, SamplingPolicy()).logprobs
+
+
+def rb_entropy(logits: Tensor, policy: SamplingPolicy) -> Tensor:
+    """Rao-Blackwell entropy H(q) = logsumexp_S(a) − Σ_S q·a. ``[...]``, nats, differentiable.
+
+    The support is held fixed when differentiating: the derivative is that of H on either side of
+    a change of support, which `PolicyStatistics.cut_margin` tells how near it is.
+    """
+    return statistics(logits, policy).rb_entropy
+
+
+def statistics(
+    logits: Tensor, policy: SamplingPolicy, eos_token_ids: Sequence[int] = ()
+) -> PolicyStatistics:
+    """Every statistic of q that seqproc reports, in one pass over the logits.
+
+    Args:
+        logits: ``[..., V]``, floating.
+        policy: the sampling policy.
+        eos_token_ids: ids whose joint probability is ``eos_prob``; none: ``eos_prob`` is None.
+
+    Returns:
+        `PolicyStatistics`, each field ``[...]`` in the dtype of the logits (float32 at least),
+        differentiable with the support held fixed.
+    """
+    any_token = torch.zeros(logits.shape[:-1], dtype=torch.int64, device=logits.device)
+    return score_tokens(logits, any_token, policy, eos_token_ids).stats
+
 
 def score_tokens(
     logits: Tensor, tokens: Tensor, policy: SamplingPolicy, eos_token_ids: Sequence[int] = ()
 ) -> TokenScores:
-    """`token_log_p`, `token_log_q` and `statistics` of the same logits, the support found once."""
-    restricted = _restrict(logits, policy)
-    return TokenScores(
-        logprobs=token_log_p(logits, tokens),
-        logqs=_gather(restricted.log_q, tokens),
-        stats=_statistics(restricted, policy, eos_token_ids),
-    )
+    """log p, log q and all statistics of the same logits, the support found once.
+
+    The vocabulary is read a few times and not sorted. Working memory is a few times that of the
+    logits: for many rows use `seqproc.scorers.measure`, which takes them in parts.
+
+    Args:
+        logits: ``[..., V]``, floating.
+        tokens: ``[...]``, int64 ids in [0, V).
+        policy: the sampling policy.
+        eos_token_ids: see `statistics`.
+
+    Returns:
+        `TokenScores`, each field ``[...]``, differentiable with the support held fixed.
+    """
+    rows = _rows(logits)
+    eos = torch.tensor(list(eos_token_ids), dtype=torch.int64, device=rows.device)
+    asked = torch.cat([tokens.reshape(-1, 1), eos.expand(len(rows), -1)], dim=-1)
+    scores = _score_rows(rows, asked, policy)
+    return scores.map(lambda field: field.to(rows.dtype).view(logits.shape[:-1]))
 
 
-def _statistics(
-    r: _Restricted, policy: SamplingPolicy, eos_token_ids: Sequence[int]
-) -> PolicyStatistics:
-    q = r.log_q.exp()
-    entropy = r.log_mass - r.mean
-    head = (r.log_mass - r.shifted.logsumexp(-1)).exp()
-    tail = _tail_mass(r, policy)
-    renyi2 = 2 * r.log_mass - (2 * r.inside).logsumexp(-1)
-    return PolicyStatistics(
-        rb_entropy=entropy,
-        head_mass=head,
-        tail_mass=tail,
-        two_point_entropy=torch.special.entr(head) + _entr(tail),
-        top1_prob=(-r.log_mass).exp(),
-        margin=_margin(r),
-        collision=(-renyi2).exp(),
-        renyi2=renyi2,
-        eff_support=entropy.exp(),
-        logit_mean=r.mean + r.peak.squeeze(-1),
-        logit_var=(q * (r.finite - r.mean.unsqueeze(-1)).square()).sum(-1),
-        cut_margin=_cut_margin(r),
-        eos_prob=q[..., list(eos_token_ids)].sum(-1) if eos_token_ids else None,
-    )
+def _score_rows(rows: Tensor, asked: Tensor, policy: SamplingPolicy) -> TokenScores:
+    """Score ``rows [N, V]``; ``asked [N, 1 + E]`` is each row's token, then the EOS ids. Float64."""
+    if not policy.truncates:
+        return _scores(rows, asked, policy, _whole(rows, asked, policy))
+    indices, parts = [], []
+    for index, part, found in _nuclei(rows, policy):
+        indices.append(index)
+        parts.append(_scores(part, asked[index], policy, _truncated(found, asked[index])))
+    if len(parts) == 1:
+        return parts[0]
+    order = torch.cat(indices).argsort()
+    return TokenScores.concatenate(parts).map(lambda field: field[order])
+
+
+def _nuclei(
+    rows: Tensor, policy: SamplingPolicy
+) -> Iterator[tuple[Tensor, Tensor, nucleus.Candidates]]:
+    """Indices ``[M]``, rows ``[M, V]`` and nuclei of rows settled together, until all are.
+
+    Rows that a first look at few candidates leaves open are looked at again in float64.
+    """
+    # The token of largest logit is the only one with no mass before it.
+    top_p = policy.top_p if policy.do_sample else 0.0
+    index = torch.arange(len(rows), device=rows.device)
+    for width in nucleus.widths(rows.shape[-1]):
+        found = nucleus.largest(rows, policy.temperature, top_p, width)
+        if bool(found.settled.all()):
+            yield index, rows, found
+            return
+        settled, rest = found.settled.nonzero().squeeze(-1), (~found.settled).nonzero().squeeze(-1)
+        if len(settled):
+            yield index[settled], rows[settled], found.take(settled)
+        index, rows = index[rest], wide(rows[rest])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Restricted:
-    """Scaled logits, shifted so that their maximum is 0, and their restriction to the support.
+    """M tokens of each of N rows, the support S among them, and what is left of the row.
 
-    The shift costs nothing and keeps logsumexp_S(a) − Σ q·a free of cancellation in float32. Nor is
-    `torch.softmax` used there: over 49,152 tokens its float32 sum on a CPU is off by 1e-5 and more,
-    that of `logsumexp` by 1e-7.
+    x = (ℓ − max ℓ)/T throughout. The shift costs nothing and keeps logsumexp_S(a) − Σ q·a free of
+    cancellation in float32. Nor is `torch.softmax` used: over 49,152 tokens its float32 sum on a
+    CPU is off by 1e-5 and more, that of `Tensor.sum` by 1e-7.
     """
 
-    peak: Tensor  # [..., 1] max a, detached
-    shifted: Tensor  # [..., V] a − peak
-    keep: Tensor  # [..., V] bool, the support
-    inside: Tensor  # [..., V] shifted on S, −∞ outside
-    finite: Tensor  # [..., V] shifted on S, 0 outside
-    log_mass: Tensor  # [...] logsumexp_S(shifted)
-    mean: Tensor  # [...] Σ_S q·shifted
-
-    @property
-    def log_q(self) -> Tensor:
-        return self.inside - self.log_mass.unsqueeze(-1)
+    x: Tensor  # [N, M], finite
+    weights: Tensor  # [N, M] exp(x) on S, 0 elsewhere
+    tail: Tensor  # [N] Σ exp(x) outside S
+    margin: Tensor  # [N] first − second x on S; 0 when |S| = 1
+    cut_margin: Tensor  # [N] last x kept − first dropped; +∞ when nothing is dropped
+    contains: Tensor  # [N, 1 + E] bool, whether S contains the tokens asked for
 
 
-def _restrict(logits: Tensor, policy: SamplingPolicy) -> _Restricted:
-    a = _at_least_fp32(logits) / policy.temperature
-    keep = support(logits, policy)
-    peak = a.detach().amax(-1, keepdim=True)
-    shifted = a - peak
-    inside = shifted.masked_fill(~keep, _NEG_INF)
-    finite = shifted.masked_fill(~keep, 0.0)
-    log_mass = inside.logsumexp(-1)
+def _whole(rows: Tensor, asked: Tensor, policy: SamplingPolicy) -> _Restricted:
+    """No truncation: S is every token of finite logit."""
+    x = _shifted(rows) / policy.temperature
+    weights = x.exp()
+    if bool((rows.detach().amin(-1) == _NEG_INF).any()):  # where ∞ · 0 would be NaN
+        x = x.masked_fill(x == _NEG_INF, 0.0)
+    nothing = wide(torch.zeros_like(rows[:, 0]))
     return _Restricted(
-        peak=peak,
-        shifted=shifted,
-        keep=keep,
-        inside=inside,
-        finite=finite,
-        log_mass=log_mass,
-        mean=((inside - log_mass.unsqueeze(-1)).exp() * finite).sum(-1),
+        x=x,
+        weights=weights,
+        tail=nothing,
+        margin=_gap(rows, policy.temperature),
+        cut_margin=nothing + float("inf"),
+        contains=rows.detach().gather(-1, asked) > _NEG_INF,
     )
 
 
-def _tail_mass(r: _Restricted, policy: SamplingPolicy) -> Tensor:
-    if not policy.truncates:
-        return torch.zeros_like(r.log_mass)
-    log_p = r.shifted - r.shifted.logsumexp(-1, keepdim=True)
-    return log_p.exp().masked_fill(r.keep, 0.0).sum(-1)
+def _gap(rows: Tensor, temperature: float) -> Tensor:
+    if rows.shape[-1] < 2:
+        return wide(torch.zeros_like(rows[:, 0]))
+    first, second = wide(rows.topk(2, dim=-1).values).unbind(-1)
+    return torch.where(second > _NEG_INF, first - second, torch.zeros_like(first)) / temperature
+
+
+def _truncated(found: nucleus.Candidates, asked: Tensor) -> _Restricted:
+    x, kept = found.shifted, found.kept
+    dropped = x.masked_fill(kept, _NEG_INF)
+    second = x[:, min(1, x.shape[-1] - 1)]
+    same = (found.ids.unsqueeze(1) == asked.unsqueeze(-1)) & kept.unsqueeze(1)
+    return _Restricted(
+        x=x.masked_fill(~kept, 0.0),
+        weights=x.masked_fill(~kept, _NEG_INF).exp(),
+        tail=dropped.exp().sum(-1) + found.outside,
+        margin=torch.where(kept.sum(-1) > 1, x[:, 0] - second, torch.zeros_like(second)),
+        cut_margin=x.masked_fill(~kept, float("inf")).amin(-1) - dropped.amax(-1),
+        contains=same.any(-1),
+    )
+
+
+def _scores(rows: Tensor, asked: Tensor, policy: SamplingPolicy, r: _Restricted) -> TokenScores:
+    """The formulas of q on S. Sums over a row are in the dtype of ``r``, the rest in float64."""
+    peak = wide(rows.detach().amax(-1))
+    mass = wide(r.weights.sum(-1))
+    mean = wide((r.x * r.weights).sum(-1)) / mass
+    variance = wide(((r.x - mean.unsqueeze(-1).to(r.x)).square() * r.weights).sum(-1)) / mass
+    log_mass, log_total = mass.log(), (mass + r.tail).log()
+    entropy = log_mass - mean
+    head, tail = (log_mass - log_total).exp(), r.tail / (mass + r.tail)
+    renyi2 = 2 * log_mass - wide(r.weights.square().sum(-1)).log()
+    raw = wide(rows.gather(-1, asked)) - peak.unsqueeze(-1)
+    log_raw = log_total if policy.temperature == 1 else wide(_shifted(rows).exp().sum(-1)).log()
+    logqs = (raw / policy.temperature - log_mass.unsqueeze(-1)).masked_fill(~r.contains, _NEG_INF)
+    return TokenScores(
+        logprobs=raw[:, 0] - log_raw,
+        logqs=logqs[:, 0],
+        stats=PolicyStatistics(
+            rb_entropy=entropy,
+            head_mass=head,
+            tail_mass=tail,
+            two_point_entropy=torch.special.entr(head) + _entr(tail),
+            top1_prob=(-log_mass).exp(),
+            margin=r.margin,
+            collision=(-renyi2).exp(),
+            renyi2=renyi2,
+            eff_support=entropy.exp(),
+            logit_mean=mean + peak / policy.temperature,
+            logit_var=variance,
+            cut_margin=r.cut_margin,
+            eos_prob=logqs[:, 1:].exp().sum(-1) if logqs.shape[-1] > 1 else None,
+        ),
+    )
+
+
+def _shifted(logits: Tensor) -> Tensor:
+    return logits - logits.detach().amax(-1, keepdim=True)
 
 
 def _entr(mass: Tensor) -> Tensor:
@@ -286,26 +361,11 @@ def _entr(mass: Tensor) -> Tensor:
     return torch.special.entr(mass.masked_fill(empty, 1.0)).masked_fill(empty, 0.0)
 
 
-def _margin(r: _Restricted) -> Tensor:
-    if r.inside.shape[-1] < 2:
-        return torch.zeros_like(r.log_mass)
-    first, second = r.inside.topk(2, dim=-1).values.unbind(-1)
-    return torch.where(second > _NEG_INF, first - second, torch.zeros_like(first))
-
-
-def _cut_margin(r: _Restricted) -> Tensor:
-    last_kept = r.shifted.masked_fill(~r.keep, float("inf")).amin(-1)
-    first_dropped = r.shifted.masked_fill(r.keep, _NEG_INF).amax(-1)
-    return last_kept - first_dropped
+def _rows(logits: Tensor) -> Tensor:
+    return _at_least_fp32(logits).reshape(-1, logits.shape[-1])
 
 
 def _at_least_fp32(logits: Tensor) -> Tensor:
     if not logits.is_floating_point():
         raise TypeError(f"logits must be a floating tensor, got {logits.dtype}")
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def _wide(logits: Tensor) -> Tensor:
-    """Float64 where the device has it (Apple's MPS has not)."""
-    checked = _at_least_fp32(logits)
-    return checked if logits.device.type == "mps" else checked.double()

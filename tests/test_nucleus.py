@@ -1,0 +1,140 @@
+"""The nucleus without a sort against a full sort: ties, plateaus, near thresholds, −∞."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from seqproc import nucleus
+from seqproc.policy import SamplingPolicy, support
+
+NEG_INF = float("-inf")
+ROWS_PER_KIND = 3_600  # 7 kinds x 2 dtypes x 2 vocabularies: 100,800 rows
+KINDS = ("gaussian", "peaked", "plateaus", "two_values", "holes", "geometric", "uniform")
+
+
+def full_sort(logits: torch.Tensor, temperature: float, top_p: np.ndarray) -> np.ndarray:
+    """The definition by a full sort of each row, in numpy's extended precision."""
+    scaled = logits.double().numpy().astype(np.longdouble) / np.longdouble(temperature)
+    order = np.argsort(-scaled, axis=-1, kind="stable")
+    falling = np.take_along_axis(scaled, order, axis=-1)
+    weights = np.exp(falling - falling[:, :1])
+    mass = np.cumsum(weights, axis=-1)
+    before = np.concatenate([np.zeros_like(mass[:, :1]), mass[:, :-1]], axis=-1) / mass[:, -1:]
+    kept = (before < top_p) & (falling > NEG_INF)
+    mask = np.zeros_like(kept)
+    np.put_along_axis(mask, order, kept, axis=-1)
+    return mask
+
+
+def adversarial(kind: str, rows: int, vocabulary: int, dtype: torch.dtype) -> torch.Tensor:
+    """Rows on which a nucleus by few candidates could go wrong."""
+    rng = np.random.default_rng([KINDS.index(kind), vocabulary])
+    shape = (rows, vocabulary)
+    if kind == "gaussian":  # nuclei of every width
+        logits = rng.normal(size=shape) * rng.uniform(0.1, 6, size=(rows, 1))
+    elif kind == "peaked":  # a few tokens far above many
+        logits = rng.normal(size=shape)
+        logits[:, rng.permutation(vocabulary)[:5]] += rng.uniform(0, 20, size=(rows, 5))
+    elif kind == "plateaus":  # ties in groups, some across the first 64 candidates
+        logits = np.round(rng.normal(size=shape) * rng.uniform(0.5, 4, size=(rows, 1)))
+    elif kind == "two_values":  # one great tie, above or below the rest
+        logits = (rng.random(shape) < rng.random((rows, 1))) * rng.uniform(0, 9, size=(rows, 1))
+    elif kind == "holes":  # impossible tokens, down to a single possible one
+        logits = rng.normal(size=shape) * 2
+        logits[rng.random(shape) < rng.random((rows, 1))] = NEG_INF
+        logits[:, vocabulary // 2] = 0.5
+    elif kind == "geometric":  # masses before each token are 1 − 2^(−j/k): cuts near thresholds
+        logits = -np.arange(vocabulary) * np.log(2) / rng.integers(1, 60, size=(rows, 1))
+        logits = rng.permuted(logits, axis=1)
+    else:
+        logits = np.full(shape, 3.0)
+    return torch.from_numpy(logits).to(dtype)
+
+
+def near_thresholds(logits: torch.Tensor, temperature: float, gap: float) -> np.ndarray:
+    """For each row a top_p that lies ``gap`` below or above the mass before one of its tokens."""
+    rng = np.random.default_rng(5)
+    scaled = np.sort(-logits.double().numpy().astype(np.longdouble) / temperature, axis=-1)
+    mass = np.cumsum(np.exp(scaled[:, :1] - scaled), axis=-1)
+    at = rng.integers(0, np.maximum(1, np.sum(scaled < np.inf, axis=-1) // 2))
+    before = mass[np.arange(len(mass)), at] / mass[:, -1]
+    return np.clip(before + rng.choice([-gap, gap], size=len(mass)), 1e-6, 1 - 1e-9)
+
+
+@pytest.mark.parametrize("vocabulary", [97, 700])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_hundred_thousand_adversarial_rows(kind, dtype, vocabulary):
+    logits = adversarial(kind, ROWS_PER_KIND, vocabulary, dtype)
+    for part, temperature in zip(logits.split(ROWS_PER_KIND // 3), (1.0, 0.7, 2.5), strict=True):
+        for third, top_p in zip(part.split(len(part) // 3), (0.3, 0.95, 0.999), strict=True):
+            policy = SamplingPolicy(temperature=temperature, top_p=top_p)
+            wanted = full_sort(third, temperature, np.float64(top_p))
+            assert np.array_equal(support(third, policy).numpy(), wanted)
+
+
+@pytest.mark.parametrize("gap", [1e-4, 1e-6, 1e-8, 1e-10])
+@pytest.mark.parametrize("kind", ["gaussian", "plateaus", "geometric"])
+def test_cuts_that_almost_miss_a_token(kind, gap):
+    logits = adversarial(kind, 150, 700, torch.float32)
+    top_p = near_thresholds(logits, 0.9, gap)
+    wanted = full_sort(logits, 0.9, top_p[:, None])
+    for row, mass, kept in zip(logits, top_p, wanted, strict=True):
+        policy = SamplingPolicy(temperature=0.9, top_p=float(mass))
+        assert np.array_equal(support(row, policy).numpy(), kept)
+
+
+def test_the_comparison_notices_a_tie_broken_the_other_way():
+    logits = adversarial("plateaus", 300, 97, torch.float32)
+    policy = SamplingPolicy(top_p=0.3)
+    flipped = support(logits.flip(-1), policy).flip(-1).numpy()
+    assert not np.array_equal(flipped, full_sort(logits, 1.0, np.float64(0.3)))
+
+
+def test_a_float32_sum_alone_would_miss_cuts():
+    """The margin of certainty is needed: without it a first look at 64 candidates goes wrong."""
+    logits = adversarial("gaussian", 2_000, 700, torch.float32)
+    top_p = near_thresholds(logits, 1.0, 1e-9)
+    wanted = full_sort(logits, 1.0, top_p[:, None])
+    wrong = unsettled = 0
+    for row, mass, kept in zip(logits, top_p, wanted, strict=True):
+        found = nucleus.largest(row[None], 1.0, float(mass), 64)
+        mask = torch.zeros(1, 700, dtype=torch.bool).scatter(-1, found.ids, found.kept).numpy()
+        if not np.array_equal(mask[0], kept):
+            wrong += 1
+            unsettled += not bool(found.settled)
+    assert wrong > 20
+    assert unsettled == wrong
+
+
+@pytest.mark.parametrize("width", [64, 512])
+def test_ties_beyond_the_candidates_are_never_settled(width):
+    logits = torch.zeros(3, 2_000)
+    logits[:, 7] = 1.0
+    found = nucleus.largest(logits, 1.0, 0.01, width)
+    assert not found.settled.any()
+    kept = support(logits, SamplingPolicy(top_p=0.01))[0]  # mass of e + 18 of e + 1,999
+    assert kept.nonzero().flatten().tolist() == list(range(19))
+
+
+def test_candidates_are_the_first_of_a_stable_sort():
+    logits = torch.tensor([[0.0, 2.0, 1.0, 2.0, -1.0, 1.0]])
+    assert nucleus.largest(logits, 1.0, 0.5, 3).ids.tolist() == [[1, 3, 2]]
+    assert nucleus.largest(logits, 1.0, 0.5, 6).ids.tolist() == [[1, 3, 2, 5, 0, 4]]
+
+
+def test_mass_outside_and_inside_make_the_whole():
+    logits = torch.randn(5, 300, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    found = nucleus.largest(logits, 1.7, 0.9, 64)
+    total = found.shifted.exp().sum(-1) + found.outside
+    peak = logits.amax(-1, keepdim=True)
+    torch.testing.assert_close(total, ((logits - peak) / 1.7).exp().sum(-1), rtol=1e-13, atol=0)
+
+
+def test_widths_end_with_the_vocabulary():
+    assert list(nucleus.widths(40)) == [40]
+    assert list(nucleus.widths(64)) == [64]
+    assert list(nucleus.widths(600)) == [64, 512, 600]
+    assert list(nucleus.widths(100_000))[-1] == 100_000
