@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 # Candidates of a first, second, … look at a row; what is still open then is sorted in full.
-_WIDTHS = (64, 512, 4096)
+_WIDTHS = (128, 512, 4096)
 
 # Bounds on the relative error of a sum of exponentials. In float32, x = (ℓ − max ℓ)/T carries
 # 2⁻²³·|x|, which matters down to exp(−88); exp and the cascaded sum add 2e-6 at most. In float64
@@ -27,56 +27,34 @@ _SUM_ERROR = {torch.float32: 1.5e-5, torch.float64: 1e-11}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Candidates:
-    """The k largest logits of N rows, in falling order (ties: smaller id first).
+class Nuclei:
+    """The nuclei of M rows among their k largest logits, in falling order (ties: smaller id first).
 
-    ``shifted`` and ``outside`` are differentiable in the logits.
+    ``shifted``, ``weights`` and ``outside`` are differentiable in the logits.
     """
 
-    ids: Tensor  # [N, k] int64
-    shifted: Tensor  # [N, k] float64, (ℓ − max ℓ)/T
-    kept: Tensor  # [N, k] bool, in the nucleus
-    outside: Tensor  # [N] float64, Σ exp((ℓ − max ℓ)/T) over all other tokens
-    settled: Tensor  # [N] bool, whether these candidates decide the nucleus
+    rows: Tensor  # [M] int64, which rows of the logits these are
+    ids: Tensor  # [M, k] int64
+    shifted: Tensor  # [M, k] float64, x = (ℓ − max ℓ)/T
+    weights: Tensor  # [M, k] float64, exp(x)
+    kept: Tensor  # [M, k] bool, in the nucleus
+    outside: Tensor  # [M] float64, Σ exp(x) over all other tokens
 
-    def take(self, rows: Tensor) -> Candidates:
-        """Some of the rows, by index ``[M]``."""
-        return Candidates(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
-
-
-def widths(vocabulary: int) -> Iterator[int]:
-    """Numbers of candidates to try, in turn; the last is the whole vocabulary."""
-    yield from (width for width in _WIDTHS if width < vocabulary)
-    yield vocabulary
+    def take(self, which: Tensor) -> Nuclei:
+        """Some of the rows, by index or mask."""
+        return Nuclei(**{f.name: getattr(self, f.name)[which] for f in fields(self)})
 
 
-def largest(logits: Tensor, temperature: float, top_p: float, width: int) -> Candidates:
-    """Find the nucleus among the ``width`` largest logits of each row.
+def nuclei(logits: Tensor, temperature: float, top_p: float) -> Iterator[Nuclei]:
+    """The nucleus of every row, in groups of rows that took the same number of candidates.
 
     Args:
-        logits: ``[N, V]``, float32 or float64. The mass outside the candidates is summed in this
-            dtype, all else in float64.
+        logits: ``[N, V]``, float32 or float64.
         temperature: T > 0.
         top_p: nucleus mass in [0, 1); 0 keeps the first token alone.
-        width: k ≤ V.
     """
-    ids = _largest_ids(logits.detach(), width)
-    values = logits.gather(-1, ids)
-    peak = values.detach()[:, :1]
-    shifted = (wide(values) - wide(peak)) / temperature
-    outside = _mass_outside(logits, ids, peak, temperature)
-    before, total = _mass_before(shifted.detach(), outside.detach())
-    kept = (before < top_p).logical_and(shifted.detach() > float("-inf"))
-    kept[:, 0] = True
-    return Candidates(
-        ids=ids,
-        shifted=shifted,
-        kept=kept,
-        outside=outside,
-        settled=_settled(
-            logits, shifted.detach(), kept, (before - top_p).abs(), outside.detach() / total
-        ),
-    )
+    rows = torch.arange(len(logits), device=logits.device)
+    yield from _search(logits, rows, temperature, top_p, _widths(logits.shape[-1]))
 
 
 def wide(values: Tensor) -> Tensor:
@@ -84,36 +62,90 @@ def wide(values: Tensor) -> Tensor:
     return values if values.device.type == "mps" else values.double()
 
 
-def _largest_ids(logits: Tensor, width: int) -> Tensor:
+def _widths(vocabulary: int) -> list[int]:
+    """Numbers of candidates to try in turn; the last is the whole vocabulary."""
+    return [*(width for width in _WIDTHS if width < vocabulary), vocabulary]
+
+
+def _search(
+    logits: Tensor, rows: Tensor, temperature: float, top_p: float, widths: list[int]
+) -> Iterator[Nuclei]:
+    peak = logits.detach().amax(-1, keepdim=True)
+    weights = scaled(logits - peak, temperature).exp()
+    for i, width in enumerate(widths):
+        found, within, certain = _look(logits, weights, rows, temperature, top_p, width)
+        settled = within & certain
+        if bool(settled.all()):
+            yield found
+            return
+        if bool(settled.any()):
+            yield found.take(settled)
+        if bool((unsure := within & ~certain).any()):
+            better = wide(logits[unsure])
+            again = widths[-1:] if better.dtype == logits.dtype else widths[i:]
+            yield from _search(better, rows[unsure], temperature, top_p, again)
+        if bool(within.all()):
+            return
+        logits, weights, rows = logits[~within], weights[~within], rows[~within]
+
+
+def _look(
+    logits: Tensor, weights: Tensor, rows: Tensor, temperature: float, top_p: float, width: int
+) -> tuple[Nuclei, Tensor, Tensor]:
+    """Nuclei among ``width`` candidates, and two masks ``[N]``: whether the cut lies among them
+    with all its ties, and whether it is farther from any token than rounding reaches.
+    """
+    found = _head(logits, weights, rows, temperature, top_p, _largest(logits, width))
     if width == logits.shape[-1]:
-        return logits.sort(dim=-1, descending=True, stable=True).indices
-    ids = logits.topk(width, dim=-1, sorted=False).indices.sort(dim=-1).values
-    order = logits.gather(-1, ids).sort(dim=-1, descending=True, stable=True).indices
-    return ids.gather(-1, order)
+        everything = torch.ones_like(found.kept[:, 0])
+        return found, everything, everything
+    last = found.kept.sum(-1, keepdim=True) - 1
+    cut = found.shifted.detach().gather(-1, last)
+    following = found.shifted.detach().gather(-1, (last + 1).clamp(max=width - 1))
+    within = found.shifted.detach()[:, -1] < cut[:, 0]
+    if bool((within & (following == cut)[:, 0]).any()):  # the cut parts a tie
+        ids = _smaller_ids_first(logits, found.ids)
+        found = _head(logits, weights, rows, temperature, top_p, ids)
+    return found, within, _certain(found, top_p, _SUM_ERROR[logits.dtype])
 
 
-def _mass_outside(logits: Tensor, ids: Tensor, peak: Tensor, temperature: float) -> Tensor:
-    if ids.shape[-1] == logits.shape[-1]:
-        return wide(torch.zeros_like(logits[:, 0]))
-    others = (logits - peak).div_(temperature).scatter_(-1, ids, float("-inf"))
-    return wide(others.exp_().sum(-1))
+def _head(
+    logits: Tensor, weights: Tensor, rows: Tensor, temperature: float, top_p: float, ids: Tensor
+) -> Nuclei:
+    values = wide(logits.gather(-1, ids))
+    shifted = scaled(values - values.detach()[:, :1], temperature)
+    inside, outside = shifted.exp(), wide(weights.scatter(-1, ids, 0.0).sum(-1))
+    kept = (_mass_before(inside, outside) < top_p) & (inside.detach() > 0)
+    kept[:, 0] = True
+    return Nuclei(rows=rows, ids=ids, shifted=shifted, weights=inside, kept=kept, outside=outside)
 
 
-def _mass_before(shifted: Tensor, outside: Tensor) -> tuple[Tensor, Tensor]:
-    """Normalised mass strictly before each candidate ``[N, k]``, and the sum of weights ``[N]``."""
-    mass = shifted.exp().cumsum(-1)
-    total = mass[:, -1] + outside
+def _certain(found: Nuclei, top_p: float, sum_error: float) -> Tensor:
+    share = found.outside.detach() / (found.weights.detach().sum(-1) + found.outside.detach())
+    error = sum_error * share + _SUM_ERROR[torch.float64]
+    distance = (_mass_before(found.weights, found.outside) - top_p).abs()
+    return (distance > error.unsqueeze(-1))[:, 1:].all(-1)
+
+
+def _mass_before(weights: Tensor, outside: Tensor) -> Tensor:
+    """Normalised mass strictly before each candidate, ``[N, k]``, detached."""
+    mass = weights.detach().cumsum(-1)
     before = torch.cat([torch.zeros_like(mass[:, :1]), mass[:, :-1]], dim=-1)
-    return before / total.unsqueeze(-1), total
+    return before / (mass[:, -1:] + outside.detach().unsqueeze(-1))
 
 
-def _settled(
-    logits: Tensor, shifted: Tensor, kept: Tensor, distance: Tensor, share_outside: Tensor
-) -> Tensor:
-    if shifted.shape[-1] == logits.shape[-1]:
-        return torch.ones_like(kept[:, 0])
-    cut = shifted.gather(-1, kept.sum(-1, keepdim=True) - 1)
-    ties_seen = shifted[:, -1] < cut.squeeze(-1)
-    error = _SUM_ERROR[logits.dtype] * share_outside + _SUM_ERROR[torch.float64]
-    certain = (distance[:, 1:] > error.unsqueeze(-1)).all(-1)
-    return ties_seen & certain
+def _largest(logits: Tensor, width: int) -> Tensor:
+    if width == logits.shape[-1]:
+        return logits.detach().sort(dim=-1, descending=True, stable=True).indices
+    return logits.detach().topk(width, dim=-1).indices
+
+
+def _smaller_ids_first(logits: Tensor, ids: Tensor) -> Tensor:
+    ids = ids.sort(dim=-1).values
+    falling = logits.detach().gather(-1, ids).sort(dim=-1, descending=True, stable=True)
+    return ids.gather(-1, falling.indices)
+
+
+def scaled(values: Tensor, temperature: float) -> Tensor:
+    """values / T; the same tensor at T = 1."""
+    return values if temperature == 1 else values / temperature

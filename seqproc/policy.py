@@ -29,11 +29,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seqproc import nucleus
 from seqproc.errors import ConfigError
-from seqproc.nucleus import wide
+from seqproc.nucleus import Nuclei, nuclei, scaled, wide
 
 _NEG_INF = float("-inf")
+
+# Keeps the squares of small weights above float32's subnormal numbers, on which a CPU takes ten
+# times as long. A power of two, so nothing is rounded.
+_BOOST = 2.0**50
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,15 +147,15 @@ def support(logits: Tensor, policy: SamplingPolicy) -> Tensor:
     if not policy.truncates:
         return (rows > _NEG_INF).view(logits.shape)
     mask = torch.zeros_like(rows, dtype=torch.bool)
-    for index, _, found in _nuclei(rows, policy):
-        mask[index] = torch.zeros_like(mask[index]).scatter(-1, found.ids, found.kept)
+    for found in _nuclei(rows, policy):
+        mask[found.rows] = torch.zeros_like(mask[found.rows]).scatter(-1, found.ids, found.kept)
     return mask.view(logits.shape)
 
 
 def log_q(logits: Tensor, policy: SamplingPolicy) -> Tensor:
     """log q of the whole vocabulary: ``[..., V]``, −∞ outside the support. Differentiable."""
-    scaled = _shifted(_at_least_fp32(logits)) / policy.temperature
-    inside = scaled.masked_fill(~support(logits, policy), _NEG_INF)
+    shifted = scaled(_shifted(_at_least_fp32(logits)), policy.temperature)
+    inside = shifted.masked_fill(~support(logits, policy), _NEG_INF)
     return inside - inside.logsumexp(-1, keepdim=True)
 
 
@@ -227,38 +230,22 @@ def score_tokens(
 
 
 def _score_rows(rows: Tensor, asked: Tensor, policy: SamplingPolicy) -> TokenScores:
-    """Score ``rows [N, V]``; ``asked [N, 1 + E]`` is each row's token, then the EOS ids. Float64."""
+    """Score rows ``[N, V]``; asked ``[N, 1 + E]``: each row's token, then the EOS ids. Float64."""
     if not policy.truncates:
         return _scores(rows, asked, policy, _whole(rows, asked, policy))
     indices, parts = [], []
-    for index, part, found in _nuclei(rows, policy):
-        indices.append(index)
-        parts.append(_scores(part, asked[index], policy, _truncated(found, asked[index])))
-    if len(parts) == 1:
-        return parts[0]
+    for found in _nuclei(rows, policy):
+        indices.append(found.rows)
+        these = rows if len(found.rows) == len(rows) else rows[found.rows]
+        ids = asked[found.rows]
+        parts.append(_scores(these, ids, policy, _truncated(found, ids)))
     order = torch.cat(indices).argsort()
     return TokenScores.concatenate(parts).map(lambda field: field[order])
 
 
-def _nuclei(
-    rows: Tensor, policy: SamplingPolicy
-) -> Iterator[tuple[Tensor, Tensor, nucleus.Candidates]]:
-    """Indices ``[M]``, rows ``[M, V]`` and nuclei of rows settled together, until all are.
-
-    Rows that a first look at few candidates leaves open are looked at again in float64.
-    """
+def _nuclei(rows: Tensor, policy: SamplingPolicy) -> Iterator[Nuclei]:
     # The token of largest logit is the only one with no mass before it.
-    top_p = policy.top_p if policy.do_sample else 0.0
-    index = torch.arange(len(rows), device=rows.device)
-    for width in nucleus.widths(rows.shape[-1]):
-        found = nucleus.largest(rows, policy.temperature, top_p, width)
-        if bool(found.settled.all()):
-            yield index, rows, found
-            return
-        settled, rest = found.settled.nonzero().squeeze(-1), (~found.settled).nonzero().squeeze(-1)
-        if len(settled):
-            yield index[settled], rows[settled], found.take(settled)
-        index, rows = index[rest], wide(rows[rest])
+    return nuclei(rows, policy.temperature, policy.top_p if policy.do_sample else 0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -280,7 +267,7 @@ class _Restricted:
 
 def _whole(rows: Tensor, asked: Tensor, policy: SamplingPolicy) -> _Restricted:
     """No truncation: S is every token of finite logit."""
-    x = _shifted(rows) / policy.temperature
+    x = scaled(_shifted(rows), policy.temperature)
     weights = x.exp()
     if bool((rows.detach().amin(-1) == _NEG_INF).any()):  # where ∞ · 0 would be NaN
         x = x.masked_fill(x == _NEG_INF, 0.0)
@@ -302,17 +289,17 @@ def _gap(rows: Tensor, temperature: float) -> Tensor:
     return torch.where(second > _NEG_INF, first - second, torch.zeros_like(first)) / temperature
 
 
-def _truncated(found: nucleus.Candidates, asked: Tensor) -> _Restricted:
-    x, kept = found.shifted, found.kept
-    dropped = x.masked_fill(kept, _NEG_INF)
+def _truncated(found: Nuclei, asked: Tensor) -> _Restricted:
+    x, weights, kept = found.shifted, found.weights, found.kept
     second = x[:, min(1, x.shape[-1] - 1)]
     same = (found.ids.unsqueeze(1) == asked.unsqueeze(-1)) & kept.unsqueeze(1)
+    last, first_dropped = x.masked_fill(~kept, float("inf")), x.masked_fill(kept, _NEG_INF)
     return _Restricted(
         x=x.masked_fill(~kept, 0.0),
-        weights=x.masked_fill(~kept, _NEG_INF).exp(),
-        tail=dropped.exp().sum(-1) + found.outside,
+        weights=weights.masked_fill(~kept, 0.0),
+        tail=weights.masked_fill(kept, 0.0).sum(-1) + found.outside,
         margin=torch.where(kept.sum(-1) > 1, x[:, 0] - second, torch.zeros_like(second)),
-        cut_margin=x.masked_fill(~kept, float("inf")).amin(-1) - dropped.amax(-1),
+        cut_margin=last.amin(-1) - first_dropped.amax(-1),
         contains=same.any(-1),
     )
 
@@ -322,11 +309,14 @@ def _scores(rows: Tensor, asked: Tensor, policy: SamplingPolicy, r: _Restricted)
     peak = wide(rows.detach().amax(-1))
     mass = wide(r.weights.sum(-1))
     mean = wide((r.x * r.weights).sum(-1)) / mass
-    variance = wide(((r.x - mean.unsqueeze(-1).to(r.x)).square() * r.weights).sum(-1)) / mass
+    from_mean = r.x - mean.unsqueeze(-1).to(r.x)
+    variance = wide((from_mean * from_mean * r.weights).sum(-1)) / mass
     log_mass, log_total = mass.log(), (mass + r.tail).log()
     entropy = log_mass - mean
     head, tail = (log_mass - log_total).exp(), r.tail / (mass + r.tail)
-    renyi2 = 2 * log_mass - wide(r.weights.square().sum(-1)).log()
+    boosted = r.weights * _BOOST
+    squares = wide((boosted * boosted).sum(-1)) / _BOOST**2
+    renyi2 = 2 * log_mass - squares.log()
     raw = wide(rows.gather(-1, asked)) - peak.unsqueeze(-1)
     log_raw = log_total if policy.temperature == 1 else wide(_shifted(rows).exp().sum(-1)).log()
     logqs = (raw / policy.temperature - log_mass.unsqueeze(-1)).masked_fill(~r.contains, _NEG_INF)

@@ -1,0 +1,31 @@
+"""The C library's allocator, told to keep what is freed between the chunks of a forward pass.
+
+By default glibc gives every large block back to the system and takes fresh pages for the next one.
+Scoring makes and frees blocks of some megabytes all the time: faulting their pages in anew takes
+longer than the arithmetic on them (6 to 8 times as long for the statistics of a logits chunk, 5 %
+of a backbone). Knows nothing of torch; does nothing where there is no glibc.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import platform
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+KEPT_BYTES = 256 << 20  # freed memory that the process may hold on to
+_LARGEST_BLOCK = 32 << 20  # blocks above this still come from the system
+
+
+@functools.cache
+def keep_freed_memory() -> bool:
+    """Let the process keep up to 256 MB of freed memory; once, and for good.
+
+    Returns:
+        Whether the allocator took the setting.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    libc = ctypes.CDLL(None)
+    took_blocks = libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_BLOCK)
+    return bool(took_blocks and libc.mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES))
