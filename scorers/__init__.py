@@ -1,10 +1,10 @@
 """Scorers: teacher forcing in torch, in float32 or true float64, also at shifted parameters.
 
 The pieces can be used one by one: `TeacherForcingScorer` for token sequences, `measure` for a
-logits tensor, `build_params_override` for θ + η·v, `padded_batches` for batching.
+logits tensor, `build_params_override` for θ + η·v, `plan` for batches.
 """
 
-from seqproc.scorers.batching import PaddedBatch, TokenSequence, padded_batches, token_sequences
+from seqproc.scorers.batching import Batch, Limits, TokenSequence, plan, token_sequences
 from seqproc.scorers.diagnostics import DistributionDiagnostics, diagnostics_pack
 from seqproc.scorers.forward import forward_logits
 from seqproc.scorers.measure import baseline_features, measure
@@ -13,9 +13,10 @@ from seqproc.scorers.precision import Float64Lift
 from seqproc.scorers.teacher_forcing import TeacherForcingScorer
 
 __all__ = [
+    "Batch",
     "DistributionDiagnostics",
     "Float64Lift",
-    "PaddedBatch",
+    "Limits",
     "TeacherForcingScorer",
     "TokenSequence",
     "baseline_features",
@@ -24,6 +25,6 @@ __all__ = [
     "diagnostics_pack",
     "forward_logits",
     "measure",
-    "padded_batches",
+    "plan",
     "token_sequences",
 ]

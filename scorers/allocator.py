@@ -13,13 +13,13 @@ import functools
 import platform
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
-KEPT_BYTES = 256 << 20  # freed memory that the process may hold on to
-_LARGEST_BLOCK = 32 << 20  # blocks above this still come from the system
+KEPT_BYTES = 512 << 20  # freed memory that the process may hold on to
+_LARGEST_BLOCKS = (128 << 20, 32 << 20)  # larger ones still come from the system; old glibc: 32 MB
 
 
 @functools.cache
 def keep_freed_memory() -> bool:
-    """Let the process keep up to 256 MB of freed memory; once, and for good.
+    """Let the process keep up to 512 MB of freed memory; once, and for good.
 
     Returns:
         Whether the allocator took the setting.
@@ -27,5 +27,5 @@ def keep_freed_memory() -> bool:
     if platform.libc_ver()[0] != "glibc":
         return False
     libc = ctypes.CDLL(None)
-    took_blocks = libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_BLOCK)
-    return bool(took_blocks and libc.mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES))
+    took_blocks = any(libc.mallopt(_M_MMAP_THRESHOLD, size) for size in _LARGEST_BLOCKS)
+    return took_blocks and bool(libc.mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES))

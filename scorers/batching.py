@@ -1,13 +1,14 @@
-"""Teacher-forcing batches: true token lists, sorted by length, padded on the right.
+"""Teacher-forcing batches: true token lists, planned by a budget of tokens, prompts shared.
 
-Padding comes from lengths alone. On the right it cannot reach a causal model's real positions, so
-absolute position ids start at 0 for every sequence and need no correction.
+Sequences are sorted by length, so that little padding is computed, and a prompt that several
+responses have in common is in a batch once. Padding comes from lengths alone, never from token
+ids. The last token of a response is never an input: nothing reads what it predicts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -29,13 +30,46 @@ class TokenSequence:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PaddedBatch:
-    """N sequences padded to one length L."""
+class Limits:
+    """What a batch may hold. A single sequence is a batch of its own, however long."""
+
+    tokens: int  # inputs of a forward, padding included
+    sequences: int | None = None  # None: as many as the tokens allow
+    share_prompts: bool = True  # compute a prompt once for all its responses in a batch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Sequences for one forward. N of them; with M shared prompts, or whole sequences.
+
+    Without shared prompts ``inputs`` are prompt and response together, padded on the right. With
+    them ``inputs`` are the responses alone, padded on the right; ``prompts`` are padded on the
+    left, so that a response follows its prompt at the distance that it has without padding.
+    """
 
     indices: list[int]  # N positions in the caller's list
-    input_ids: Tensor  # [N, L] int64
-    attention_mask: Tensor  # [N, L] int64, 1 on real tokens
-    spans: list[tuple[int, int]]  # N pairs (first, last + 1) of positions that predict responses
+    inputs: Tensor  # [N, L] int64
+    inputs_mask: Tensor  # [N, L] int64, 1 on real tokens
+    targets: Tensor  # [R] int64, all response tokens of sequence after sequence, R = Σ T_n
+    read: Tensor  # [R] int64, where in the flattened outputs the prediction of a target stands
+    lengths: list[int]  # N response lengths T_n
+    prompts: Tensor | None = None  # [M, P] int64
+    prompts_mask: Tensor | None = None  # [M, P] int64
+    owners: Tensor | None = None  # [N] int64, which of the M prompts is each sequence's
+
+    @property
+    def num_tokens(self) -> int:
+        """Inputs of the forward, padding included."""
+        return self.inputs.numel() + (0 if self.prompts is None else self.prompts.numel())
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch with its tensors on another device."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved: dict[str, Any] = {
+            name: value.to(device) if isinstance(value, Tensor) else value
+            for name, value in values.items()
+        }
+        return Batch(**moved)
 
 
 def token_sequences(batch: BatchedSequences) -> list[TokenSequence]:
@@ -47,34 +81,146 @@ def token_sequences(batch: BatchedSequences) -> list[TokenSequence]:
     ]
 
 
-def padded_batches(
-    sequences: Sequence[TokenSequence], batch_size: int, device: torch.device
-) -> Iterator[PaddedBatch]:
-    """Batches of at most ``batch_size``, longest first; sequences without a response are left out.
+def plan(
+    sequences: Sequence[TokenSequence], limits: Limits, indices: Sequence[int] | None = None
+) -> Iterator[Batch]:
+    """Batches on the CPU of all sequences, or of some; those without a response are left out.
 
     Longest first, so that a batch that does not fit in memory fails at once and not at the end.
     """
-    wanted = [i for i, s in enumerate(sequences) if len(s.response_ids)]
-    wanted.sort(key=lambda i: -sequences[i].length)
-    for start in range(0, len(wanted), batch_size):
-        yield _pad(sequences, wanted[start : start + batch_size], device)
+    chosen = range(len(sequences)) if indices is None else indices
+    scored = [i for i in chosen if len(sequences[i].response_ids)]
+    whole, families = _families(sequences, scored) if limits.share_prompts else (scored, [])
+    for group in _packed_families(sequences, families, limits):
+        yield _shared(sequences, group)
+    for indices in _packed(sequences, whole, limits):
+        yield _unshared(sequences, indices)
 
 
-def _pad(
-    sequences: Sequence[TokenSequence], indices: list[int], device: torch.device
-) -> PaddedBatch:
-    width = max(sequences[i].length for i in indices)
-    input_ids = torch.zeros(len(indices), width, dtype=torch.int64)
-    attention_mask = torch.zeros_like(input_ids)
-    spans = []
-    for row, i in enumerate(indices):
-        prompt, response = sequences[i].prompt_ids, sequences[i].response_ids
-        input_ids[row, : len(prompt) + len(response)] = torch.cat([prompt, response]).cpu()
-        attention_mask[row, : len(prompt) + len(response)] = 1
-        spans.append((len(prompt) - 1, len(prompt) + len(response) - 1))
-    return PaddedBatch(
-        indices=indices,
-        input_ids=input_ids.to(device),
-        attention_mask=attention_mask.to(device),
-        spans=spans,
+def _families(
+    sequences: Sequence[TokenSequence], scored: list[int]
+) -> tuple[list[int], list[list[int]]]:
+    """Sequences alone with their prompt, and groups that have one in common."""
+    by_prompt: dict[bytes, list[int]] = {}
+    for i in scored:
+        by_prompt.setdefault(sequences[i].prompt_ids.cpu().numpy().tobytes(), []).append(i)
+    groups = list(by_prompt.values())
+    return [g[0] for g in groups if len(g) == 1], [g for g in groups if len(g) > 1]
+
+
+def _packed(
+    sequences: Sequence[TokenSequence], indices: Iterable[int], limits: Limits
+) -> Iterator[list[int]]:
+    """Longest first, as many as the limits allow."""
+    batch: list[int] = []
+    for i in sorted(indices, key=lambda i: -sequences[i].length):
+        longest = sequences[batch[0] if batch else i].length - 1
+        if batch and _full(len(batch) + 1, longest * (len(batch) + 1), limits):
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def _packed_families(
+    sequences: Sequence[TokenSequence], families: list[list[int]], limits: Limits
+) -> Iterator[list[list[int]]]:
+    """Families together while they fit; one that does not fit on its own is taken in parts."""
+    parts = [part for family in families for part in _split(sequences, family, limits)]
+    parts.sort(key=lambda part: (-len(sequences[part[0]].prompt_ids), -_responses(sequences, part)))
+    group: list[list[int]] = []
+    for part in parts:
+        size = sum(map(len, group)) + len(part)
+        if group and _full(size, _tokens(sequences, [*group, part]), limits):
+            yield group
+            group = []
+        group.append(part)
+    if group:
+        yield group
+
+
+def _split(
+    sequences: Sequence[TokenSequence], family: list[int], limits: Limits
+) -> Iterator[list[int]]:
+    part: list[int] = []
+    for i in sorted(family, key=lambda i: -len(sequences[i].response_ids)):
+        size = len(part) + 1
+        if part and _full(size, _tokens(sequences, [[*part, i]]), limits):
+            yield part
+            part = []
+        part.append(i)
+    yield part
+
+
+def _full(num_sequences: int, num_tokens: int, limits: Limits) -> bool:
+    too_many = limits.sequences is not None and num_sequences > limits.sequences
+    return too_many or num_tokens > limits.tokens
+
+
+def _tokens(sequences: Sequence[TokenSequence], group: list[list[int]]) -> int:
+    """Inputs of a shared batch, padding included."""
+    prompt = max(len(sequences[part[0]].prompt_ids) for part in group)
+    return len(group) * prompt + sum(map(len, group)) * max(
+        _responses(sequences, part) for part in group
     )
+
+
+def _responses(sequences: Sequence[TokenSequence], part: list[int]) -> int:
+    return max(len(sequences[i].response_ids) - 1 for i in part)
+
+
+def _unshared(sequences: Sequence[TokenSequence], indices: list[int]) -> Batch:
+    rows = [_whole_ids(sequences[i])[:-1] for i in indices]
+    inputs, mask = _pad(rows, left=False)
+    width = inputs.shape[1]
+    starts = [n * width + len(sequences[i].prompt_ids) - 1 for n, i in enumerate(indices)]
+    lengths = [len(sequences[i].response_ids) for i in indices]
+    return Batch(
+        indices=indices,
+        inputs=inputs,
+        inputs_mask=mask,
+        targets=torch.cat([sequences[i].response_ids.cpu() for i in indices]),
+        read=torch.cat([torch.arange(s, s + t) for s, t in zip(starts, lengths, strict=True)]),
+        lengths=lengths,
+    )
+
+
+def _shared(sequences: Sequence[TokenSequence], group: list[list[int]]) -> Batch:
+    """Outputs are flattened as the M last positions of the prompts, then the responses' [N, L]."""
+    indices = [i for part in group for i in part]
+    owners = [m for m, part in enumerate(group) for _ in part]
+    prompts, prompts_mask = _pad([sequences[part[0]].prompt_ids.cpu() for part in group], left=True)
+    inputs, mask = _pad([sequences[i].response_ids.cpu()[:-1] for i in indices], left=False)
+    lengths = [len(sequences[i].response_ids) for i in indices]
+    width = inputs.shape[1]
+    read = [
+        torch.cat([torch.tensor([owner]), len(group) + n * width + torch.arange(length - 1)])
+        for n, (owner, length) in enumerate(zip(owners, lengths, strict=True))
+    ]
+    return Batch(
+        indices=indices,
+        inputs=inputs,
+        inputs_mask=mask,
+        targets=torch.cat([sequences[i].response_ids.cpu() for i in indices]),
+        read=torch.cat(read),
+        lengths=lengths,
+        prompts=prompts,
+        prompts_mask=prompts_mask,
+        owners=torch.tensor(owners),
+    )
+
+
+def _whole_ids(sequence: TokenSequence) -> Tensor:
+    return torch.cat([sequence.prompt_ids, sequence.response_ids]).cpu()
+
+
+def _pad(rows: list[Tensor], *, left: bool) -> tuple[Tensor, Tensor]:
+    width = max(map(len, rows))
+    ids = torch.zeros(len(rows), width, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for n, row in enumerate(rows):
+        real = slice(width - len(row), width) if left else slice(0, len(row))
+        ids[n, real] = row
+        mask[n, real] = 1
+    return ids, mask

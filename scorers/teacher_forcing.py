@@ -6,20 +6,26 @@ Knows models, parameter mappings and batches of token ids; not prompts, engines 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from seqproc.config import PrecisionConfig, torch_dtype
 from seqproc.errors import ScoringError
 from seqproc.modules import unwrap
 from seqproc.policy import SamplingPolicy, TokenScores
 from seqproc.scorers import precision as precisions
-from seqproc.scorers.batching import PaddedBatch, TokenSequence, padded_batches
+from seqproc.scorers.allocator import keep_freed_memory
+from seqproc.scorers.batching import Batch, Limits, TokenSequence
+from seqproc.scorers.budget import Schedule, default_tokens
 from seqproc.scorers.forward import device_of, evaluating, forward_logits
+from seqproc.scorers.head import take_apart
 from seqproc.scorers.measure import empty_scores, measure
 from seqproc.scorers.overrides import ParamMapping, cast_up, resolve_mapping, widest
+
+_HEAD_ELEMENTS = 1 << 24  # logits of a chunk of the head: 64 MB in float32
 
 Progress = Callable[[int], None]  # called with the number of sequences just scored
 
@@ -42,6 +48,9 @@ class TeacherForcingScorer:
         self.model = unwrap(model)
         self.eos_token_ids = tuple(eos_token_ids)
         self.precision = precision or PrecisionConfig()
+        self.parts = take_apart(self.model)
+        if self.device.type == "cpu":
+            keep_freed_memory()
 
     @property
     def device(self) -> torch.device:
@@ -53,8 +62,10 @@ class TeacherForcingScorer:
         sequences: Sequence[TokenSequence],
         policy: SamplingPolicy,
         *,
-        batch_size: int,
-        overrides: Sequence[ParamMapping | None] = (None,),
+        batch_size: int | None = None,
+        token_budget: int | None = None,
+        share_prompts: bool = True,
+        overrides: Iterable[ParamMapping | None] = (None,),
         buffers: ParamMapping | None = None,
         progress: Progress | None = None,
     ) -> list[list[TokenScores]]:
@@ -63,9 +74,13 @@ class TeacherForcingScorer:
         Args:
             sequences: what to score.
             policy: the measure q.
-            batch_size: sequences per forward.
-            overrides: parameter mappings, possibly partial; None stands for the model's own θ. All
-                share one schedule of batches.
+            batch_size: most sequences per forward; None: as many as the budget allows.
+            token_budget: most tokens per forward, padding included; None: from free memory. When
+                memory runs out all the same, the budget is halved and work goes on.
+            share_prompts: compute a prompt that several sequences have in common once per batch.
+            overrides: parameter mappings, possibly partial; None stands for the model's own θ.
+                Taken one after another, so that a generator never has two in memory. All share
+                one schedule of batches.
             buffers: overriding buffers, for all overrides.
             progress: told how many sequences each batch finished.
 
@@ -74,53 +89,107 @@ class TeacherForcingScorer:
 
         Raises:
             OverrideError: an override that does not fit the model.
-            ScoringError: a log-probability that is not a number.
+            ScoringError: a log-probability that is not a number, or one sequence alone that does
+                not fit in memory.
         """
-        mappings = [
-            resolve_mapping(self.model, override, buffers, self._least_dtypes())
-            for override in overrides
-        ]
-        results = [self._empty(sequences, width) for _, width in mappings]
-        with torch.no_grad():
-            for batch in padded_batches(sequences, batch_size, self.device):
-                for result, (mapping, width) in zip(results, mappings, strict=True):
-                    with self._forwarding(width):
-                        logits = self._batch_logits(batch, mapping)
-                    dtype = self._statistics_dtype(logits.dtype)
-                    for i, scores in self._read(logits, dtype, batch, sequences, policy):
-                        result[i] = _checked(scores.map(_to_cpu), i)
+        schedule = self.schedule(sequences, batch_size, token_budget, share_prompts)
+        results = []
+        for override in overrides:
+            mapping, width = resolve_mapping(self.model, override, buffers, self._least_dtypes())
+            result = self._empty(sequences, width)
+
+            def work(
+                batch: Batch,
+                mapping: ParamMapping = mapping,
+                width: torch.dtype = width,
+                result: list[TokenScores] = result,
+            ) -> None:
+                scores = self._score_batch(batch, policy, mapping, width).map(_to_cpu)
+                _place(result, batch, scores)
                 if progress is not None:
                     progress(len(batch.indices))
+
+            with torch.no_grad():
+                schedule.run(work)
+            results.append(result)
         return results
 
     def score_with_grad(
-        self, sequences: Sequence[TokenSequence], policy: SamplingPolicy, *, batch_size: int
+        self,
+        sequences: Sequence[TokenSequence],
+        policy: SamplingPolicy,
+        *,
+        batch_size: int | None = None,
+        token_budget: int | None = None,
+        share_prompts: bool = True,
     ) -> list[TokenScores]:
         """Score on the live module, keeping the graph from its parameters to every score.
 
         The module runs as it is unless the profile asks for a wider dtype; then its parameters are
-        cast inside the graph, so that gradients reach them all the same.
+        cast inside the graph, so that gradients reach them all the same. Logits are not kept: the
+        backward pass computes them again, chunk by chunk, from the hidden states.
         """
         profile = self.precision.tf_withgrad
         dtype = torch_dtype(profile.dtype)
         autocast = dtype if profile.autocast else None
         mapping, width = self._live_mapping(None if profile.autocast else dtype)
         results = self._empty(sequences, width)
+
+        def work(batch: Batch) -> None:
+            _place(results, batch, self._score_batch(batch, policy, mapping, width, autocast))
+
         with torch.enable_grad():
-            for batch in padded_batches(sequences, batch_size, self.device):
-                with self._forwarding(width, autocast):
-                    logits = self._batch_logits(batch, mapping)
-                dtype = self._statistics_dtype(logits.dtype, with_grad=True)
-                for i, scores in self._read(logits, dtype, batch, sequences, policy):
-                    results[i] = _checked(scores, i)
+            self.schedule(sequences, batch_size, token_budget, share_prompts).run(work)
         return results
+
+    def schedule(
+        self,
+        sequences: Sequence[TokenSequence],
+        batch_size: int | None = None,
+        token_budget: int | None = None,
+        share_prompts: bool = True,
+    ) -> Schedule:
+        """The batches that `score` runs through; see there."""
+        limits = Limits(
+            tokens=token_budget or default_tokens(self.model, self.device),
+            sequences=batch_size,
+            share_prompts=share_prompts and self.parts.shares_prompts,
+        )
+        return Schedule(sequences, limits)
+
+    def _score_batch(
+        self,
+        batch: Batch,
+        policy: SamplingPolicy,
+        mapping: ParamMapping | None,
+        width: torch.dtype,
+        autocast: torch.dtype | None = None,
+    ) -> TokenScores:
+        """Scores ``[R]`` of all targets of a batch, the head taken in chunks."""
+        batch = batch.to(self.device)
+        with self.forwarding(width, autocast):
+            states = self.parts.read(batch, mapping)
+
+        def chunk_scores(states: Tensor, tokens: Tensor) -> TokenScores:
+            with self.forwarding(width, autocast):  # once more in the backward pass
+                logits = self.parts.logits(states, mapping)
+                dtype = self._statistics_dtype(logits.dtype, with_grad=torch.is_grad_enabled())
+                return measure(logits.to(dtype), tokens, policy, self.eos_token_ids)
+
+        rows = max(1, _HEAD_ELEMENTS // self.parts.vocabulary)
+        chunks = zip(states.split(rows), batch.targets.split(rows), strict=True)
+        if torch.is_grad_enabled():
+            scores = [checkpoint(chunk_scores, *chunk, use_reentrant=False) for chunk in chunks]
+        else:
+            scores = [chunk_scores(*chunk) for chunk in chunks]
+        return TokenScores.concatenate(scores)
 
     def logits(
         self, input_ids: Tensor, attention_mask: Tensor, mapping: ParamMapping | None = None
     ) -> Tensor:
         """Logits ``[N, L, V]`` of one forward without gradients, autocast or cache."""
         state, width = resolve_mapping(self.model, mapping, None, self._least_dtypes())
-        with torch.no_grad(), self._forwarding(width):
+        with torch.no_grad(), self.forwarding(width):
             return forward_logits(self.model, input_ids, attention_mask, state)
 
     def _least_dtypes(self) -> list[torch.dtype]:
@@ -141,9 +210,7 @@ class TeacherForcingScorer:
         return {name: cast_up(tensor, width) for name, tensor in state.items()}, width
 
     @contextlib.contextmanager
-    def _forwarding(
-        self, width: torch.dtype, autocast: torch.dtype | None = None
-    ) -> Iterator[None]:
+    def forwarding(self, width: torch.dtype, autocast: torch.dtype | None = None) -> Iterator[None]:
         """Evaluation mode and the configured precision, around one forward."""
         with (
             evaluating(self.model),
@@ -154,23 +221,6 @@ class TeacherForcingScorer:
             precisions.exact_forward(width),
         ):
             yield
-
-    def _batch_logits(self, batch: PaddedBatch, mapping: ParamMapping | None) -> Tensor:
-        return forward_logits(self.model, batch.input_ids, batch.attention_mask, mapping)
-
-    def _read(
-        self,
-        logits: Tensor,
-        dtype: torch.dtype,
-        batch: PaddedBatch,
-        sequences: Sequence[TokenSequence],
-        policy: SamplingPolicy,
-    ) -> Iterator[tuple[int, TokenScores]]:
-        """Logits at i − 1 score the token at i: yield the scores of each sequence of a batch."""
-        for row, (i, (start, stop)) in enumerate(zip(batch.indices, batch.spans, strict=True)):
-            tokens = sequences[i].response_ids.to(logits.device)
-            read = logits[row, start:stop].to(dtype)
-            yield i, measure(read, tokens, policy, self.eos_token_ids)
 
     def _statistics_dtype(self, forward: torch.dtype, with_grad: bool = False) -> torch.dtype:
         if self.precision.entropy_fp64:
@@ -185,6 +235,14 @@ class TeacherForcingScorer:
 
 def _to_cpu(values: Tensor) -> Tensor:
     return values.detach().cpu()
+
+
+def _place(results: list[TokenScores], batch: Batch, scores: TokenScores) -> None:
+    """Cut a batch's scores up into its sequences'."""
+    start = 0
+    for index, length in zip(batch.indices, batch.lengths, strict=True):
+        results[index] = _checked(scores.rows(start, start + length), index)
+        start += length
 
 
 def _checked(scores: TokenScores, index: int) -> TokenScores:

@@ -116,6 +116,10 @@ class TokenScores:
             stats=self.stats.map(transform),
         )
 
+    def rows(self, start: int, stop: int) -> TokenScores:
+        """Part of the scores along their first dimension."""
+        return self.map(lambda field: field[start:stop])
+
     @staticmethod
     def concatenate(parts: Sequence[TokenScores]) -> TokenScores:
         """Join scores along their first dimension."""

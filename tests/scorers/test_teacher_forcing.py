@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import policy_oracle as oracle
 import pytest
 import torch
@@ -110,12 +111,12 @@ def test_default_scores_are_within_their_bound(model, sequences, policy):
 def test_float64_statistics_over_a_float32_forward(model, sequences):
     precision = PrecisionConfig(entropy_fp64=True)
     scorer = TeacherForcingScorer(model, precision=precision)
-    logits = []
-    for s in sequences:
-        ids = torch.cat([s.prompt_ids, s.response_ids])[None]
-        rows = scorer.logits(ids, torch.ones_like(ids))[0, len(s.prompt_ids) - 1 : -1]
+    logits = [np.zeros((0, model.config.vocab_size))] * len(sequences)
+    for batch in scorer.schedule(sequences, batch_size=1).batches:
+        with torch.no_grad():
+            rows = scorer.parts.logits(scorer.parts.read(batch, None), None)
         assert rows.dtype == torch.float32
-        logits.append(rows.double().numpy())
+        logits[batch.indices[0]] = rows.double().numpy()
     scores = score(model, sequences, NUCLEUS, precision=precision, batch_size=1)
     assert {s.logqs.dtype for s in scores} == {torch.float64}
     assert oracle_gap(scores, logits, sequences, NUCLEUS, EVERYTHING) < 1e-12

@@ -1,0 +1,120 @@
+"""How many tokens a forward takes: from free memory, and fewer when that was too many.
+
+Knows batches and memory; nothing of what is computed on a batch.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from seqproc.errors import ScoringError
+from seqproc.scorers.batching import Batch, Limits, TokenSequence, plan
+
+_LOGGER = logging.getLogger("seqproc")
+
+# Above this many tokens a forward gets no faster, it only takes more memory.
+_ENOUGH_TOKENS = {"cpu": 4_096}
+_ENOUGH_TOKENS_ELSEWHERE = 32_768
+
+_SHARE_OF_FREE_MEMORY = 0.25
+_LIVE_HIDDEN_STATES = 64  # activations alive at once, in hidden states: generous for an MLP
+
+
+def default_tokens(model: nn.Module, device: torch.device) -> int:
+    """Inputs of a forward whose activations fit easily into what memory is free now."""
+    config: Any = getattr(model, "config", None)
+    width = getattr(config, "hidden_size", None) or 1_024
+    itemsize = next((p.element_size() for p in model.parameters()), 4)
+    fitting = int(
+        _SHARE_OF_FREE_MEMORY * free_memory(device) / (_LIVE_HIDDEN_STATES * width * itemsize)
+    )
+    return max(1, min(fitting, _ENOUGH_TOKENS.get(device.type, _ENOUGH_TOKENS_ELSEWHERE)))
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes free on the device; on the CPU what the system can hand out without swapping."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            fields = dict(line.split(":", 1) for line in file)
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):  # not Linux
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+class Schedule:
+    """Batches to run through, more than once if need be, in sizes that fit in memory.
+
+    Args:
+        sequences: what is in the batches.
+        limits: of a batch; halved each time that memory runs out.
+    """
+
+    def __init__(self, sequences: Sequence[TokenSequence], limits: Limits) -> None:
+        self._sequences = sequences
+        self.limits = limits
+        self.batches = list(plan(sequences, limits))
+
+    def run(self, work: Callable[[Batch], None]) -> None:
+        """Do the work on every batch; when memory runs out, on smaller ones from there on.
+
+        ``work`` must leave nothing behind when it fails.
+
+        Raises:
+            ScoringError: when a single sequence does not fit.
+        """
+        waiting, done = deque(self.batches), []
+        while waiting:
+            batch = waiting.popleft()
+            if _fits(work, batch):
+                done.append(batch)
+                continue
+            self._shrink(batch)
+            left = [i for b in (batch, *waiting) for i in b.indices]
+            waiting = deque(plan(self._sequences, self.limits, left))
+        self.batches = done
+
+    def _shrink(self, batch: Batch) -> None:
+        if len(batch.indices) == 1:
+            length = self._sequences[batch.indices[0]].length
+            raise ScoringError(
+                f"sequence {batch.indices[0]}, of {length} tokens, does not fit in memory on its "
+                "own: free memory, use a smaller dtype, or shorten it"
+            )
+        taken = batch.num_tokens
+        self.limits = Limits(
+            tokens=max(1, min(self.limits.tokens, taken) // 2),
+            sequences=self.limits.sequences,
+            share_prompts=self.limits.share_prompts,
+        )
+        _LOGGER.warning("out of memory on %d tokens: going on with %d", taken, self.limits.tokens)
+
+
+def _fits(work: Callable[[Batch], None], batch: Batch) -> bool:
+    try:
+        work(batch)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+    else:
+        return True
+    # Here the failed work's frames, and the tensors they held, are gone.
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return False
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether this is PyTorch's way, on any device, to say that memory ran out."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    message = str(error).lower()
+    return "can't allocate memory" in message or "not enough memory" in message

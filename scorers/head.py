@@ -1,0 +1,212 @@
+"""A causal language model in two parts: a backbone to hidden states, and a head to logits.
+
+The head is the model's own forward with the hidden states put in the place of its backbone, so
+that whatever the model does to its logits (capping, scaling, a bias, a tied or adapted matrix) is
+done by its own code. Whether a model can be taken apart so is checked on a few tokens, once. One
+that cannot is used whole: what stands for its hidden states then are its logits.
+
+Knows batches and parameter mappings; nothing of policies.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from seqproc.scorers.batching import Batch, Limits, TokenSequence, plan
+from seqproc.scorers.forward import device_of, evaluating, forward_logits
+
+_LOGGER = logging.getLogger("seqproc")
+
+# How far the logits of the parts may be from those of the whole, relative to the largest.
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+
+# What a model that is not built as expected raises when it is called in parts.
+_NOT_APART = (AttributeError, TypeError, ValueError, RuntimeError, KeyError, IndexError)
+
+# Prompts and responses of a probe: two prompts, of different length, with two responses each.
+_PROBE = [([3, 1, 2, 0], [1, 0, 3]), ([2, 1], [3, 3]), ([3, 1, 2, 0], [2]), ([2, 1], [0, 1, 1, 2])]
+
+Mapped = Mapping[str, Tensor] | None
+
+
+class CausalParts(Protocol):
+    """What teacher forcing needs of a model."""
+
+    vocabulary: int  # V, the number of logits that a state turns into; 1 when it is logits
+    shares_prompts: bool
+
+    def read(self, batch: Batch, mapping: Mapped) -> Tensor:
+        """The states ``[R, D]`` that predict the batch's targets."""
+
+    def logits(self, states: Tensor, mapping: Mapped, /) -> Tensor:
+        """Logits ``[r, V]`` of some of the states."""
+
+
+def take_apart(model: nn.Module) -> CausalParts:
+    """The model's parts, checked; or the model whole, with a line in the log that says why."""
+    with torch.no_grad(), evaluating(model):
+        try:
+            parts = BackboneAndHead(model)
+            expected = _probe(WholeModel(model), device_of(model), share=False)
+            _require_close(_probe(parts, device_of(model), share=False), expected)
+        except _NOT_APART as error:
+            _LOGGER.info("scoring on the model's own logits, which takes more memory: %s", error)
+            return WholeModel(model)
+        parts.vocabulary = expected.shape[-1]
+        try:
+            _require_close(_probe(parts, device_of(model), share=True), expected)
+        except _NOT_APART as error:
+            _LOGGER.info("scoring without shared prompts, which takes more time: %s", error)
+            parts.shares_prompts = False
+    return parts
+
+
+def _probe(parts: CausalParts, device: torch.device, *, share: bool) -> Tensor:
+    """Logits of all the probe's responses, in its order."""
+    sequences = [
+        TokenSequence(prompt_ids=torch.tensor(p), response_ids=torch.tensor(r)) for p, r in _PROBE
+    ]
+    found: dict[int, Tensor] = {}
+    for batch in plan(sequences, Limits(tokens=64, share_prompts=share)):
+        batch = batch.to(device)
+        logits = parts.logits(parts.read(batch, None), None).split(batch.lengths)
+        found |= dict(zip(batch.indices, logits, strict=True))
+    return torch.cat([found[i] for i in range(len(sequences))])
+
+
+def _require_close(found: Tensor, expected: Tensor) -> None:
+    if found.shape != expected.shape:
+        raise ValueError(f"its parts give logits {list(found.shape)}, not {list(expected.shape)}")
+    gap = float((found - expected).abs().max())
+    if not gap <= _TOLERANCE.get(expected.dtype, 0.0) * (1 + float(expected.abs().max())):
+        raise ValueError(f"the logits of its parts are off by {gap:.2g}")
+
+
+def _without_adapters(model: Any) -> Any:
+    """The model inside a PEFT wrapper, its adapted layers in place."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _local_names(model: nn.Module, part: nn.Module) -> dict[str, str]:
+    """Names of the part's tensors within it, and the model's own names of the same tensors."""
+    full = {id(tensor): name for name, tensor in model.named_buffers()}
+    full |= {id(tensor): name for name, tensor in model.named_parameters()}
+    own = [*part.named_parameters(), *part.named_buffers()]
+    return {name: full[id(tensor)] for name, tensor in own}
+
+
+class WholeModel:
+    """A model that is not taken apart: its states are its logits."""
+
+    vocabulary = 1  # its states are there already: nothing to do in chunks
+    shares_prompts = False
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    def read(self, batch: Batch, mapping: Mapped) -> Tensor:
+        """Logits ``[R, V]`` that predict the targets."""
+        logits = forward_logits(self._model, batch.inputs, batch.inputs_mask, mapping)
+        return logits.flatten(0, 1)[batch.read]
+
+    def logits(self, states: Tensor, _: Mapped) -> Tensor:
+        """The states themselves."""
+        return states
+
+
+class BackboneAndHead:
+    """A Hugging Face causal model, with or without adapters, in its two parts."""
+
+    vocabulary: int
+    shares_prompts = True
+
+    def __init__(self, model: nn.Module) -> None:
+        base = _without_adapters(model)
+        self._slot = getattr(base, "base_model_prefix", "")
+        backbone: nn.Module | None = base._modules.get(self._slot)
+        if backbone is None:
+            raise AttributeError(f"{type(base).__name__} has no backbone of its own")
+        self._model, self._causal = model, base
+        self._backbone = backbone
+        self._backbone_names = _local_names(model, backbone)
+        self._output_class: Any = None
+
+    def read(self, batch: Batch, mapping: Mapped) -> Tensor:
+        """Hidden states ``[R, D]`` that predict the targets; shared prompts computed once."""
+        if batch.prompts is None:
+            hidden = self._run(mapping, input_ids=batch.inputs, attention_mask=batch.inputs_mask)
+            return hidden.flatten(0, 1)[batch.read]
+        return self._read_shared(batch, mapping)
+
+    def logits(self, states: Tensor, mapping: Mapped) -> Tensor:
+        """Logits ``[r, V]`` by the model's own forward behind its backbone."""
+        head = copy.copy(self._causal)
+        given = _Given(self._output_class(last_hidden_state=states.unsqueeze(0)))
+        head.__dict__["_modules"] = self._causal._modules | {self._slot: given}
+        placeholder = torch.zeros(1, len(states), dtype=torch.int64, device=states.device)
+        arguments = {"input_ids": placeholder, "use_cache": False}
+        if mapping is None:
+            output = head(**arguments)
+        else:
+            own = {name: mapping[full] for name, full in _local_names(self._model, head).items()}
+            output = torch.func.functional_call(head, own, args=(), kwargs=arguments)
+        logits: Tensor = output.logits
+        return logits.squeeze(0)
+
+    def _run(self, mapping: Mapped, **arguments: Any) -> Tensor:
+        arguments = {"use_cache": False} | arguments
+        if mapping is None:
+            output = self._backbone(**arguments)
+        else:
+            own = {name: mapping[full] for name, full in self._backbone_names.items()}
+            output = torch.func.functional_call(self._backbone, own, args=(), kwargs=arguments)
+        self._output_class = type(output)
+        hidden: Tensor = output.last_hidden_state
+        return hidden
+
+    def _read_shared(self, batch: Batch, mapping: Mapped) -> Tensor:
+        """Prompts fill a cache, which each response then continues from the row of its prompt."""
+        from transformers import DynamicCache
+
+        assert batch.prompts is not None
+        assert batch.prompts_mask is not None
+        assert batch.owners is not None
+        cache = DynamicCache()
+        last = self._run(
+            mapping,
+            input_ids=batch.prompts,
+            attention_mask=batch.prompts_mask,
+            position_ids=(batch.prompts_mask.cumsum(-1) - 1).clamp(min=0),
+            past_key_values=cache,
+            use_cache=True,
+        )[:, -1]
+        if batch.inputs.shape[1] == 0:
+            return last[batch.read]
+        cache.batch_select_indices(batch.owners)
+        steps = torch.arange(batch.inputs.shape[1], device=last.device)
+        rest = self._run(
+            mapping,
+            input_ids=batch.inputs,
+            attention_mask=torch.cat([batch.prompts_mask[batch.owners], batch.inputs_mask], dim=-1),
+            position_ids=batch.prompts_mask.sum(-1)[batch.owners].unsqueeze(-1) + steps,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        return torch.cat([last, rest.flatten(0, 1)])[batch.read]
+
+
+class _Given(nn.Module):
+    """Stands where the backbone was and returns what was computed before."""
+
+    def __init__(self, output: Any) -> None:
+        super().__init__()
+        self._output = output
+
+    def forward(self, *_: Any, **__: Any) -> Any:
+        return self._output
