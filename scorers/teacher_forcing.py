@@ -95,8 +95,8 @@ class TeacherForcingScorer:
         schedule = self.schedule(sequences, batch_size, token_budget, share_prompts)
         results = []
         for override in overrides:
-            mapping, width = resolve_mapping(self.model, override, buffers, self._least_dtypes())
-            result = self._empty(sequences, width)
+            mapping, width = resolve_mapping(self.model, override, buffers, self.least_dtypes())
+            result = [self.empty_scores(width)] * len(sequences)
 
             def work(
                 batch: Batch,
@@ -104,7 +104,7 @@ class TeacherForcingScorer:
                 width: torch.dtype = width,
                 result: list[TokenScores] = result,
             ) -> None:
-                scores = self._score_batch(batch, policy, mapping, width).map(_to_cpu)
+                scores = self.score_batch(batch, policy, mapping, width).map(_to_cpu)
                 _place(result, batch, scores)
                 if progress is not None:
                     progress(len(batch.indices))
@@ -133,10 +133,10 @@ class TeacherForcingScorer:
         dtype = torch_dtype(profile.dtype)
         autocast = dtype if profile.autocast else None
         mapping, width = self._live_mapping(None if profile.autocast else dtype)
-        results = self._empty(sequences, width)
+        results = [self.empty_scores(width)] * len(sequences)
 
         def work(batch: Batch) -> None:
-            _place(results, batch, self._score_batch(batch, policy, mapping, width, autocast))
+            _place(results, batch, self.score_batch(batch, policy, mapping, width, autocast))
 
         with torch.enable_grad():
             self.schedule(sequences, batch_size, token_budget, share_prompts).run(work)
@@ -157,7 +157,7 @@ class TeacherForcingScorer:
         )
         return Schedule(sequences, limits)
 
-    def _score_batch(
+    def score_batch(
         self,
         batch: Batch,
         policy: SamplingPolicy,
@@ -165,7 +165,15 @@ class TeacherForcingScorer:
         width: torch.dtype,
         autocast: torch.dtype | None = None,
     ) -> TokenScores:
-        """Scores ``[R]`` of all targets of a batch, the head taken in chunks."""
+        """Scores ``[R]`` of all targets of a batch, the head taken in chunks.
+
+        Args:
+            batch: from `schedule`.
+            policy: the measure q.
+            mapping: every parameter and buffer by name, or None for the live module.
+            width: dtype of the forward, as from `resolve_mapping`.
+            autocast: dtype of autocast, if on.
+        """
         batch = batch.to(self.device)
         with self.forwarding(width, autocast):
             states = self.parts.read(batch, mapping)
@@ -188,11 +196,12 @@ class TeacherForcingScorer:
         self, input_ids: Tensor, attention_mask: Tensor, mapping: ParamMapping | None = None
     ) -> Tensor:
         """Logits ``[N, L, V]`` of one forward without gradients, autocast or cache."""
-        state, width = resolve_mapping(self.model, mapping, None, self._least_dtypes())
+        state, width = resolve_mapping(self.model, mapping, None, self.least_dtypes())
         with torch.no_grad(), self.forwarding(width):
             return forward_logits(self.model, input_ids, attention_mask, state)
 
-    def _least_dtypes(self) -> list[torch.dtype]:
+    def least_dtypes(self) -> list[torch.dtype]:
+        """Dtypes that the forward without gradients is at least as wide as."""
         override, no_grad = self.precision.func_override, self.precision.tf_nograd
         names = [no_grad.dtype, *([override.dtype] if override.cast_params else [])]
         return [torch_dtype(name) for name in names]
@@ -228,9 +237,9 @@ class TeacherForcingScorer:
         profile = self.precision.tf_withgrad if with_grad else self.precision.tf_nograd
         return torch.promote_types(forward, torch.float32) if profile.cast_logits_fp32 else forward
 
-    def _empty(self, sequences: Sequence[TokenSequence], width: torch.dtype) -> list[TokenScores]:
-        dtype = self._statistics_dtype(width)
-        return [empty_scores(dtype, self.eos_token_ids)] * len(sequences)
+    def empty_scores(self, width: torch.dtype) -> TokenScores:
+        """Scores of a response without tokens, of a forward of this dtype."""
+        return empty_scores(self._statistics_dtype(width), self.eos_token_ids)
 
 
 def _to_cpu(values: Tensor) -> Tensor:

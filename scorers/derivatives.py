@@ -1,0 +1,214 @@
+"""Exact derivatives of scores along a direction of parameters, and second derivatives.
+
+`jvp` differentiates forwards, beside the scores themselves: for θ + η·v it gives d/dη at η = 0 of
+log p, log q and H of every token, in one pass and without a graph. `hvp` differentiates backwards
+twice.
+
+A derivative holds the support of q fixed. It is that of the truncated policy as long as the
+support does not change, and `PolicyStatistics.cut_margin`, the distance in a between the last
+token kept and the first dropped, says how far a step may shift logits before it does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from seqproc.policy import SamplingPolicy, TokenScores
+from seqproc.scorers.batching import Batch, TokenSequence
+from seqproc.scorers.overrides import (
+    ParamMapping,
+    canonical_names,
+    check_mapping,
+    resolve_mapping,
+)
+from seqproc.scorers.teacher_forcing import TeacherForcingScorer
+
+# Attention as a composition of differentiable operations; fused kernels have no forward
+# derivative and no second one.
+_COMPOSED_ATTENTION = ("eager", "sdpa")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenDerivatives:
+    """Derivatives d/dη of one sequence's scores at θ + η·v, η = 0; fields ``[T]``, nats per η.
+
+    Summed over tokens they are those of the sequence: ``logprobs.sum()`` is ⟨∇ log p(y), v⟩ and
+    ``logqs.sum()`` the score function ⟨∇ log q(y), v⟩ of the sampling policy.
+    """
+
+    logprobs: Tensor  # d log p_raw(y_t)/dη
+    logqs: Tensor  # d log q(y_t)/dη; NaN where y_t is outside the support
+    rb_entropy: Tensor  # dH(q_t)/dη
+    scores: TokenScores  # the scores at η = 0
+
+
+def jvp(
+    scorer: TeacherForcingScorer,
+    sequences: Sequence[TokenSequence],
+    policy: SamplingPolicy,
+    direction: ParamMapping,
+    *,
+    batch_size: int | None = None,
+    token_budget: int | None = None,
+    share_prompts: bool = True,
+) -> list[TokenDerivatives]:
+    """Score, and differentiate every score along v by forward mode; without a graph.
+
+    Args:
+        scorer: its model is θ, its ``precision.tf_nograd`` the dtype.
+        sequences: what to score.
+        policy: the measure q.
+        direction: v by parameter name; a parameter without an entry does not move.
+        batch_size: see `TeacherForcingScorer.score`.
+        token_budget: see `TeacherForcingScorer.score`.
+        share_prompts: see `TeacherForcingScorer.score`.
+
+    Returns:
+        Derivatives of each sequence, on the CPU, in the order given.
+
+    Raises:
+        OverrideError: a direction that does not fit the model.
+    """
+    model = scorer.model
+    checked = check_mapping(direction, dict(model.named_parameters()), canonical_names(model))
+    least = [*scorer.least_dtypes(), *(v.dtype for v in checked.values())]
+    mapping, width = resolve_mapping(model, None, None, least)
+    results = [_nothing(scorer, width)] * len(sequences)
+
+    def work(batch: Batch) -> None:
+        with forward_ad.dual_level():
+            moving = mapping | {name: _dual(mapping[name], v) for name, v in checked.items()}
+            found = _unpack(scorer.score_batch(batch, policy, moving, width))
+        start = 0
+        for index, length in zip(batch.indices, batch.lengths, strict=True):
+            results[index] = _rows(found, start, start + length)
+            start += length
+
+    with torch.no_grad(), differentiable_attention(model):
+        scorer.schedule(sequences, batch_size, token_budget, share_prompts).run(work)
+    return results
+
+
+def hvp(
+    scorer: TeacherForcingScorer,
+    sequences: Sequence[TokenSequence],
+    policy: SamplingPolicy,
+    direction: ParamMapping,
+    objective: Callable[[list[TokenScores]], Tensor],
+    *,
+    batch_size: int | None = None,
+    token_budget: int | None = None,
+    share_prompts: bool = True,
+) -> dict[str, Tensor]:
+    """∇²f·v, the Hessian of an objective of the scores times a direction, by double backward.
+
+    Args:
+        scorer: see `jvp`; its ``precision.tf_withgrad`` is the dtype.
+        sequences: what to score.
+        policy: the measure q.
+        direction: v by parameter name; a parameter without an entry has v = 0.
+        objective: f, a scalar of the scores, e.g. the sum of their ``stats.rb_entropy``.
+        batch_size: see `TeacherForcingScorer.score`.
+        token_budget: see `TeacherForcingScorer.score`.
+        share_prompts: see `TeacherForcingScorer.score`.
+
+    Returns:
+        A tensor for every parameter that requires a gradient, by name.
+
+    Raises:
+        OverrideError: a direction that does not fit the model.
+    """
+    model = scorer.model
+    params = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    checked = check_mapping(direction, dict(model.named_parameters()), canonical_names(model))
+    with differentiable_attention(model), torch.enable_grad():
+        scores = scorer.score_with_grad(
+            sequences,
+            policy,
+            batch_size=batch_size,
+            token_budget=token_budget,
+            share_prompts=share_prompts,
+        )
+        gradient = _gradient(objective(scores), params, create_graph=True)
+        slope = sum((gradient[name] * v).sum() for name, v in checked.items() if name in params)
+        if not isinstance(slope, Tensor) or not slope.requires_grad:
+            return {name: torch.zeros_like(p) for name, p in params.items()}
+        return _gradient(slope, params)
+
+
+@contextlib.contextmanager
+def differentiable_attention(model: nn.Module) -> Iterator[None]:
+    """Attention that can be differentiated forwards, and twice, for a scope.
+
+    Fused kernels are swapped for the composed form of scaled dot-product attention.
+    """
+    config: Any = getattr(model, "config", None)
+    before = getattr(config, "_attn_implementation", None)
+    swapped = before is not None and before not in _COMPOSED_ATTENTION
+    if swapped:
+        config._attn_implementation = "sdpa"
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        if swapped:
+            config._attn_implementation = before
+
+
+def _gradient(
+    value: Tensor, params: Mapping[str, Tensor], *, create_graph: bool = False
+) -> dict[str, Tensor]:
+    found = torch.autograd.grad(
+        value,
+        list(params.values()),
+        create_graph=create_graph,
+        allow_unused=True,
+        materialize_grads=True,
+    )
+    return dict(zip(params, found, strict=True))
+
+
+def _dual(param: Tensor, direction: Tensor) -> Tensor:
+    with warnings.catch_warnings():
+        # PyTorch loads its table of forward derivatives here, by a function it has deprecated.
+        warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", DeprecationWarning)
+        return forward_ad.make_dual(param, direction.detach().to(param.dtype))
+
+
+def _unpack(scores: TokenScores) -> TokenDerivatives:
+    def tangent(field: Tensor) -> Tensor:
+        slope = forward_ad.unpack_dual(field).tangent
+        return torch.zeros_like(field).cpu() if slope is None else slope.detach().cpu()
+
+    primal = scores.map(lambda field: forward_ad.unpack_dual(field).primal.detach().cpu())
+    outside = primal.logqs == float("-inf")
+    return TokenDerivatives(
+        logprobs=tangent(scores.logprobs),
+        logqs=tangent(scores.logqs).masked_fill(outside, float("nan")),
+        rb_entropy=tangent(scores.stats.rb_entropy),
+        scores=primal,
+    )
+
+
+def _rows(found: TokenDerivatives, start: int, stop: int) -> TokenDerivatives:
+    return TokenDerivatives(
+        logprobs=found.logprobs[start:stop],
+        logqs=found.logqs[start:stop],
+        rb_entropy=found.rb_entropy[start:stop],
+        scores=found.scores.rows(start, stop),
+    )
+
+
+def _nothing(scorer: TeacherForcingScorer, width: torch.dtype) -> TokenDerivatives:
+    scores = scorer.empty_scores(width)
+    empty = torch.zeros_like(scores.logprobs)
+    return TokenDerivatives(logprobs=empty, logqs=empty, rb_entropy=empty, scores=scores)
