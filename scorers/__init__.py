@@ -1,12 +1,16 @@
 """Scorers: teacher forcing in torch, in float32 or true float64, also at shifted parameters.
 
 The pieces can be used one by one: `TeacherForcingScorer` for token sequences, `measure` for a
-logits tensor, `build_params_override` for θ + η·v, `plan` for batches.
+logits tensor, `build_params_override` for θ + η·v, `plan` for batches, `jvp` and `hvp` for
+derivatives.
 """
 
 from seqproc.scorers.batching import Batch, Limits, TokenSequence, plan, token_sequences
+from seqproc.scorers.budget import Schedule
+from seqproc.scorers.derivatives import TokenDerivatives, hvp, jvp
 from seqproc.scorers.diagnostics import DistributionDiagnostics, diagnostics_pack
 from seqproc.scorers.forward import forward_logits
+from seqproc.scorers.head import take_apart
 from seqproc.scorers.measure import baseline_features, measure
 from seqproc.scorers.overrides import build_params_override, build_state_override
 from seqproc.scorers.precision import Float64Lift
@@ -17,14 +21,19 @@ __all__ = [
     "DistributionDiagnostics",
     "Float64Lift",
     "Limits",
+    "Schedule",
     "TeacherForcingScorer",
+    "TokenDerivatives",
     "TokenSequence",
     "baseline_features",
     "build_params_override",
     "build_state_override",
     "diagnostics_pack",
     "forward_logits",
+    "hvp",
+    "jvp",
     "measure",
     "plan",
+    "take_apart",
     "token_sequences",
 ]

@@ -112,9 +112,11 @@ class GenerationConfig:
     do_sample: bool = True  # False: greedy
     num_return_sequences: PositiveInt = 8  # G when a call does not say
     gen_batch_size: PositiveInt = 32  # sequences per batch of an engine that batches statically
-    tf_batch_size: PositiveInt = 8  # sequences per teacher-forced forward
+    tf_batch_size: PositiveInt = 8  # most sequences per teacher-forced forward
     rb_requires_grad: bool = False  # with-grad scoring also returns differentiable RB entropies
     stop: Annotated[tuple[StopString, ...], BeforeValidator(_stop_strings)] = DEFAULT_STOP
+    tf_token_budget: PositiveInt | None = None  # most tokens per forward; None: from free memory
+    tf_share_prompts: bool = True  # compute a prompt once for all its responses in a forward
 
     @property
     def policy(self) -> SamplingPolicy:

@@ -31,6 +31,7 @@ from seqproc.prompts import (
 from seqproc.rewards import tag_pref_batch
 from seqproc.sampling import Sampler
 from seqproc.scorers import TeacherForcingScorer, overrides
+from seqproc.scorers.derivatives import TokenDerivatives
 from seqproc.scorers.overrides import ParamMapping
 from seqproc.scoring import Scored, SequenceScorer, Wanted
 from seqproc.types import BatchedSequences, DiagnosticsResults, LogprobResults, Provenance
@@ -428,7 +429,61 @@ class SequenceProcessor(SpecificationAliases):
             one = [params_override]
             return self.scoring.score(sequences, one, buffers_override, tf_batch_size, wanted)[0]
         many = list(params_override)
-        return self.scoring.score(sequences, many, buffers_override, tf_batch_size, wanted)
+        return self.scoring.score(
+            sequences, many, buffers_override, tf_batch_size, wanted, num_overrides=len(many)
+        )
+
+    def sweep(
+        self,
+        sequences: BatchedSequences,
+        v_named: ParamMapping,
+        etas: Sequence[float],
+        tf_batch_size: int | None = None,
+        compute_rb: bool = True,
+    ) -> list[Scored]:
+        """Score at θ + η·v for each η, by one schedule of batches, one override at a time.
+
+        Args:
+            sequences: what to score.
+            v_named: the direction v by parameter name; what it leaves out does not move, and is
+                not copied.
+            etas: the steps η.
+            tf_batch_size: see `teacher_force_logprobs_with_diagnostics`.
+            compute_rb: fill ``rb_entropies``.
+
+        Returns:
+            ``(LogprobResults, DiagnosticsResults)`` for each η, in order.
+
+        Raises:
+            OverrideError: a direction that does not fit the model, or an η that is not finite.
+        """
+        shifted = (self.build_params_override(v_named, eta) for eta in etas)
+        wanted = Wanted(compute_rb=compute_rb)
+        return self.scoring.score(
+            sequences, shifted, None, tf_batch_size, wanted, num_overrides=len(etas)
+        )
+
+    def jvp(
+        self,
+        sequences: BatchedSequences,
+        v_named: ParamMapping,
+        tf_batch_size: int | None = None,
+    ) -> list[list[TokenDerivatives]]:
+        """d/dη at η = 0 of log p, log q and H of every token at θ + η·v, by forward mode.
+
+        Args:
+            sequences: what to score.
+            v_named: the direction v by parameter name.
+            tf_batch_size: see `teacher_force_logprobs_with_diagnostics`.
+
+        Returns:
+            ``[b][g]`` derivatives, each with the scores themselves. See
+            `seqproc.scorers.derivatives`.
+
+        Raises:
+            OverrideError: a direction that does not fit the model.
+        """
+        return self.scoring.jvp(sequences, v_named, tf_batch_size)
 
     def provenance(self) -> Provenance:
         """What a result of this moment is made with."""

@@ -5,8 +5,9 @@ Joins the scorer's flat lists of token sequences to the nested records; computes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tqdm import tqdm
 
@@ -16,6 +17,7 @@ from seqproc.engines import ModelSource
 from seqproc.errors import SequenceError
 from seqproc.policy import TokenScores
 from seqproc.scorers import TeacherForcingScorer, token_sequences
+from seqproc.scorers.derivatives import TokenDerivatives, jvp
 from seqproc.scorers.overrides import ParamMapping
 from seqproc.types import BatchedSequences, DiagnosticsResults, LogprobResults, Provenance
 
@@ -65,24 +67,41 @@ class SequenceScorer:
     def score(
         self,
         sequences: BatchedSequences,
-        overrides: Sequence[ParamMapping | None],
+        overrides: Iterable[ParamMapping | None],
         buffers: ParamMapping | None,
         batch_size: int | None,
         wanted: Wanted,
+        *,
+        num_overrides: int = 1,
     ) -> list[Scored]:
         """Score without gradients, once per override, all by one schedule of batches."""
         self._check_ids(sequences)
         items = token_sequences(sequences)
-        with tqdm(total=len(items), desc="scoring", unit="seq", disable=None, leave=False) as bar:
+        total = len(items) * num_overrides
+        with tqdm(total=total, desc="scoring", unit="seq", disable=None, leave=False) as bar:
             scores = self.teacher.score(
                 items,
                 self.config.policy,
-                batch_size=self._batch_size(batch_size),
                 overrides=overrides,
                 buffers=buffers,
                 progress=bar.update,
+                **self._limits(batch_size),
             )
         return [self._results(sequences, one, wanted) for one in scores]
+
+    def jvp(
+        self, sequences: BatchedSequences, direction: ParamMapping, batch_size: int | None
+    ) -> list[list[TokenDerivatives]]:
+        """Derivatives of all scores along a direction, ``[b][g]``."""
+        self._check_ids(sequences)
+        found = jvp(
+            self.teacher,
+            token_sequences(sequences),
+            self.config.policy,
+            direction,
+            **self._limits(batch_size),
+        )
+        return assembly.nested(found, sequences.num_responses, lambda one: one)
 
     def score_with_grad(
         self, sequences: BatchedSequences, batch_size: int | None, wanted: Wanted
@@ -92,15 +111,18 @@ class SequenceScorer:
         scores = self.teacher.score_with_grad(
             token_sequences(sequences),
             self.config.policy,
-            batch_size=self._batch_size(batch_size),
+            **self._limits(batch_size),
         )
         rb_graph = wanted.compute_rb and self.config.rb_requires_grad
         return self._results(sequences, scores, wanted, rb_graph=rb_graph)
 
-    def _batch_size(self, batch_size: int | None) -> int:
-        return require_count(
-            "tf_batch_size", self.config.tf_batch_size if batch_size is None else batch_size
-        )
+    def _limits(self, batch_size: int | None) -> dict[str, Any]:
+        size = self.config.tf_batch_size if batch_size is None else batch_size
+        return {
+            "batch_size": require_count("tf_batch_size", size),
+            "token_budget": self.config.tf_token_budget,
+            "share_prompts": self.config.tf_share_prompts,
+        }
 
     def _results(
         self,
