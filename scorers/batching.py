@@ -63,6 +63,11 @@ class Batch:
         """Inputs of the forward, padding included."""
         return self.inputs.numel() + (0 if self.prompts is None else self.prompts.numel())
 
+    @property
+    def longest(self) -> int:
+        """Length of its longest row, prompt included."""
+        return self.inputs.shape[1] + (0 if self.prompts is None else self.prompts.shape[1])
+
     def to(self, device: torch.device) -> Batch:
         """The batch with its tensors on another device."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -84,7 +89,7 @@ def token_sequences(batch: BatchedSequences) -> list[TokenSequence]:
 
 def plan(
     sequences: Sequence[TokenSequence], limits: Limits, indices: Sequence[int] | None = None
-) -> Iterator[Batch]:
+) -> list[Batch]:
     """Batches on the CPU of all sequences, or of some; those without a response are left out.
 
     Longest first, so that a batch that does not fit in memory fails at once and not at the end.
@@ -92,10 +97,9 @@ def plan(
     chosen = range(len(sequences)) if indices is None else indices
     scored = [i for i in chosen if len(sequences[i].response_ids)]
     whole, families = _families(sequences, scored) if limits.share_prompts else (scored, [])
-    for group in _packed_families(sequences, families, limits):
-        yield _shared(sequences, group)
-    for indices in _packed(sequences, whole, limits):
-        yield _unshared(sequences, indices)
+    batches = [_shared(sequences, group) for group in _packed_families(sequences, families, limits)]
+    batches += [_unshared(sequences, indices) for indices in _packed(sequences, whole, limits)]
+    return sorted(batches, key=lambda batch: -batch.longest)
 
 
 def _families(
@@ -104,7 +108,9 @@ def _families(
     """Sequences alone with their prompt, and groups that have one in common."""
     by_prompt: dict[bytes, list[int]] = {}
     for i in scored:
-        by_prompt.setdefault(sequences[i].prompt_ids.cpu().numpy().tobytes(), []).append(i)
+        by_prompt.setdefault(
+            sequences[i].prompt_ids.to("cpu", torch.int64).numpy().tobytes(), []
+        ).append(i)
     groups = list(by_prompt.values())
     return [g[0] for g in groups if len(g) == 1], [g for g in groups if len(g) > 1]
 

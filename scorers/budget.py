@@ -61,7 +61,7 @@ class Schedule:
     def __init__(self, sequences: Sequence[TokenSequence], limits: Limits) -> None:
         self._sequences = sequences
         self.limits = limits
-        self.batches = list(plan(sequences, limits))
+        self.batches = plan(sequences, limits)
 
     def run(self, work: Callable[[Batch], None]) -> None:
         """Do the work on every batch; when memory runs out, on smaller ones from there on.
@@ -83,7 +83,7 @@ class Schedule:
         self.batches = done
 
     def _shrink(self, batch: Batch) -> None:
-        if len(batch.indices) == 1:
+        if len(batch.indices) == 1 or batch.num_tokens == 1:
             length = self._sequences[batch.indices[0]].length
             raise ScoringError(
                 f"sequence {batch.indices[0]}, of {length} tokens, does not fit in memory on its "

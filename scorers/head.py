@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 from seqproc.scorers.batching import Batch, Limits, TokenSequence, plan
 from seqproc.scorers.forward import device_of, evaluating, forward_logits
+from seqproc.scorers.overrides import widest
+from seqproc.scorers.precision import exact_forward
 
 _LOGGER = logging.getLogger("seqproc")
 
@@ -27,7 +29,7 @@ _LOGGER = logging.getLogger("seqproc")
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 
 # What a model that is not built as expected raises when it is called in parts.
-_NOT_APART = (AttributeError, TypeError, ValueError, RuntimeError, KeyError, IndexError)
+_NOT_APART = (AttributeError, TypeError, ValueError, RuntimeError, LookupError, AssertionError)
 
 # Prompts and responses of a probe: two prompts, of different length, with two responses each.
 _PROBE = [([3, 1, 2, 0], [1, 0, 3]), ([2, 1], [3, 3]), ([3, 1, 2, 0], [2]), ([2, 1], [0, 1, 1, 2])]
@@ -50,7 +52,8 @@ class CausalParts(Protocol):
 
 def take_apart(model: nn.Module) -> CausalParts:
     """The model's parts, checked; or the model whole, with a line in the log that says why."""
-    with torch.no_grad(), evaluating(model):
+    width = widest(p.dtype for p in model.parameters())
+    with torch.no_grad(), evaluating(model), exact_forward(width):
         try:
             parts = BackboneAndHead(model)
             expected = _probe(WholeModel(model), device_of(model), share=False)
@@ -93,12 +96,15 @@ def _without_adapters(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def _local_names(model: nn.Module, part: nn.Module) -> dict[str, str]:
-    """Names of the part's tensors within it, and the model's own names of the same tensors."""
+def _part_of(mapping: Mapping[str, Tensor], model: nn.Module, part: nn.Module) -> dict[str, Tensor]:
+    """What the mapping, by the model's names, says of a part's tensors, by the part's names.
+
+    Names are looked up anew each time: adapters come and go, and some models rebind buffers.
+    """
     full = {id(tensor): name for name, tensor in model.named_buffers()}
     full |= {id(tensor): name for name, tensor in model.named_parameters()}
     own = [*part.named_parameters(), *part.named_buffers()]
-    return {name: full[id(tensor)] for name, tensor in own}
+    return {n: mapping[full[id(t)]] for n, t in own if full.get(id(t)) in mapping}
 
 
 class WholeModel:
@@ -134,7 +140,6 @@ class BackboneAndHead:
             raise AttributeError(f"{type(base).__name__} has no backbone of its own")
         self._model, self._causal = model, base
         self._backbone = backbone
-        self._backbone_names = _local_names(model, backbone)
         self._output_class: Any = None
 
     def read(self, batch: Batch, mapping: Mapped) -> Tensor:
@@ -154,7 +159,7 @@ class BackboneAndHead:
         if mapping is None:
             output = head(**arguments)
         else:
-            own = {name: mapping[full] for name, full in _local_names(self._model, head).items()}
+            own = _part_of(mapping, self._model, head)
             output = torch.func.functional_call(head, own, args=(), kwargs=arguments)
         logits: Tensor = output.logits
         return logits.squeeze(0)
@@ -164,7 +169,7 @@ class BackboneAndHead:
         if mapping is None:
             output = self._backbone(**arguments)
         else:
-            own = {name: mapping[full] for name, full in self._backbone_names.items()}
+            own = _part_of(mapping, self._model, self._backbone)
             output = torch.func.functional_call(self._backbone, own, args=(), kwargs=arguments)
         self._output_class = type(output)
         hidden: Tensor = output.last_hidden_state
@@ -189,7 +194,8 @@ class BackboneAndHead:
         if batch.inputs.shape[1] == 0:
             return last[batch.read]
         cache.batch_select_indices(batch.owners)
-        steps = torch.arange(batch.inputs.shape[1], device=last.device)
+        # Padding repeats the position before it: no position is one that the model may not have.
+        steps = (batch.inputs_mask.cumsum(-1) - 1).clamp(min=0)
         rest = self._run(
             mapping,
             input_ids=batch.inputs,
@@ -207,6 +213,11 @@ class _Given(nn.Module):
     def __init__(self, output: Any) -> None:
         super().__init__()
         self._output = output
+
+    @property
+    def decoder(self) -> nn.Module:
+        """Itself: OPT reaches through its backbone for the decoder in it."""
+        return self
 
     def forward(self, *_: Any, **__: Any) -> Any:
         return self._output

@@ -25,7 +25,10 @@ from seqproc.scorers.head import take_apart
 from seqproc.scorers.measure import empty_scores, measure
 from seqproc.scorers.overrides import ParamMapping, cast_up, resolve_mapping, widest
 
-_HEAD_ELEMENTS = 1 << 24  # logits of a chunk of the head: 64 MB in float32
+# Logits of a chunk of the head: 64 MB in float32. With gradients a fourth of that, since the
+# backward pass then has some twenty tensors of this size at once.
+_HEAD_ELEMENTS = 1 << 24
+_HEAD_ELEMENTS_WITH_GRAD = 1 << 22
 
 Progress = Callable[[int], None]  # called with the number of sequences just scored
 
@@ -184,7 +187,8 @@ class TeacherForcingScorer:
                 dtype = self._statistics_dtype(logits.dtype, with_grad=torch.is_grad_enabled())
                 return measure(logits.to(dtype), tokens, policy, self.eos_token_ids)
 
-        rows = max(1, _HEAD_ELEMENTS // self.parts.vocabulary)
+        elements = _HEAD_ELEMENTS_WITH_GRAD if torch.is_grad_enabled() else _HEAD_ELEMENTS
+        rows = max(1, elements // self.parts.vocabulary)
         chunks = zip(states.split(rows), batch.targets.split(rows), strict=True)
         if torch.is_grad_enabled():
             scores = [checkpoint(chunk_scores, *chunk, use_reentrant=False) for chunk in chunks]
