@@ -86,7 +86,8 @@ def _search(
             yield from _search(better, rows[unsure], temperature, top_p, again)
         if bool(within.all()):
             return
-        logits, weights, rows = logits[~within], weights[~within], rows[~within]
+        rest = (~within).nonzero().squeeze(-1)
+        logits, weights, rows = (x.index_select(0, rest) for x in (logits, weights, rows))
 
 
 def _look(

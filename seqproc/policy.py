@@ -235,14 +235,14 @@ def score_tokens(
 
 def _score_rows(rows: Tensor, asked: Tensor, policy: SamplingPolicy) -> TokenScores:
     """Score rows ``[N, V]``; asked ``[N, 1 + E]``: each row's token, then the EOS ids. Float64."""
+    raw = _raw(rows, asked, policy)
     if not policy.truncates:
-        return _scores(rows, asked, policy, _whole(rows, asked, policy))
+        return _scores(_whole(rows, asked, policy), raw, policy)
     indices, parts = [], []
     for found in _nuclei(rows, policy):
         indices.append(found.rows)
-        these = rows if len(found.rows) == len(rows) else rows[found.rows]
-        ids = asked[found.rows]
-        parts.append(_scores(these, ids, policy, _truncated(found, ids)))
+        restricted = _truncated(found, asked[found.rows])
+        parts.append(_scores(restricted, raw.take(found.rows), policy))
     order = torch.cat(indices).argsort()
     return TokenScores.concatenate(parts).map(lambda field: field[order])
 
@@ -250,6 +250,30 @@ def _score_rows(rows: Tensor, asked: Tensor, policy: SamplingPolicy) -> TokenSco
 def _nuclei(rows: Tensor, policy: SamplingPolicy) -> Iterator[Nuclei]:
     # The token of largest logit is the only one with no mass before it.
     return nuclei(rows, policy.temperature, policy.top_p if policy.do_sample else 0.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Raw:
+    """What is read off rows of logits before any truncation, in float64."""
+
+    peak: Tensor  # [N] max ℓ, detached
+    asked: Tensor  # [N, 1 + E] ℓ − max ℓ of the tokens asked for
+    log_total: Tensor | None  # [N] log Σ exp(ℓ − max ℓ); None at T = 1, where it comes with q
+
+    def take(self, rows: Tensor) -> _Raw:
+        """Some of the rows, by index."""
+        log_total = None if self.log_total is None else self.log_total[rows]
+        return _Raw(peak=self.peak[rows], asked=self.asked[rows], log_total=log_total)
+
+
+def _raw(rows: Tensor, asked: Tensor, policy: SamplingPolicy) -> _Raw:
+    peak = wide(rows.detach().amax(-1))
+    at_one = policy.temperature == 1
+    return _Raw(
+        peak=peak,
+        asked=wide(rows.gather(-1, asked)) - peak.unsqueeze(-1),
+        log_total=None if at_one else wide(_shifted(rows).exp().sum(-1)).log(),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -308,9 +332,8 @@ def _truncated(found: Nuclei, asked: Tensor) -> _Restricted:
     )
 
 
-def _scores(rows: Tensor, asked: Tensor, policy: SamplingPolicy, r: _Restricted) -> TokenScores:
+def _scores(r: _Restricted, raw: _Raw, policy: SamplingPolicy) -> TokenScores:
     """The formulas of q on S. Sums over a row are in the dtype of ``r``, the rest in float64."""
-    peak = wide(rows.detach().amax(-1))
     mass = wide(r.weights.sum(-1))
     mean = wide((r.x * r.weights).sum(-1)) / mass
     from_mean = r.x - mean.unsqueeze(-1).to(r.x)
@@ -321,11 +344,11 @@ def _scores(rows: Tensor, asked: Tensor, policy: SamplingPolicy, r: _Restricted)
     boosted = r.weights * _BOOST
     squares = wide((boosted * boosted).sum(-1)) / _BOOST**2
     renyi2 = 2 * log_mass - squares.log()
-    raw = wide(rows.gather(-1, asked)) - peak.unsqueeze(-1)
-    log_raw = log_total if policy.temperature == 1 else wide(_shifted(rows).exp().sum(-1)).log()
-    logqs = (raw / policy.temperature - log_mass.unsqueeze(-1)).masked_fill(~r.contains, _NEG_INF)
+    log_raw_total = log_total if raw.log_total is None else raw.log_total
+    logqs = raw.asked / policy.temperature - log_mass.unsqueeze(-1)
+    logqs = logqs.masked_fill(~r.contains, _NEG_INF)
     return TokenScores(
-        logprobs=raw[:, 0] - log_raw,
+        logprobs=raw.asked[:, 0] - log_raw_total,
         logqs=logqs[:, 0],
         stats=PolicyStatistics(
             rb_entropy=entropy,
@@ -337,7 +360,7 @@ def _scores(rows: Tensor, asked: Tensor, policy: SamplingPolicy, r: _Restricted)
             collision=(-renyi2).exp(),
             renyi2=renyi2,
             eff_support=entropy.exp(),
-            logit_mean=mean + peak / policy.temperature,
+            logit_mean=mean + raw.peak / policy.temperature,
             logit_var=variance,
             cut_margin=r.cut_margin,
             eos_prob=logqs[:, 1:].exp().sum(-1) if logqs.shape[-1] > 1 else None,
