@@ -49,6 +49,9 @@ class CausalParts(Protocol):
     def logits(self, states: Tensor, mapping: Mapped, /) -> Tensor:
         """Logits ``[r, V]`` of some of the states."""
 
+    def head(self, mapping: Mapped, /) -> dict[str, Tensor]:
+        """The tensors that `logits` reads, by the model's names: of a mapping or its own."""
+
 
 def take_apart(model: nn.Module) -> CausalParts:
     """The model's parts, checked; or the model whole, with a line in the log that says why."""
@@ -97,14 +100,20 @@ def _without_adapters(model: Any) -> Any:
 
 
 def _part_of(mapping: Mapping[str, Tensor], model: nn.Module, part: nn.Module) -> dict[str, Tensor]:
-    """What the mapping, by the model's names, says of a part's tensors, by the part's names.
+    """What the mapping, by the model's names, says of a part's tensors, by the part's names."""
+    names = _names_of_part(model, part)
+    return {own: mapping[full] for own, full in names.items() if full in mapping}
 
-    Names are looked up anew each time: adapters come and go, and some models rebind buffers.
+
+def _names_of_part(model: nn.Module, part: nn.Module) -> dict[str, str]:
+    """The part's names of its tensors, and the model's of the same.
+
+    They are looked up anew each time: adapters come and go, and some models rebind buffers.
     """
     full = {id(tensor): name for name, tensor in model.named_buffers()}
     full |= {id(tensor): name for name, tensor in model.named_parameters()}
     own = [*part.named_parameters(), *part.named_buffers()]
-    return {n: mapping[full[id(t)]] for n, t in own if full.get(id(t)) in mapping}
+    return {name: full[id(tensor)] for name, tensor in own if id(tensor) in full}
 
 
 class WholeModel:
@@ -124,6 +133,10 @@ class WholeModel:
     def logits(self, states: Tensor, _: Mapped) -> Tensor:
         """The states themselves."""
         return states
+
+    def head(self, _: Mapped) -> dict[str, Tensor]:
+        """Nothing: the logits are there already."""
+        return {}
 
 
 class BackboneAndHead:
@@ -151,9 +164,7 @@ class BackboneAndHead:
 
     def logits(self, states: Tensor, mapping: Mapped) -> Tensor:
         """Logits ``[r, V]`` by the model's own forward behind its backbone."""
-        head = copy.copy(self._causal)
-        given = _Given(self._output_class(last_hidden_state=states.unsqueeze(0)))
-        head.__dict__["_modules"] = self._causal._modules | {self._slot: given}
+        head = self._shell(self._output_class(last_hidden_state=states.unsqueeze(0)))
         placeholder = torch.zeros(1, len(states), dtype=torch.int64, device=states.device)
         arguments = {"input_ids": placeholder, "use_cache": False}
         if mapping is None:
@@ -163,6 +174,19 @@ class BackboneAndHead:
             output = torch.func.functional_call(head, own, args=(), kwargs=arguments)
         logits: Tensor = output.logits
         return logits.squeeze(0)
+
+    def head(self, mapping: Mapped) -> dict[str, Tensor]:
+        """The head's parameters and buffers."""
+        if mapping is None:
+            mapping = dict(self._model.named_buffers()) | dict(self._model.named_parameters())
+        names = _names_of_part(self._model, self._shell(None)).values()
+        return {name: mapping[name] for name in names if name in mapping}
+
+    def _shell(self, output: Any) -> nn.Module:
+        """The model with its backbone's output given; it shares everything else."""
+        shell = copy.copy(self._causal)
+        shell.__dict__["_modules"] = self._causal._modules | {self._slot: _Given(output)}
+        return shell
 
     def _run(self, mapping: Mapped, **arguments: Any) -> Tensor:
         arguments = {"use_cache": False} | arguments

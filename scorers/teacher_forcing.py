@@ -6,11 +6,11 @@ Knows models, parameter mappings and batches of token ids; not prompts, engines 
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from seqproc.config import PrecisionConfig, torch_dtype
 from seqproc.errors import ScoringError
@@ -24,6 +24,7 @@ from seqproc.scorers.forward import device_of, evaluating, forward_logits
 from seqproc.scorers.head import take_apart
 from seqproc.scorers.measure import empty_scores, measure
 from seqproc.scorers.overrides import ParamMapping, cast_up, resolve_mapping, widest
+from seqproc.scorers.recompute import recomputed
 
 # Logits of a chunk of the head: 64 MB in float32. With gradients a fourth of that, since the
 # backward pass then has some twenty tensors of this size at once.
@@ -181,19 +182,25 @@ class TeacherForcingScorer:
         with self.forwarding(width, autocast):
             states = self.parts.read(batch, mapping)
 
-        def chunk_scores(states: Tensor, tokens: Tensor) -> TokenScores:
+        with_grad = torch.is_grad_enabled()
+        head = self.parts.head(mapping)
+
+        def chunk_scores(tokens: Tensor, states: Tensor, *tensors: Tensor) -> TokenScores:
             with self.forwarding(width, autocast):  # once more in the backward pass
-                logits = self.parts.logits(states, mapping)
-                dtype = self._statistics_dtype(logits.dtype, with_grad=torch.is_grad_enabled())
+                given = dict(zip(head, tensors, strict=True)) if tensors else mapping
+                logits = self.parts.logits(states, given)
+                dtype = self._statistics_dtype(logits.dtype, with_grad=with_grad)
                 return measure(logits.to(dtype), tokens, policy, self.eos_token_ids)
 
-        elements = _HEAD_ELEMENTS_WITH_GRAD if torch.is_grad_enabled() else _HEAD_ELEMENTS
+        elements = _HEAD_ELEMENTS_WITH_GRAD if with_grad else _HEAD_ELEMENTS
         rows = max(1, elements // self.parts.vocabulary)
-        chunks = zip(states.split(rows), batch.targets.split(rows), strict=True)
-        if torch.is_grad_enabled():
-            scores = [checkpoint(chunk_scores, *chunk, use_reentrant=False) for chunk in chunks]
-        else:
-            scores = [chunk_scores(*chunk) for chunk in chunks]
+        scores = []
+        for chunk, tokens in zip(states.split(rows), batch.targets.split(rows), strict=True):
+            if with_grad:
+                compute = functools.partial(chunk_scores, tokens)
+                scores.append(recomputed(compute, chunk, *head.values()))
+            else:
+                scores.append(chunk_scores(tokens, chunk))
         return TokenScores.concatenate(scores)
 
     def logits(
