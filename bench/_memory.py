@@ -36,6 +36,10 @@ class StatesUncounted:
         """As the parts do."""
         return self._parts.logits(states, mapping)
 
+    def head(self, mapping: Any, /) -> dict[str, Tensor]:
+        """As the parts do."""
+        return self._parts.head(mapping)
+
 
 def memory_rows(model: Any, few: int) -> list[Row]:
     """Peaks at the model's vocabulary and at a wide one, for few sequences and eight times more."""
