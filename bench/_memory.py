@@ -50,8 +50,8 @@ def memory_rows(model: Any, few: int) -> list[Row]:
         for number in (few, 8 * few)
         for policy in (NUCLEUS, WHOLE)
     ]
-    trained = _with_grad_rows(wide, few, train_head=True)
-    return [*rows, *trained, *_with_grad_rows(wide, few, train_head=False)]
+    trained = _with_grad_rows(wide, 2 * few, train_head=True)
+    return [*rows, *trained, *_with_grad_rows(wide, 2 * few, train_head=False)]
 
 
 def wide_model() -> Any:

@@ -34,18 +34,25 @@ from _memory import PROMPT_TOKENS, memory_rows
 from _oracle import cut_gaps, largest_errors, oracle
 from _peers import BARE, CONTESTANTS, LM_EVAL, NUCLEUS, WHOLE, Case, Contestant, ours
 from _report import json_line, table
+from _tree import packed_hidden, packed_rows
 from rich.console import Console
 from torch import Tensor
 
-from seqproc.config import NoGradProfile, PrecisionConfig
+from seqproc.config import NoGradProfile, OverrideProfile, PrecisionConfig
 from seqproc.models import eos_token_ids, load_model
 from seqproc.prompts.gsm8k import FOLDER_VARIABLE
 from seqproc.scorers import TeacherForcingScorer, TokenSequence, build_params_override
+from seqproc.scorers import jvp as derivatives
 
 SHARED_PROMPT_TOKENS, NUM_RESPONSES = 150, 8
 ETAS = [10.0**-k for k in range(1, 9)]
 CHECKED_SEQUENCES = 4
 _FLOAT64 = PrecisionConfig(tf_nograd=NoGradProfile(dtype="float64"))
+_WIDE_STATISTICS = PrecisionConfig(entropy_fp64=True)
+_BFLOAT16 = PrecisionConfig(
+    tf_nograd=NoGradProfile(dtype="bfloat16"),
+    func_override=OverrideProfile(dtype="bfloat16"),
+)
 
 
 class Bench:
@@ -104,7 +111,7 @@ def sharing(bench: Bench) -> Iterable[Row]:
     """Shared prompts against the same sequences one by one, and against peers that cannot share."""
     case, peers = bench.families, (BARE, LM_EVAL)
     shared, whole = case.scorer.schedule(case.sequences).batches, case.batches
-    read = case.scorer.parts.read
+    read, trees = case.scorer.parts.read, packed_rows(case.sequences)
     rows = timed_rows(
         "sharing",
         {
@@ -112,12 +119,14 @@ def sharing(bench: Bench) -> Iterable[Row]:
             "seqproc, prompts shared": lambda: ours(case, NUCLEUS, share_prompts=True),
             "backbone alone, not shared": lambda: [read(b, None) for b in whole],
             "backbone alone, shared": lambda: [read(b, None) for b in shared],
+            "backbone alone, tree mask": lambda: [packed_hidden(case.model, row) for row in trees],
             **_runs(case, peers),
         },
         bench.repeats,
         "seqproc, prompts not shared",
     )
-    rows["backbone alone, shared"].relate(rows["backbone alone, not shared"])
+    for name in ("backbone alone, shared", "backbone alone, tree mask"):
+        rows[name].relate(rows["backbone alone, not shared"])
     tokens = sum(b.num_tokens for b in shared) / sum(b.num_tokens for b in whole)
     for name in ("seqproc, prompts shared", "backbone alone, shared"):
         ratio = rows[name].ratio
@@ -214,15 +223,19 @@ def extra_bytes(model: torch.nn.Module, mapping: dict[str, Tensor]) -> int:
 
 @torch.no_grad()
 def jvp(bench: Bench) -> Iterable[Row]:
-    """Forward-mode derivatives along a full direction."""
-    try:
-        from seqproc.scorers.derivatives import jvp as derivatives
-    except ImportError as error:
-        return [Row(part="jvp", name="jvp", note=f"skipped: {error}")]
+    """Forward-mode derivatives along a full direction, and along that of an adapter."""
     case, direction = bench.case, random_direction(bench.model)
+    adapted = with_lora(bench.model)
+    along_adapter = random_direction(adapted)
+    of_adapted = TeacherForcingScorer(adapted, bench.eos)
     runs: dict[str, Callable[[], Any]] = {
         "one pass of scoring": lambda: _score(case.scorer, case.sequences, [None]),
-        "jvp": lambda: derivatives(case.scorer, case.sequences, NUCLEUS, direction),
+        "jvp, all parameters": lambda: derivatives(
+            case.scorer, case.sequences, NUCLEUS, direction, share_prompts=False
+        ),
+        "jvp, a LoRA direction": lambda: derivatives(
+            of_adapted, case.sequences, NUCLEUS, along_adapter, share_prompts=False
+        ),
     }
     rows = timed_rows("jvp", runs | _runs(case, [BARE]), bench.repeats, "one pass of scoring")
     return rows.values()
@@ -230,12 +243,17 @@ def jvp(bench: Bench) -> Iterable[Row]:
 
 @torch.no_grad()
 def accuracy(bench: Bench) -> Iterable[Row]:
-    """Every contestant, and seqproc in float64, against the oracle."""
+    """Every contestant, and seqproc at every level of precision, against the oracle."""
     exact = bench.float64(bench.case, CHECKED_SEQUENCES)
     case = replace(exact, scorer=bench.scorer)
     named = [(c.name, c.policy, c.run(case, c.policy)) for c in _present(CONTESTANTS)]
     named += [
-        (f"seqproc in float64, top_p={policy.top_p:g}", policy, ours(exact, policy))
+        (f"seqproc, {level}, top_p={policy.top_p:g}", policy, ours(at_level, policy))
+        for level, at_level in (
+            ("float64", exact),
+            ("float32, statistics in float64", _at(case, bench.model, _WIDE_STATISTICS)),
+            ("bfloat16", _at(case, copy.deepcopy(bench.model).bfloat16(), _BFLOAT16)),
+        )
         for policy in (NUCLEUS, WHOLE)
     ]
     oracles = {policy: oracle(exact, policy) for policy in (NUCLEUS, WHOLE)}
@@ -245,6 +263,11 @@ def accuracy(bench: Bench) -> Iterable[Row]:
         if found
     ]
     return [*rows, *_missing("accuracy", CONTESTANTS)]
+
+
+def _at(case: Case, model: Any, precision: PrecisionConfig) -> Case:
+    """The case under another precision, in the same batches."""
+    return replace(case, scorer=TeacherForcingScorer(model, (), precision))
 
 
 def _score(scorer: TeacherForcingScorer, sequences: list[TokenSequence], overrides: Any) -> Any:

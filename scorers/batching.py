@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from seqproc.config import require_count
 from seqproc.types import BatchedSequences
 
 
@@ -32,11 +33,20 @@ class TokenSequence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """What a batch may hold. A single sequence is a batch of its own, however long."""
+    """What a batch may hold. A single sequence is a batch of its own, however long.
+
+    Raises:
+        ConfigError: when a limit is not a whole number ≥ 1.
+    """
 
     tokens: int  # inputs of a forward, padding included
     sequences: int | None = None  # None: as many as the tokens allow
     share_prompts: bool = True  # compute a prompt once for all its responses in a batch
+
+    def __post_init__(self) -> None:
+        require_count("token_budget", self.tokens)
+        if self.sequences is not None:
+            require_count("batch_size", self.sequences)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +77,13 @@ class Batch:
     def longest(self) -> int:
         """Length of its longest row, prompt included."""
         return self.inputs.shape[1] + (0 if self.prompts is None else self.prompts.shape[1])
+
+    def spans(self) -> Iterator[tuple[int, int, int]]:
+        """(index, start, stop) of each sequence: where it is in the caller's list and in [R]."""
+        start = 0
+        for index, length in zip(self.indices, self.lengths, strict=True):
+            yield index, start, start + length
+            start += length
 
     def to(self, device: torch.device) -> Batch:
         """The batch with its tensors on another device."""

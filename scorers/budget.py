@@ -5,6 +5,7 @@ Knows batches and memory; nothing of what is computed on a batch.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from collections import deque
@@ -90,11 +91,8 @@ class Schedule:
                 "own: free memory, use a smaller dtype, or shorten it"
             )
         taken = batch.num_tokens
-        self.limits = Limits(
-            tokens=max(1, min(self.limits.tokens, taken) // 2),
-            sequences=self.limits.sequences,
-            share_prompts=self.limits.share_prompts,
-        )
+        fewer = max(1, min(self.limits.tokens, taken) // 2)
+        self.limits = dataclasses.replace(self.limits, tokens=fewer)
         _LOGGER.warning("out of memory on %d tokens: going on with %d", taken, self.limits.tokens)
 
 

@@ -30,7 +30,7 @@ from seqproc.scorers.overrides import (
     check_mapping,
     resolve_mapping,
 )
-from seqproc.scorers.teacher_forcing import TeacherForcingScorer
+from seqproc.scorers.teacher_forcing import TeacherForcingScorer, checked
 
 # Attention as a composition of differentiable operations; fused kernels have no forward
 # derivative and no second one.
@@ -77,21 +77,21 @@ def jvp(
 
     Raises:
         OverrideError: a direction that does not fit the model.
+        ScoringError: a log-probability that is not a number.
     """
     model = scorer.model
-    checked = check_mapping(direction, dict(model.named_parameters()), canonical_names(model))
-    least = [*scorer.least_dtypes(), *(v.dtype for v in checked.values())]
+    moves = check_mapping(direction, dict(model.named_parameters()), canonical_names(model))
+    least = [*scorer.least_dtypes(), *(v.dtype for v in moves.values())]
     mapping, width = resolve_mapping(model, None, None, least)
     results = [_nothing(scorer, width)] * len(sequences)
 
     def work(batch: Batch) -> None:
         with forward_ad.dual_level():
-            moving = mapping | {name: _dual(mapping[name], v) for name, v in checked.items()}
+            moving = mapping | {name: _dual(mapping[name], v) for name, v in moves.items()}
             found = _unpack(scorer.score_batch(batch, policy, moving, width))
-        start = 0
-        for index, length in zip(batch.indices, batch.lengths, strict=True):
-            results[index] = _rows(found, start, start + length)
-            start += length
+        for index, start, stop in batch.spans():
+            results[index] = _rows(found, start, stop)
+            checked(results[index].scores, index)
 
     with torch.no_grad(), differentiable_attention(model):
         scorer.schedule(sequences, batch_size, token_budget, share_prompts).run(work)
@@ -129,7 +129,7 @@ def hvp(
     """
     model = scorer.model
     params = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    checked = check_mapping(direction, dict(model.named_parameters()), canonical_names(model))
+    moves = check_mapping(direction, dict(model.named_parameters()), canonical_names(model))
     with differentiable_attention(model), torch.enable_grad():
         scores = scorer.score_with_grad(
             sequences,
@@ -139,7 +139,7 @@ def hvp(
             share_prompts=share_prompts,
         )
         gradient = _gradient(objective(scores), params, create_graph=True)
-        slope = sum((gradient[name] * v).sum() for name, v in checked.items() if name in params)
+        slope = sum((gradient[name] * v).sum() for name, v in moves.items() if name in params)
         if not isinstance(slope, Tensor) or not slope.requires_grad:
             return {name: torch.zeros_like(p) for name, p in params.items()}
         return _gradient(slope, params)

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from seqproc.modules import without_adapters
+
 
 def device_of(model: nn.Module) -> torch.device:
     """Where the model's first parameter lives; the CPU for a model without parameters."""
@@ -68,5 +70,4 @@ def _arguments(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> d
 
 def _accepts(model: Any, name: str) -> bool:
     # A PEFT model forwards whatever it gets; what counts is the model inside.
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return name in inspect.signature(base.forward).parameters
+    return name in inspect.signature(without_adapters(model).forward).parameters

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from seqproc.modules import without_adapters
 from seqproc.scorers.batching import Batch, Limits, TokenSequence, plan
 from seqproc.scorers.forward import device_of, evaluating, forward_logits
 from seqproc.scorers.overrides import widest
@@ -62,13 +63,13 @@ def take_apart(model: nn.Module) -> CausalParts:
             expected = _probe(WholeModel(model), device_of(model), share=False)
             _require_close(_probe(parts, device_of(model), share=False), expected)
         except _NOT_APART as error:
-            _LOGGER.info("scoring on the model's own logits, which takes more memory: %s", error)
+            _LOGGER.warning("scoring on the model's own logits, which takes more memory: %s", error)
             return WholeModel(model)
         parts.vocabulary = expected.shape[-1]
         try:
             _require_close(_probe(parts, device_of(model), share=True), expected)
         except _NOT_APART as error:
-            _LOGGER.info("scoring without shared prompts, which takes more time: %s", error)
+            _LOGGER.warning("scoring without shared prompts, which takes more time: %s", error)
             parts.shares_prompts = False
     return parts
 
@@ -92,11 +93,6 @@ def _require_close(found: Tensor, expected: Tensor) -> None:
     gap = float((found - expected).abs().max())
     if not gap <= _TOLERANCE.get(expected.dtype, 0.0) * (1 + float(expected.abs().max())):
         raise ValueError(f"the logits of its parts are off by {gap:.2g}")
-
-
-def _without_adapters(model: Any) -> Any:
-    """The model inside a PEFT wrapper, its adapted layers in place."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
 def _part_of(mapping: Mapping[str, Tensor], model: nn.Module, part: nn.Module) -> dict[str, Tensor]:
@@ -146,7 +142,7 @@ class BackboneAndHead:
     shares_prompts = True
 
     def __init__(self, model: nn.Module) -> None:
-        base = _without_adapters(model)
+        base = without_adapters(model)
         self._slot = getattr(base, "base_model_prefix", "")
         backbone: nn.Module | None = base._modules.get(self._slot)
         if backbone is None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from seqproc.policy import PolicyStatistics, SamplingPolicy, TokenScores, score_tokens
+from seqproc.scorers.chunks import in_chunks
 
 _CHUNK_ELEMENTS = 1 << 20  # logits per chunk: 4 MB in float32, which a CPU's caches hold
 
@@ -19,13 +20,15 @@ _CHUNK_ELEMENTS = 1 << 20  # logits per chunk: 4 MB in float32, which a CPU's ca
 def measure(
     logits: Tensor, tokens: Tensor, policy: SamplingPolicy, eos_token_ids: Sequence[int] = ()
 ) -> TokenScores:
-    """Score tokens ``[T]`` under logits ``[T, V]``; differentiable in the logits."""
-    rows = max(1, _CHUNK_ELEMENTS // logits.shape[-1])
-    chunks = [
-        score_tokens(part, ids, policy, eos_token_ids)
-        for part, ids in zip(logits.split(rows), tokens.split(rows), strict=True)
-    ]
-    return chunks[0] if len(chunks) == 1 else TokenScores.concatenate(chunks)
+    """Score tokens ``[T]`` under logits ``[T, V]``; differentiable in the logits.
+
+    A backward pass computes the statistics again, part by part, and keeps none of them.
+    """
+
+    def score(part: Tensor, ids: Tensor) -> TokenScores:
+        return score_tokens(part, ids, policy, eos_token_ids)
+
+    return in_chunks(score, max(1, _CHUNK_ELEMENTS // logits.shape[-1]), logits, tokens)
 
 
 def empty_scores(dtype: torch.dtype, eos_token_ids: Sequence[int] = ()) -> TokenScores:

@@ -20,17 +20,16 @@ from seqproc.scorers import precision as precisions
 from seqproc.scorers.allocator import keep_freed_memory
 from seqproc.scorers.batching import Batch, Limits, TokenSequence
 from seqproc.scorers.budget import Schedule, default_tokens
+from seqproc.scorers.chunks import in_chunks
 from seqproc.scorers.forward import device_of, evaluating, forward_logits
 from seqproc.scorers.head import take_apart
 from seqproc.scorers.measure import empty_scores, measure
 from seqproc.scorers.overrides import ParamMapping, cast_up, resolve_mapping, widest
-from seqproc.scorers.recompute import recomputed
 
-# Logits of a chunk of the head: 64 MB in float32. With gradients a fourth of that, since the
-# backward pass then has some twenty tensors of this size at once.
-_HEAD_ELEMENTS = 1 << 24
-_HEAD_ELEMENTS_WITH_GRAD = 1 << 22
+_HEAD_ELEMENTS = 1 << 24  # logits of a chunk of the head: 64 MB in float32
+_HEAD_ELEMENTS_WITH_GRAD = 1 << 22  # fewer: a backward pass holds several tensors of this size
 
+ScoreBatch = Callable[[Batch], TokenScores]
 Progress = Callable[[int], None]  # called with the number of sequences just scored
 
 
@@ -93,29 +92,26 @@ class TeacherForcingScorer:
 
         Raises:
             OverrideError: an override that does not fit the model.
+            ConfigError: a limit that is not a whole number ≥ 1.
             ScoringError: a log-probability that is not a number, or one sequence alone that does
                 not fit in memory.
         """
         schedule = self.schedule(sequences, batch_size, token_budget, share_prompts)
-        results = []
+        results: list[list[TokenScores]] = []
         for override in overrides:
             mapping, width = resolve_mapping(self.model, override, buffers, self.least_dtypes())
-            result = [self.empty_scores(width)] * len(sequences)
+            results.append([self.empty_scores(width)] * len(sequences))
+            score_batch = functools.partial(
+                self.score_batch, policy=policy, mapping=mapping, width=width
+            )
 
-            def work(
-                batch: Batch,
-                mapping: ParamMapping = mapping,
-                width: torch.dtype = width,
-                result: list[TokenScores] = result,
-            ) -> None:
-                scores = self.score_batch(batch, policy, mapping, width).map(_to_cpu)
-                _place(result, batch, scores)
+            def work(batch: Batch, score_batch: ScoreBatch = score_batch) -> None:
+                _place(results[-1], batch, score_batch(batch).map(_to_cpu))
                 if progress is not None:
                     progress(len(batch.indices))
 
             with torch.no_grad():
                 schedule.run(work)
-            results.append(result)
         return results
 
     def score_with_grad(
@@ -155,7 +151,9 @@ class TeacherForcingScorer:
     ) -> Schedule:
         """The batches that `score` runs through; see there."""
         limits = Limits(
-            tokens=token_budget or default_tokens(self.model, self.device),
+            tokens=default_tokens(self.model, self.device)
+            if token_budget is None
+            else token_budget,
             sequences=batch_size,
             share_prompts=share_prompts and self.parts.shares_prompts,
         )
@@ -178,30 +176,23 @@ class TeacherForcingScorer:
             width: dtype of the forward, as from `resolve_mapping`.
             autocast: dtype of autocast, if on.
         """
-        batch = batch.to(self.device)
+        batch, with_grad = batch.to(self.device), torch.is_grad_enabled()
         with self.forwarding(width, autocast):
             states = self.parts.read(batch, mapping)
-
-        with_grad = torch.is_grad_enabled()
         head = self.parts.head(mapping)
 
-        def chunk_scores(tokens: Tensor, states: Tensor, *tensors: Tensor) -> TokenScores:
-            with self.forwarding(width, autocast):  # once more in the backward pass
-                given = dict(zip(head, tensors, strict=True)) if tensors else mapping
-                logits = self.parts.logits(states, given)
-                dtype = self._statistics_dtype(logits.dtype, with_grad=with_grad)
-                return measure(logits.to(dtype), tokens, policy, self.eos_token_ids)
+        def score_states(states: Tensor, tokens: Tensor, *tensors: Tensor) -> TokenScores:
+            with self.forwarding(width, autocast):  # once more in a backward pass
+                logits = self.parts.logits(states, dict(zip(head, tensors, strict=True)))
+            dtype = self._statistics_dtype(logits.dtype, with_grad)
+            return measure(logits.to(dtype), tokens, policy, self.eos_token_ids)
 
+        num_rows = self._head_rows(with_grad)
+        return in_chunks(score_states, num_rows, states, batch.targets, *head.values())
+
+    def _head_rows(self, with_grad: bool) -> int:
         elements = _HEAD_ELEMENTS_WITH_GRAD if with_grad else _HEAD_ELEMENTS
-        rows = max(1, elements // self.parts.vocabulary)
-        scores = []
-        for chunk, tokens in zip(states.split(rows), batch.targets.split(rows), strict=True):
-            if with_grad:
-                compute = functools.partial(chunk_scores, tokens)
-                scores.append(recomputed(compute, chunk, *head.values()))
-            else:
-                scores.append(chunk_scores(tokens, chunk))
-        return TokenScores.concatenate(scores)
+        return max(1, elements // self.parts.vocabulary)
 
     def logits(
         self, input_ids: Tensor, attention_mask: Tensor, mapping: ParamMapping | None = None
@@ -259,13 +250,12 @@ def _to_cpu(values: Tensor) -> Tensor:
 
 def _place(results: list[TokenScores], batch: Batch, scores: TokenScores) -> None:
     """Cut a batch's scores up into its sequences'."""
-    start = 0
-    for index, length in zip(batch.indices, batch.lengths, strict=True):
-        results[index] = _checked(scores.rows(start, start + length), index)
-        start += length
+    for index, start, stop in batch.spans():
+        results[index] = checked(scores.rows(start, stop), index)
 
 
-def _checked(scores: TokenScores, index: int) -> TokenScores:
+def checked(scores: TokenScores, index: int) -> TokenScores:
+    """The scores of a sequence, if all are numbers; else `ScoringError`."""
     broken = scores.logprobs.isnan() | scores.logqs.isnan()
     if bool(broken.any()):
         at = int(broken.nonzero()[0, 0])

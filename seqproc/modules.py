@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 
@@ -14,3 +16,8 @@ def unwrap(model: nn.Module) -> nn.Module:
             model = inner
         else:
             return model
+
+
+def without_adapters(model: Any) -> Any:
+    """The model inside a PEFT wrapper, its adapted layers in place."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -34,10 +34,6 @@ from seqproc.nucleus import Nuclei, nuclei, scaled, wide
 
 _NEG_INF = float("-inf")
 
-# Keeps the squares of small weights above float32's subnormal numbers, on which a CPU takes ten
-# times as long. A power of two, so nothing is rounded.
-_BOOST = 2.0**50
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingPolicy:
@@ -123,6 +119,8 @@ class TokenScores:
     @staticmethod
     def concatenate(parts: Sequence[TokenScores]) -> TokenScores:
         """Join scores along their first dimension."""
+        if len(parts) == 1:
+            return parts[0]
 
         def joined(name: str) -> Any:
             fields_ = [getattr(part.stats, name) for part in parts]
@@ -341,9 +339,7 @@ def _scores(r: _Restricted, raw: _Raw, policy: SamplingPolicy) -> TokenScores:
     log_mass, log_total = mass.log(), (mass + r.tail).log()
     entropy = log_mass - mean
     head, tail = (log_mass - log_total).exp(), r.tail / (mass + r.tail)
-    boosted = r.weights * _BOOST
-    squares = wide((boosted * boosted).sum(-1)) / _BOOST**2
-    renyi2 = 2 * log_mass - squares.log()
+    renyi2 = 2 * log_mass - wide((r.weights * r.weights).sum(-1)).log()
     log_raw_total = log_total if raw.log_total is None else raw.log_total
     logqs = raw.asked / policy.temperature - log_mass.unsqueeze(-1)
     logqs = logqs.masked_fill(~r.contains, _NEG_INF)

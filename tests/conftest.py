@@ -140,6 +140,32 @@ def tiny_gpt2(tiny_tokenizer: Any) -> Callable[..., Any]:
     return make
 
 
+@pytest.fixture
+def tiny_gemma2(tiny_tokenizer: Any) -> Callable[..., Any]:
+    """`tiny_gemma2(seed=0, num_layers=2, **config)`: a new Gemma 2, with soft-capped logits and
+    attention, and a window of 5 tokens in every second layer.
+    """
+    from transformers import Gemma2Config
+
+    def make(seed: int = 0, num_layers: int = 2, **config: Any) -> Any:
+        fields = {
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": num_layers,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "max_position_embeddings": 512,
+            "sliding_window": 5,
+            "final_logit_softcapping": 5.0,
+            "attn_logit_softcapping": 3.0,
+            "attn_implementation": "eager",
+        }
+        return _build(Gemma2Config, tiny_tokenizer, seed, fields | config)
+
+    return make
+
+
 @pytest.fixture(scope="session")
 def smollm2_path() -> Path:
     """The folder of the embedded model, converted on first use."""

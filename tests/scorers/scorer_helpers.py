@@ -18,6 +18,10 @@ from seqproc.types import BatchedSequences
 # (prompt tokens, response tokens): short and long, a response of one token, an empty one.
 LENGTHS = ((3, 5), (1, 9), (7, 1), (2, 0), (5, 4), (4, 7), (1, 2), (6, 6), (2, 3))
 
+# Prompt length, and the lengths of its responses: several lengths in a batch, one with no tokens,
+# prompts and responses of one token, prompts with one response only.
+FAMILIES = ((9, (5, 1, 8, 12)), (1, (3, 1, 7)), (14, (4, 0, 6)), (3, (9, 9)), (5, (6,)), (2, (1,)))
+
 
 def random_sequences(
     vocab_size: int, lengths: Sequence[tuple[int, int]] = LENGTHS, seed: int = 0
@@ -29,6 +33,20 @@ def random_sequences(
         return torch.randint(vocab_size, (size,), generator=generator)
 
     return [TokenSequence(prompt_ids=draw(p), response_ids=draw(t)) for p, t in lengths]
+
+
+def families(
+    vocab_size: int, shapes: Sequence[tuple[int, Sequence[int]]] = FAMILIES, seed: int = 0
+) -> list[TokenSequence]:
+    """Random sequences; those of one entry have their prompt in common."""
+    found = []
+    for n, (prompt, responses) in enumerate(shapes):
+        drawn = random_sequences(vocab_size, [(prompt, t) for t in responses], seed=1000 * seed + n)
+        found += [
+            TokenSequence(prompt_ids=drawn[0].prompt_ids, response_ids=s.response_ids)
+            for s in drawn
+        ]
+    return found
 
 
 def read(scores: TokenScores, name: str) -> torch.Tensor:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import fields
 
 import pytest
+import scorer_helpers
 import torch
 from scorer_helpers import random_sequences
 
+from seqproc.errors import ConfigError
 from seqproc.scorers import Batch, Limits, TokenSequence, plan, token_sequences
 from seqproc.types import BatchedSequences
 
@@ -30,15 +32,7 @@ LIMITS = [
 
 
 def families(shapes=FAMILIES, seed=0) -> list[TokenSequence]:
-    """Random sequences; those of one entry have their prompt in common."""
-    found = []
-    for n, (prompt, responses) in enumerate(shapes):
-        drawn = random_sequences(50, [(prompt, t) for t in responses], seed=1000 * seed + n)
-        found += [
-            TokenSequence(prompt_ids=drawn[0].prompt_ids, response_ids=s.response_ids)
-            for s in drawn
-        ]
-    return found
+    return scorer_helpers.families(50, shapes, seed)
 
 
 def contexts(batch: Batch) -> list[list[int]]:
@@ -393,3 +387,10 @@ def test_records_are_frozen():
         sequence.prompt_ids = torch.zeros(1)
     with pytest.raises(AttributeError):
         Limits(tokens=3).tokens = 4
+
+
+@pytest.mark.parametrize(("name", "limits"), [("token_budget", (0, 3)), ("batch_size", (5, 0))])
+def test_limits_below_one_are_refused(name, limits):
+    tokens, number = limits
+    with pytest.raises(ConfigError, match=name):
+        Limits(tokens=tokens, sequences=number)

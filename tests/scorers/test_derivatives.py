@@ -6,7 +6,7 @@ import pytest
 import torch
 from scorer_helpers import float64_profiles, random_sequences
 
-from seqproc.errors import OverrideError
+from seqproc.errors import OverrideError, ScoringError
 from seqproc.policy import SamplingPolicy, TokenScores
 from seqproc.scorers import TeacherForcingScorer, TokenSequence, build_params_override
 from seqproc.scorers.derivatives import differentiable_attention, hvp, jvp
@@ -17,36 +17,6 @@ POLICIES = [
     SamplingPolicy(temperature=0.9, top_p=0.4),
 ]
 STEP = 2e-5
-
-
-@pytest.fixture
-def tiny_gemma2(tiny_tokenizer):
-    """A Gemma 2 with soft-capped logits and attention, and a window smaller than the sequences."""
-    from transformers import AutoModelForCausalLM, Gemma2Config
-
-    config = Gemma2Config(
-        vocab_size=len(tiny_tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        final_logit_softcapping=3.0,
-        attn_logit_softcapping=5.0,
-        sliding_window=6,
-        initializer_range=0.2,
-        bos_token_id=None,
-        eos_token_id=0,
-        pad_token_id=1,
-    )
-
-    def make():
-        with torch.random.fork_rng():
-            torch.manual_seed(4)
-            return AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
-
-    return make
 
 
 def direction_of(model, seed: int = 1, only: str = "") -> dict[str, torch.Tensor]:
@@ -72,7 +42,7 @@ def likely_sequences(model, seed: int = 0) -> list[TokenSequence]:
     return found
 
 
-def slopes(scorer, sequences, policy, direction) -> list[TokenScores]:
+def slopes(scorer, sequences, policy, direction) -> list[dict[str, torch.Tensor]]:
     """Central differences of the scores, their first error term removed (Richardson)."""
 
     def at(eta: float) -> list[TokenScores]:
@@ -260,3 +230,12 @@ def test_attention_is_swapped_for_a_scope_only(tiny_llama):
     with differentiable_attention(model):
         assert model.config._attn_implementation == "sdpa"
     assert model.config._attn_implementation == "flash_attention_2"
+
+
+def test_logits_that_are_not_numbers_are_told(tiny_llama):
+    model = tiny_llama()
+    scorer = TeacherForcingScorer(model)
+    with torch.no_grad():
+        model.get_parameter("model.norm.weight").fill_(float("nan"))
+    with pytest.raises(ScoringError, match="is not a number"):
+        jvp(scorer, random_sequences(300), POLICIES[0], {})

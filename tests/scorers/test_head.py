@@ -120,7 +120,7 @@ def scored(model: nn.Module, precision: Any = None, **more: Any) -> Any:
 @pytest.fixture
 def told(caplog):
     """`told()`: what seqproc logged so far, as (level, text)."""
-    caplog.set_level(logging.INFO, logger="seqproc")
+    caplog.set_level(logging.WARNING, logger="seqproc")
 
     def read() -> list[tuple[int, str]]:
         return [(r.levelno, r.getMessage()) for r in caplog.records if r.name == "seqproc"]
@@ -364,7 +364,7 @@ def test_a_plain_module_is_used_whole(told):
     assert not parts.shares_prompts
     assert worst_gap(parts, inner, share=False) < 2e-5
     ((level, text),) = told()
-    assert level == logging.INFO
+    assert level == logging.WARNING
     assert "own logits" in text
     assert "Plain has no backbone" in text
 
@@ -375,7 +375,7 @@ def test_a_head_that_looks_at_tokens_is_used_whole(told):
     assert isinstance(parts, WholeModel)
     assert worst_gap(parts, model, share=False) < 2e-5
     ((level, text),) = told()
-    assert level == logging.INFO
+    assert level == logging.WARNING
     assert "the logits of its parts are off by" in text
 
 
@@ -397,7 +397,7 @@ def test_a_model_that_forgets_its_positions_shares_no_prompts(told):
     assert worst_gap(parts, model, share=False) < 2e-5
     assert worst_gap(parts, model, share=True) > 1e-2
     ((level, text),) = told()
-    assert level == logging.INFO
+    assert level == logging.WARNING
     assert "without shared prompts" in text
 
 

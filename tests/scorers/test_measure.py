@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 
 import pytest
 import torch
@@ -26,8 +27,6 @@ def steps(count: int = 23, size: int = 40) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.fixture
 def small_chunks(monkeypatch):
     """Chunks of three rows of 40 logits."""
-    import sys
-
     module = sys.modules[measure.__module__]
     sizes = []
     original = module.score_tokens
@@ -61,7 +60,7 @@ def test_gradients_cross_chunks(small_chunks):
     logits.requires_grad_()
     scores = measure(logits, tokens, POLICY)
     (gradient,) = torch.autograd.grad(scores.stats.rb_entropy.sum(), logits)
-    assert len(small_chunks) == 8
+    assert len(small_chunks) == 2 * 8  # each chunk once more in the backward pass
     assert bool((gradient.abs().sum(-1) > 0).all())
 
 
@@ -129,3 +128,25 @@ def test_features_are_detached_and_keep_the_dtype():
 
 def test_features_of_nothing():
     assert baseline_features(empty_scores(torch.float32).stats).shape == (0, 7)
+
+
+def test_a_constant_statistic_has_no_gradient():
+    logits = torch.randn(3, 7, requires_grad=True)
+    scores = measure(logits, torch.tensor([1, 2, 3]), SamplingPolicy())
+    (gradient,) = torch.autograd.grad(scores.stats.tail_mass.sum(), logits, allow_unused=True)
+    assert gradient is None or not gradient.any()
+
+
+def test_parts_have_the_derivatives_of_the_whole(monkeypatch):
+    module = sys.modules[measure.__module__]
+    monkeypatch.setattr(module, "_CHUNK_ELEMENTS", 14)  # two rows of seven
+    logits = torch.randn(5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    tokens = logits.argmax(-1)
+    for policy in (SamplingPolicy(temperature=0.7), SamplingPolicy(top_p=0.6)):
+
+        def read(x, policy=policy):
+            scores = measure(x, tokens, policy)
+            return scores.logqs, scores.logprobs, scores.stats.rb_entropy, scores.stats.logit_var
+
+        assert torch.autograd.gradcheck(read, (logits.clone().requires_grad_(),))
+        assert torch.autograd.gradgradcheck(read, (logits.clone().requires_grad_(),))

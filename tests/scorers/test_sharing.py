@@ -8,65 +8,18 @@ from typing import Any
 
 import pytest
 import torch
-from scorer_helpers import distance, float64_profiles, random_sequences
+from scorer_helpers import distance, families, float64_profiles, random_sequences
 from torch import nn
 
 from seqproc.policy import SamplingPolicy
-from seqproc.scorers import TeacherForcingScorer, TokenSequence, token_sequences
+from seqproc.scorers import TeacherForcingScorer, token_sequences
 from seqproc.types import BatchedSequences
 
 FULL = SamplingPolicy()
 NUCLEUS = SamplingPolicy(temperature=0.8, top_p=0.95)
 BOUNDS = [(None, 2e-5), (float64_profiles(), 1e-11)]
 FAMILIES = ["tiny_llama", "tiny_qwen2", "tiny_gpt2", "tiny_gemma2", "tiny_lora"]
-WINDOW = 5
-
-# Prompt length, and the lengths of its responses: several lengths in a batch, one with no tokens,
-# prompts and responses of one token, prompts with one response only.
-SHAPES = ((9, (5, 1, 8, 12)), (1, (3, 1, 7)), (14, (4, 0, 6)), (3, (9, 9)), (5, (6,)), (2, (1,)))
-
-
-def families(vocab_size: int, shapes: Any = SHAPES, seed: int = 0) -> list[TokenSequence]:
-    """Random sequences; those of one entry have their prompt in common."""
-    found = []
-    for n, (prompt, responses) in enumerate(shapes):
-        drawn = random_sequences(vocab_size, [(prompt, t) for t in responses], seed=1000 * seed + n)
-        found += [
-            TokenSequence(prompt_ids=drawn[0].prompt_ids, response_ids=s.response_ids)
-            for s in drawn
-        ]
-    return found
-
-
-@pytest.fixture
-def tiny_gemma2(tiny_tokenizer):
-    """Gemma 2: both kinds of soft-capping, and a sliding window in every second layer."""
-    from transformers import AutoModelForCausalLM, Gemma2Config
-
-    def make(seed: int = 0) -> Any:
-        config = Gemma2Config(
-            vocab_size=len(tiny_tokenizer),
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            head_dim=8,
-            max_position_embeddings=128,
-            sliding_window=WINDOW,
-            final_logit_softcapping=5.0,
-            attn_logit_softcapping=3.0,
-            initializer_range=0.2,
-            attn_implementation="eager",
-            bos_token_id=None,
-            eos_token_id=None,
-            pad_token_id=None,
-        )
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-
-    return make
+WINDOW = 5  # of tiny_gemma2
 
 
 @pytest.fixture

@@ -1,0 +1,128 @@
+"""Scores computed in chunks of rows, with a graph that keeps none of what a chunk computed.
+
+The backward pass computes each chunk again and lets go of it before the next. That is
+`torch.utils.checkpoint` but for two things: what a chunk recomputes does not live on with scores
+that no loss uses, and gradients of tensors that all chunks read are summed in one place.
+Knows tensors and scores; what is computed of them is given as a function.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seqproc.policy import PolicyStatistics, TokenScores
+
+_STATISTICS = [f.name for f in fields(PolicyStatistics)]
+
+Compute = Callable[..., TokenScores]
+
+
+def in_chunks(
+    compute: Compute, num_rows: int, values: Tensor, tokens: Tensor, *shared: Tensor
+) -> TokenScores:
+    """``compute(values, tokens, *shared)``, ``num_rows`` rows of the first two at a time.
+
+    Differentiable in ``values`` and ``shared``, also twice, and by forward mode.
+
+    Args:
+        compute: a pure function, row by row; with gradients it runs once more in a backward pass.
+        num_rows: rows of a chunk, ≥ 1.
+        values: ``[R, …]``.
+        tokens: ``[R]``.
+        shared: tensors that every chunk reads whole.
+    """
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (values, *shared)):
+        return _unflat(_InChunks.apply(compute, num_rows, values, tokens, *shared))
+    chunks = zip(values.split(num_rows), tokens.split(num_rows), strict=True)
+    return TokenScores.concatenate([compute(some, ids, *shared) for some, ids in chunks])
+
+
+class _InChunks(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, compute: Compute, num_rows: int, values: Tensor, tokens: Tensor, *shared: Tensor
+    ) -> Any:
+        ctx.compute, ctx.num_rows, ctx.tokens = compute, num_rows, tokens
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(values, *shared)
+        return tuple(_flat(in_chunks(compute, num_rows, values, tokens, *shared)))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> Any:
+        twice = torch.is_grad_enabled()  # whoever differentiates wants to do so again
+        with torch.enable_grad():
+            values, *shared = (_alias(x, twice) for x in ctx.saved_tensors)
+            of_shared = [torch.zeros_like(x) if x.requires_grad else None for x in shared]
+            of_values: list[Any] = []
+            for start in range(0, len(values), ctx.num_rows):
+                rows = slice(start, start + ctx.num_rows)
+                some = _alias(values[rows], twice)
+                weights = [None if g is None else g[rows] for g in gradients]
+                # In one expression, so that a chunk's gradients are gone before the next ones.
+                first, *of_shared = map(
+                    functools.partial(_sum, twice=twice),
+                    [torch.zeros_like(some), *of_shared],
+                    _pull_back(
+                        _flat(ctx.compute(some, ctx.tokens[rows], *shared)),
+                        weights,
+                        [some, *shared],
+                        twice,
+                    ),
+                )
+                of_values.append(first)
+        return None, None, torch.cat(of_values), None, *of_shared
+
+
+def _alias(tensor: Tensor, twice: bool) -> Tensor:
+    """The same numbers under another name, so that gradients of chunks end here.
+
+    Were it the tensor itself, what leads from one input to another would be followed as well: a
+    tied head is also behind the hidden states.
+    """
+    return (
+        (tensor if twice else tensor.detach()).view_as(tensor).requires_grad_(tensor.requires_grad)
+    )
+
+
+def _pull_back(
+    outputs: Sequence[Tensor], weights: Sequence[Tensor | None], inputs: list[Tensor], twice: bool
+) -> list[Tensor | None]:
+    """Σ weights · d outputs/d inputs; None for an input that needs none, or has none."""
+    pairs = [(y, g) for y, g in zip(outputs, weights, strict=True) if g is not None]
+    used = [(y, g) for y, g in pairs if y.requires_grad]
+    wanted = [x for x in inputs if x.requires_grad]
+    if not used:  # constants, such as the head mass without truncation
+        return [None] * len(inputs)
+    found = iter(
+        torch.autograd.grad(
+            [y for y, _ in used],
+            wanted,
+            [g for _, g in used],
+            create_graph=twice,
+            allow_unused=True,
+        )
+    )
+    return [next(found) if x.requires_grad else None for x in inputs]
+
+
+def _sum(total: Tensor | None, new: Tensor | None, *, twice: bool) -> Tensor | None:
+    if total is None or new is None:
+        return total
+    return total + new if twice else total.add_(new)
+
+
+def _flat(scores: TokenScores) -> list[Tensor]:
+    """log p, log q and the statistics; ``eos_prob``, the last of them, where there is one."""
+    values = [getattr(scores.stats, name) for name in _STATISTICS]
+    return [scores.logprobs, scores.logqs, *(value for value in values if value is not None)]
+
+
+def _unflat(flat: Sequence[Tensor]) -> TokenScores:
+    statistics: dict[str, Any] = dict(zip(_STATISTICS, flat[2:], strict=False))
+    return TokenScores(logprobs=flat[0], logqs=flat[1], stats=PolicyStatistics(**statistics))
