@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from seqproc import BatchedSequences, LogprobResults, SequenceProcessor, load_model
+from seqproc import LogprobResults, SequenceProcessor, load_model
+from seqproc import estimators as est
 
 CONFIG = {
     "generation": {"temperature": 1.0, "top_p": 1.0},
@@ -33,13 +34,18 @@ def main() -> None:
         prompts, _ = processor.sample_prompts("arithmetic", num_prompts=args.draws, seed=args.seed)
         sequences = processor.generate_batched(prompts, G=1, seed=args.seed)
         direction = unit_direction(model, args.seed)
-        at_zero = score(processor, sequences, {}, 0.0)
-        print(f"H(0) = {entropies(at_zero).mean():.12f} nats per sequence")
+        etas = [10.0**-k for k in range(2, 9)]
+        zero, *shifted = (
+            results for results, _ in processor.sweep(sequences, direction, [0.0, *etas])
+        )
+        print(f"H(0) = {est.mean(entropies(zero))} nats per sequence")
         print("      η    ΔH(η)/η on the samples    ΔH(η)/η reweighted    max |w − 1|")
-        for eta in (10.0**-k for k in range(2, 9)):
-            shifted = score(processor, sequences, direction, eta)
-            plain, reweighted, weights = differences(at_zero, shifted)
-            largest = np.abs(weights - 1).max()
+        for eta, at_eta in zip(etas, shifted, strict=True):
+            before, after = entropies(zero), entropies(at_eta)
+            log_weights = est.sequence_log_weights(logqs(at_eta), logqs(zero))
+            plain = est.mean(after - before).value
+            reweighted = est.change(after, before, log_weights).value
+            largest = np.abs(np.expm1(log_weights)).max()
             print(f"{eta:.0e} {plain / eta:24.8f} {reweighted / eta:21.8f} {largest:14.2e}")
 
 
@@ -54,34 +60,14 @@ def unit_direction(model: nn.Module, seed: int) -> dict[str, Tensor]:
     return {name: v / norm for name, v in direction.items()}
 
 
-def score(
-    processor: SequenceProcessor,
-    sequences: BatchedSequences,
-    direction: dict[str, Tensor],
-    eta: float,
-) -> LogprobResults:
-    """Score the sequences at θ + η·v."""
-    override = processor.build_params_override(direction, eta)
-    return processor.teacher_force_logprobs(sequences, compute_rb=True, params_override=override)
-
-
 def entropies(results: LogprobResults) -> np.ndarray:
     """Σ_t H(q_t) of each sequence, in nats."""
     return np.array([row[0].sum() for row in results.rb_entropies])
 
 
-def differences(zero: LogprobResults, shifted: LogprobResults) -> tuple[float, float, np.ndarray]:
-    """ΔH on the samples, ΔH with importance weights, and the weights."""
-    log_weights = [
-        float((after[0] - before[0]).sum())
-        for after, before in zip(shifted.token_logqs or [], zero.token_logqs or [], strict=True)
-    ]
-    weights = np.exp(log_weights)
-    before, after = entropies(zero), entropies(shifted)
-    plain = float((after - before).mean())
-    # Σ w (H_η − H_0) + Σ (w − w̄) H_0: the small parts are never hidden behind large ones.
-    moved = (np.expm1(log_weights) - np.expm1(log_weights).mean()) * before
-    return plain, float((weights * (after - before) + moved).sum() / weights.sum()), weights
+def logqs(results: LogprobResults) -> list[np.ndarray]:
+    """log q of the tokens of each sequence, in nats."""
+    return [row[0] for row in results.token_logqs or []]
 
 
 def parse_arguments() -> argparse.Namespace:
