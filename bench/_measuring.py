@@ -22,6 +22,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from seqproc.scorers.allocator import keep_freed_memory
+
 Run = Callable[[], Any]
 
 
@@ -153,6 +155,32 @@ def tensor_peak(run: Run) -> int:
     with LiveStorages() as storages:
         run()
     return storages.peak
+
+
+@contextmanager
+def system_allocator() -> Iterator[None]:
+    """glibc as it is where nobody sets it: blocks over 32 MB, and freed ends over 64, go back.
+
+    The scorer sets it otherwise, for the whole process; so a contestant that is not ours would
+    gain from what it has not. Its limits move with what is freed, up to these, and so stand at
+    these in any process that scores.
+    """
+    set_back = platform.libc_ver()[0] == "glibc"
+    if set_back:
+        give_back_freed_memory()
+        _set_limits(blocks=32 << 20, trim=64 << 20)
+    try:
+        yield
+    finally:
+        if set_back:
+            keep_freed_memory.cache_clear()
+            keep_freed_memory()
+
+
+def _set_limits(blocks: int, trim: int) -> None:
+    libc = ctypes.CDLL(None)
+    assert libc.mallopt(-3, blocks)  # M_MMAP_THRESHOLD of malloc.h
+    assert libc.mallopt(-1, trim)  # M_TRIM_THRESHOLD
 
 
 def give_back_freed_memory() -> None:

@@ -1,7 +1,9 @@
 """The contestants: ways to score the same tokens of the same model, each a small function.
 
 All get the batches that seqproc planned and, where a model runs on single sequences, these in the
-order of the batches; so that what they find can be compared token by token.
+order of the batches; so that what they find can be compared token by token. Those that are not
+ours run under the C library's own allocation, as they would in a process without seqproc; the
+bare forward and TRL also under ours.
 """
 
 from __future__ import annotations
@@ -9,10 +11,12 @@ from __future__ import annotations
 import functools
 import importlib.util
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from _measuring import system_allocator
 from torch import Tensor
 
 from seqproc.policy import SamplingPolicy
@@ -68,6 +72,12 @@ class Contestant:
     policy: SamplingPolicy = WHOLE
     package: str | None = None  # to import, beyond what seqproc needs
     install: str = ""
+    allocator: Callable[[], AbstractContextManager[None]] = system_allocator  # that it runs under
+
+    def score(self, case: Case) -> Found:
+        """Score the case's tokens."""
+        with self.allocator():
+            return self.run(case, self.policy)
 
     @property
     def missing(self) -> str | None:
@@ -157,7 +167,9 @@ def sorted_filter(case: Case, policy: SamplingPolicy) -> Found:
 
 
 _TRL, _LM_EVAL = ("trl", "trl==1.16.0"), ("lm_eval", "lm-eval==0.4.13")
-BARE = Contestant(name="bare forward: backbone + lm_head", run=bare)
+BARE = Contestant(
+    name="bare forward: backbone + lm_head, seqproc's allocator", run=bare, allocator=nullcontext
+)
 LM_EVAL = Contestant(
     name="lm-evaluation-harness (sum of log p)",
     run=lm_eval,
@@ -166,12 +178,25 @@ LM_EVAL = Contestant(
 )
 CONTESTANTS: Sequence[Contestant] = (
     BARE,
-    Contestant(name="seqproc, all statistics, top_p=0.95", run=ours, policy=NUCLEUS),
-    Contestant(name="seqproc, all statistics, top_p=1", run=ours),
+    Contestant(name="bare forward, the system's allocator", run=bare),
+    Contestant(
+        name="seqproc, all statistics, top_p=0.95",
+        run=ours,
+        policy=NUCLEUS,
+        allocator=nullcontext,
+    ),
+    Contestant(name="seqproc, all statistics, top_p=1", run=ours, allocator=nullcontext),
     Contestant(name="naive log_softmax (log p)", run=naive),
     Contestant(name="per sequence, full sorts, top_p=0.95", run=per_sequence, policy=NUCLEUS),
     Contestant(name="per sequence, top_p=1", run=per_sequence),
     Contestant(name="TRL (log p, untruncated H)", run=trl, package=_TRL[0], install=_TRL[1]),
+    Contestant(
+        name="TRL, seqproc's allocator",
+        run=trl,
+        package=_TRL[0],
+        install=_TRL[1],
+        allocator=nullcontext,
+    ),
     LM_EVAL,
     Contestant(name="sorted top-p filter (log q), top_p=0.95", run=sorted_filter, policy=NUCLEUS),
 )

@@ -246,7 +246,7 @@ def accuracy(bench: Bench) -> Iterable[Row]:
     """Every contestant, and seqproc at every level of precision, against the oracle."""
     exact = bench.float64(bench.case, CHECKED_SEQUENCES)
     case = replace(exact, scorer=bench.scorer)
-    named = [(c.name, c.policy, c.run(case, c.policy)) for c in _present(CONTESTANTS)]
+    named = [(c.name, c.policy, c.score(case)) for c in _present(CONTESTANTS)]
     named += [
         (f"seqproc, {level}, top_p={policy.top_p:g}", policy, ours(at_level, policy))
         for level, at_level in (
@@ -275,7 +275,7 @@ def _score(scorer: TeacherForcingScorer, sequences: list[TokenSequence], overrid
 
 
 def _runs(case: Case, contestants: Sequence[Contestant]) -> dict[str, Callable[[], Any]]:
-    return {c.name: functools.partial(c.run, case, c.policy) for c in _present(contestants)}
+    return {c.name: functools.partial(c.score, case) for c in _present(contestants)}
 
 
 def _present(contestants: Sequence[Contestant]) -> list[Contestant]:

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from seqproc.errors import ConfigError
-from seqproc.nucleus import Nuclei, nuclei, scaled, wide
+from seqproc.nucleus import Nuclei, largest, nuclei, scaled, wide
 
 _NEG_INF = float("-inf")
 
@@ -311,7 +311,7 @@ def _whole(rows: Tensor, asked: Tensor, policy: SamplingPolicy) -> _Restricted:
 def _gap(rows: Tensor, temperature: float) -> Tensor:
     if rows.shape[-1] < 2:
         return wide(torch.zeros_like(rows[:, 0]))
-    first, second = wide(rows.topk(2, dim=-1).values).unbind(-1)
+    first, second = wide(rows.gather(-1, largest(rows, 2))).unbind(-1)
     return torch.where(second > _NEG_INF, first - second, torch.zeros_like(first)) / temperature
 
 

@@ -63,16 +63,32 @@ def near_thresholds(logits: torch.Tensor, temperature: float, gap: float) -> np.
     return np.clip(before + rng.choice([-gap, gap], size=len(mass)), 1e-6, 1 - 1e-9)
 
 
-@pytest.mark.parametrize("vocabulary", [260, 700])
+@pytest.mark.parametrize("vocabulary", [260, 703])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_hundred_thousand_adversarial_rows(kind, dtype, vocabulary):
+def test_a_hundred_thousand_adversarial_rows(monkeypatch, kind, dtype, vocabulary):
+    """The larger vocabulary is seen through blocks of 4, as a real one is through larger ones."""
+    monkeypatch.setattr(nucleus, "_BLOCK", 4)
+    monkeypatch.setattr(nucleus, "_LEAST_BLOCKS", 1)
     logits = adversarial(kind, ROWS_PER_KIND, vocabulary, dtype)
     for part, temperature in zip(logits.split(ROWS_PER_KIND // 3), (1.0, 0.7, 2.5), strict=True):
         for third, top_p in zip(part.split(len(part) // 3), (0.3, 0.95, 0.999), strict=True):
             policy = SamplingPolicy(temperature=temperature, top_p=top_p)
             wanted = full_sort(third, temperature, np.float64(top_p))
             assert np.array_equal(support(third, policy).numpy(), wanted)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("number", [2, 128])
+def test_the_largest_through_blocks(kind, number):
+    """A vocabulary that is no multiple of the block, so that its last ids are in none."""
+    logits = adversarial(kind, 12, 40_037, torch.float32)
+    logits[0, -1] = 99.0
+    assert logits.shape[-1] // nucleus._BLOCK >= nucleus._LEAST_BLOCKS * number
+    ids = nucleus.largest(logits, number)
+    assert all(len(set(row)) == number for row in ids.tolist())
+    wanted = -np.sort(-logits.numpy(), axis=-1)[:, :number]
+    assert np.array_equal(logits.gather(-1, ids).numpy(), wanted)
 
 
 @pytest.mark.parametrize("gap", [1e-4, 1e-6, 1e-8, 1e-10])
