@@ -9,16 +9,20 @@ group ``seqproc.engines``.
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from seqproc.errors import EngineError
 from seqproc.policy import SamplingPolicy
 from seqproc.types import FinishReason
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from seqproc.engines.source import ModelSource
 
 
@@ -49,6 +53,7 @@ class Completion:
     text: str  # decoded, special tokens stripped, stop string kept
     finish_reason: FinishReason
     logqs: tuple[float, ...] | None = None  # the engine's own log q(y_t) in nats, if it has them
+    prompt_ids: tuple[int, ...] | None = None  # as the engine really fed them to the model
 
 
 class Engine(ABC):
@@ -86,6 +91,36 @@ class Engine(ABC):
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """What samples, JSON-ready: name, library versions, resolved options, dtype."""
+
+    def load_weights(self, weights: Mapping[str, Tensor] | str | os.PathLike[str] | None) -> None:
+        """Sample with other weights from the next `generate` on. The live model stays as it is.
+
+        Args:
+            weights: one of three. A mapping of parameter names of the live model to tensors, such
+                as a scorer's ``params_override``, possibly of some parameters only: those without
+                an entry keep the source's own values θ, whatever was loaded before. It is copied.
+                Or a directory: a full checkpoint in safetensors, which leaves an adapter of the
+                source's in place, or a PEFT LoRA adapter, which takes its place. Or None, for the
+                source's own weights.
+
+        Raises:
+            EngineError: the engine cannot take weights, or is generating; an unknown name, another
+                shape, no such directory, or one without safetensors (nothing is ever unpickled).
+        """
+        del weights
+        raise EngineError(
+            f"the engine {self.name!r} cannot take other weights; use engine='hf' or 'vllm', or "
+            "start another engine on a model that has them"
+        )
+
+    def fingerprint(self) -> str | None:
+        """Hex digest of the weights that the engine holds now; None when it cannot tell.
+
+        It is read from the tensors that the engine computes with, not remembered from what it was
+        given, and changes with any bit of a weight. Engines lay weights out in their own ways:
+        digests compare between engines of the same kind and options only.
+        """
+        return None
 
     def sleep(self) -> None:  # noqa: B027
         """Give device memory back while something else (the scorer) needs it; optional."""

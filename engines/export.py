@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from seqproc.errors import EngineError
+from seqproc.modules import without_adapters
 
 _MERGE_FIRST = (
     "merge it into the weights first (model = model.merge_and_unload()), or sample with engine='hf'"
@@ -35,15 +36,31 @@ def export_model(model: nn.Module, directory: str, dtype: str) -> str | None:
     Raises:
         EngineError: when the model is not of this kind, or holds what an adapter cannot express.
     """
-    adapter_name = _lora_adapter(model)
-    base = model.get_base_model() if _is_peft(model) else model  # type: ignore[operator]
+    lora_adapter(model)  # refused before anything is written
+    export_base(model, directory, dtype)
+    return export_adapter(model, directory)
+
+
+def export_base(model: nn.Module, directory: str, dtype: str) -> None:
+    """The part of `export_model` that writes the base model."""
+    base: Any = without_adapters(model)
     if not hasattr(base, "save_pretrained"):
         raise EngineError(
             f"cannot write a {type(base).__name__} as a checkpoint: expected a transformers "
             "PreTrainedModel, or PEFT's wrapper of one"
         )
     _save_base(base, directory, getattr(torch, dtype))
-    return None if adapter_name is None else _save_adapter(model, adapter_name, directory)
+
+
+def export_adapter(model: nn.Module, directory: str) -> str | None:
+    """The part of `export_model` that writes the adapter."""
+    name = lora_adapter(model)
+    return None if name is None else _save_adapter(model, name, directory)
+
+
+def plain_name(name: str) -> str:
+    """The name that a weight of the base model had before LoRA was put in."""
+    return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
 
 
 def _save_base(base: Any, directory: str, dtype: torch.dtype) -> None:
@@ -57,7 +74,7 @@ def _save_base(base: Any, directory: str, dtype: torch.dtype) -> None:
     with (
         _replaced(base, "generation_config", GenerationConfig()),
         _restored(base.config),
-        _without_progress_bars(),
+        without_progress_bars(),
     ):
         base.save_pretrained(directory, state_dict=state)
     config.architectures = [type(base).__name__]
@@ -67,11 +84,7 @@ def _save_base(base: Any, directory: str, dtype: torch.dtype) -> None:
 
 def _clean_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The base model's weights under the names that they had before LoRA was put in."""
-    return {
-        name.replace(".base_layer.", "."): tensor
-        for name, tensor in state.items()
-        if ".lora_" not in name
-    }
+    return {plain_name(name): tensor for name, tensor in state.items() if ".lora_" not in name}
 
 
 def _narrowed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -89,13 +102,14 @@ def _narrowed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: narrow(tensor) for name, tensor in state.items()}
 
 
-def _is_peft(model: nn.Module) -> bool:
+def is_peft(model: nn.Module) -> bool:
+    """Whether it is PEFT's wrapper of a model."""
     return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
 
 
-def _lora_adapter(model: nn.Module) -> str | None:
+def lora_adapter(model: nn.Module) -> str | None:
     """The name of the active LoRA adapter; None for a model without, or with it switched off."""
-    if not _is_peft(model):
+    if not is_peft(model):
         if getattr(model, "_hf_peft_config_loaded", False):
             raise EngineError(
                 "this model holds adapters that transformers loaded into it: wrap the base model "
@@ -171,7 +185,7 @@ def _restored(config: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _without_progress_bars() -> Iterator[None]:
+def without_progress_bars() -> Iterator[None]:
     """Keep transformers from drawing its bars for a while."""
     from transformers.utils import logging
 

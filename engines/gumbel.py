@@ -74,9 +74,9 @@ def gumbel_noise_batch(seeds: Tensor, steps: Tensor, vocab_size: int) -> Tensor:
         steps: ``[N]`` int64.
         vocab_size: V.
     """
-    keys = _split(_split(seeds, torch.zeros_like(steps)), steps)
+    keys = split64(split64(seeds, torch.zeros_like(steps)), steps)
     tokens = torch.arange(vocab_size, dtype=torch.int64, device=seeds.device)
-    bits = _split(keys.unsqueeze(-1), tokens)
+    bits = split64(keys.unsqueeze(-1), tokens)
     k = _unsigned_shift(bits, 64 - _UNIFORM_BITS).double()
     uniforms = k.add_(0.5).mul_(2.0**-_UNIFORM_BITS)  # both exact
     return uniforms.log_().neg_().log_().neg_()
@@ -94,8 +94,8 @@ def seed_tensor(seeds: list[int], device: torch.device | str | None = None) -> T
     return torch.tensor([_signed(seed) for seed in seeds], dtype=torch.int64, device=device)
 
 
-def _split(seeds: Tensor, indices: Tensor) -> Tensor:
-    """S(seed, index): output number ``index`` of SplitMix64 seeded with ``seed``."""
+def split64(seeds: Tensor, indices: Tensor) -> Tensor:
+    """S(seed, index): output ``index`` of SplitMix64 seeded with ``seed``; int64, element-wise."""
     return _mix(seeds + (indices + 1) * _GAMMA)
 
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib import metadata
 from typing import Any, ClassVar
@@ -23,8 +24,10 @@ from torch import Tensor, nn
 from seqproc.engines.base import Completion, Engine, Request, StoppingRule
 from seqproc.engines.coupling import choose, only
 from seqproc.engines.gumbel import seed_tensor
+from seqproc.engines.loading import checked, private, read_weights, swapped, weights_directory
 from seqproc.engines.source import ModelSource
 from seqproc.engines.stopping import StopWatcher, check_request, finish
+from seqproc.engines.weights import FingerprintCache
 from seqproc.errors import ConfigError, EngineError
 from seqproc.policy import SamplingPolicy
 
@@ -38,7 +41,7 @@ class HFEngine(Engine):
 
     Args:
         model: a causal language model, or PEFT's wrapper of one. It is put into evaluation mode
-            while it generates, and is otherwise left as it was.
+            while it generates, with any loaded weights in it, and is otherwise left as it was.
         tokenizer: the model's tokenizer, which tells where a response ends.
         max_context: longest sequence of prompt and response [tokens]; None for no limit.
         batch_size: sequences per batch.
@@ -60,6 +63,9 @@ class HFEngine(Engine):
         self._model = model
         self._tokenizer = tokenizer
         self._max_context = max_context
+        self._weights: dict[str, Tensor] = {}  # instead of the model's own, while it generates
+        self._fingerprints = FingerprintCache()
+        self._num_generating = 0
 
     @classmethod
     def from_source(cls, source: ModelSource, **options: Any) -> HFEngine:
@@ -80,8 +86,38 @@ class HFEngine(Engine):
         self, requests: Iterable[Request], policy: SamplingPolicy, stopping: StoppingRule
     ) -> Iterator[Completion]:
         """Sample batch by batch; see `Engine.generate`."""
-        for batch in self._batches(requests, stopping):
-            yield from self._generate_batch(batch, policy, stopping)
+        self._num_generating += 1
+        try:
+            for batch in self._batches(requests, stopping):
+                yield from self._generate_batch(batch, policy, stopping)
+        finally:
+            self._num_generating -= 1
+
+    def load_weights(self, weights: Mapping[str, Tensor] | str | os.PathLike[str] | None) -> None:
+        """Sample with other weights; see `Engine.load_weights`.
+
+        A LoRA adapter for a model that has none is merged into the weights, on a copy.
+        """
+        if self._num_generating:
+            raise EngineError(
+                "a generation is under way: finish or close its iterator before loading weights"
+            )
+        if weights is None:
+            self._weights = {}
+            return
+        given = weights
+        if not isinstance(given, Mapping):
+            given = read_weights(self._model, weights_directory(weights))
+        kept = given.values() if given is weights else ()
+        self._weights = private(checked(self._model, given), kept)
+
+    def fingerprint(self) -> str:
+        """Of the model's parameters and persistent buffers, with loaded weights in their place."""
+        persistent = set(self._model.state_dict())
+        buffers = self._model.named_buffers()
+        tensors: dict[str, Tensor] = dict(self._model.named_parameters())
+        tensors |= {name: buffer for name, buffer in buffers if name in persistent}
+        return self._fingerprints.fingerprint(tensors | self._weights)
 
     def describe(self) -> dict[str, Any]:
         """What samples, JSON-ready."""
@@ -97,6 +133,7 @@ class HFEngine(Engine):
             "model_class": type(self._model).__name__,
             "dtype": str(parameter.dtype).removeprefix("torch."),
             "device": str(parameter.device),
+            "weights": self.fingerprint(),
         }
 
     def _batches(
@@ -120,7 +157,7 @@ class HFEngine(Engine):
         sampler = PolicySampler(policy, [request.seed for request in batch])
         stops = StopStrings(self._tokenizer, stopping, len(batch))
         try:
-            with _generating(self._model):
+            with _generating(self._model), swapped(self._model, self._weights):
                 output: Tensor = self._model.generate(  # type: ignore[operator]
                     input_ids=ids_NP,
                     attention_mask=mask_NP,
@@ -139,13 +176,21 @@ class HFEngine(Engine):
             ) from error
         rows = output[:, ids_NP.shape[1] :].tolist()
         logqs = sampler.token_logqs().tolist()
+        prompts = [ids[mask.bool()].tolist() for ids, mask in zip(ids_NP, mask_NP, strict=True)]
         return [
-            self._completion(request, row[:end], row_logqs, stopping)
-            for request, row, row_logqs, end in zip(batch, rows, logqs, stops.ends, strict=True)
+            self._completion(request, prompt, row[:end], row_logqs, stopping)
+            for request, prompt, row, row_logqs, end in zip(
+                batch, prompts, rows, logqs, stops.ends, strict=True
+            )
         ]
 
     def _completion(
-        self, request: Request, row: list[int], logqs: list[float], stopping: StoppingRule
+        self,
+        request: Request,
+        prompt: list[int],
+        row: list[int],
+        logqs: list[float],
+        stopping: StoppingRule,
     ) -> Completion:
         ids, text, reason = finish(row, self._tokenizer, stopping)
         kept = tuple(logqs[: len(ids)])
@@ -155,7 +200,12 @@ class HFEngine(Engine):
                 f"({len(request.prompt_ids)} prompt tokens); check its weights and dtype"
             )
         return Completion(
-            index=request.index, token_ids=ids, text=text, finish_reason=reason, logqs=kept
+            index=request.index,
+            token_ids=ids,
+            text=text,
+            finish_reason=reason,
+            logqs=kept,
+            prompt_ids=tuple(prompt),
         )
 
 

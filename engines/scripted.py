@@ -132,7 +132,12 @@ class ScriptedEngine(Engine):
         ids, text, reason = finish(self._lines_of(request), self._tokenizer, stopping)
         logqs = None if self._logqs is None else tuple(self._logqs(request, ids))
         return Completion(
-            index=request.index, token_ids=ids, text=text, finish_reason=reason, logqs=logqs
+            index=request.index,
+            token_ids=ids,
+            text=text,
+            finish_reason=reason,
+            logqs=logqs,
+            prompt_ids=request.prompt_ids,
         )
 
     def _lines_of(self, request: Request) -> Sequence[int]:

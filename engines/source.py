@@ -174,6 +174,11 @@ class ModelSource:
         )
 
     @property
+    def is_live(self) -> bool:
+        """Whether it was made of a live model, and not of a checkpoint."""
+        return self._path is None
+
+    @property
     def is_loaded(self) -> bool:
         """Whether the live model is in memory."""
         return self._model is not None

@@ -16,13 +16,14 @@ import os
 import random
 import textwrap
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from seqproc.engines.base import Completion, Engine, Request, StoppingRule
 from seqproc.engines.source import Checkpoint, ModelSource
@@ -33,6 +34,7 @@ from seqproc.engines.vllm_options import (
     require_temperature,
     sampling_params,
 )
+from seqproc.engines.vllm_weights import VLLMWeights
 from seqproc.errors import EngineError, MissingDependencyError, SeqprocError
 from seqproc.policy import SamplingPolicy
 
@@ -48,6 +50,7 @@ class VLLMEngine(Engine):
         tokenizer: the model's tokenizer, which tells where a response ends.
         sampler: "native" for vLLM's own, which also reports log q; "coupled" for Gumbel noise that
             is a function of seed, step and token id (see `coupling`), the same in every engine.
+        source: where the checkpoint came from; without it only directories can be loaded later.
         **options: of `vllm.LLM`; each overrides the default chosen for the platform.
 
     Raises:
@@ -63,6 +66,7 @@ class VLLMEngine(Engine):
         tokenizer: Any,
         *,
         sampler: Literal["native", "coupled"] = "native",
+        source: ModelSource | None = None,
         **options: Any,
     ) -> None:
         if sampler not in ("native", "coupled"):
@@ -86,13 +90,13 @@ class VLLMEngine(Engine):
             )
             with _explained("vLLM could not start"):
                 self._llm: Any = _start(vllm, self._options)
-        self._lora = self._lora_request()
+                self._weights = VLLMWeights(self._llm, checkpoint, source)
 
     @classmethod
     def from_source(cls, source: ModelSource, **options: Any) -> VLLMEngine:
         """Start vLLM on the source's checkpoint; a live model is exported first."""
         _require_vllm()
-        return cls(source.checkpoint(), source.tokenizer, **options)
+        return cls(source.checkpoint(), source.tokenizer, source=source, **options)
 
     @property
     def max_context(self) -> int | None:
@@ -123,12 +127,40 @@ class VLLMEngine(Engine):
                 for output in self._step(in_flight):
                     request = in_flight.pop(output.request_id, None)
                     if request is not None:
-                        yield self._completion(request, output.outputs[0], policy, stopping)
+                        yield self._completion(request, output, policy, stopping)
                 self._feed(stream, in_flight, policy, stopping)
         finally:
             self._is_generating = False
             if in_flight and self._llm is not None:
                 self._engine.abort_request(list(in_flight))
+
+    def load_weights(self, weights: Mapping[str, Tensor] | str | os.PathLike[str] | None) -> None:
+        """Sample with other weights; see `Engine.load_weights`.
+
+        A mapping is written over the live model's weights into a temporary checkpoint, which vLLM
+        reads; one of LoRA parameters alone, and an adapter's directory, become vLLM's adapter. A
+        source that is a checkpoint is loaded into memory to take a mapping's names from. After an
+        error other than a refusal of what was given, load again before sampling.
+
+        Raises:
+            EngineError: also while the engine sleeps, or for an adapter when vLLM was started
+                without LoRA: on a source without one, and without the option enable_lora=True.
+        """
+        if self._is_asleep:
+            raise EngineError("this vLLM engine is asleep: call wake() before loading weights")
+        if self._is_generating:
+            raise EngineError(
+                "a generation is under way: finish or close its iterator before loading weights"
+            )
+        self._engine  # noqa: B018 - raises when closed
+        with _process_unchanged(), _explained("vLLM could not load the weights"):
+            self._weights.load(weights)
+
+    def fingerprint(self) -> str:
+        """Of what vLLM multiplies with, its packed weights too; read once after each load."""
+        self._engine  # noqa: B018 - raises when closed
+        with _process_unchanged(), _explained("vLLM could not read its weights"):
+            return self._weights.fingerprint()
 
     def describe(self) -> dict[str, Any]:
         """What samples, JSON-ready."""
@@ -144,11 +176,13 @@ class VLLMEngine(Engine):
             "max_model_len": self.max_context,
             "max_num_seqs": config.scheduler_config.max_num_seqs,
             "notes": list(self._checkpoint.notes),
+            "weights": self.fingerprint(),
         }
 
     def sleep(self) -> None:
         """Give the accelerator's memory back; only with the option ``enable_sleep_mode``."""
         if self._can_sleep() and not self._is_asleep:
+            self.fingerprint()  # which cannot be read later
             with _explained("vLLM could not go to sleep"):
                 self._llm.sleep(level=1)
             self._is_asleep = True
@@ -164,6 +198,7 @@ class VLLMEngine(Engine):
         """Stop vLLM and free its memory; another engine can then start in this process."""
         if self._llm is None:
             return
+        self._weights.close()
         engine, self._llm = self._engine, None
         with _process_unchanged():
             engine.engine_core.shutdown()
@@ -185,13 +220,6 @@ class VLLMEngine(Engine):
     def _can_sleep(self) -> bool:
         return bool(self._options.get("enable_sleep_mode")) and self._llm is not None
 
-    def _lora_request(self) -> Any:
-        if self._checkpoint.adapter is None:
-            return None
-        from vllm.lora.request import LoRARequest
-
-        return LoRARequest("adapter", 1, self._checkpoint.adapter)
-
     def _feed(
         self,
         stream: Iterator[Request],
@@ -209,7 +237,7 @@ class VLLMEngine(Engine):
                     request_id,
                     {"type": "token", "prompt_token_ids": list(request.prompt_ids)},
                     sampling_params(request.seed, policy, stopping, coupled=self._is_coupled),
-                    lora_request=self._lora,
+                    lora_request=self._weights.lora,
                 )
             in_flight[request_id] = request
 
@@ -227,14 +255,19 @@ class VLLMEngine(Engine):
     def _completion(
         self, request: Request, output: Any, policy: SamplingPolicy, stopping: StoppingRule
     ) -> Completion:
-        sampled = list(output.token_ids)
-        ids, text, reason = finish(sampled, self._tokenizer, stopping)
+        response = output.outputs[0]
+        ids, text, reason = finish(list(response.token_ids), self._tokenizer, stopping)
         logqs = None
         if policy.do_sample and not self._is_coupled:  # of greedy requests vLLM reports log p
-            steps = itertools.islice(zip(output.logprobs, ids, strict=False), len(ids))
+            steps = itertools.islice(zip(response.logprobs, ids, strict=False), len(ids))
             logqs = tuple(float(position[token].logprob) for position, token in steps)
         return Completion(
-            index=request.index, token_ids=ids, text=text, finish_reason=reason, logqs=logqs
+            index=request.index,
+            token_ids=ids,
+            text=text,
+            finish_reason=reason,
+            logqs=logqs,
+            prompt_ids=tuple(output.prompt_token_ids),
         )
 
 

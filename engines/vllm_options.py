@@ -27,6 +27,7 @@ _KV_CACHE_GIB = (1, 16)  # least and most that is taken on a CPU without asking
 _MISSED_CORES = 4  # with so few, the one that vLLM's own choice leaves idle is missed
 _TEMPERATURES = (0.01, 2.0)  # vLLM raises a lower T to 0.01, silently, and refuses a higher
 _COUPLED_SAMPLER = "seqproc.engines.vllm_coupled:CoupledSampler"
+_WORKER_EXTENSION = "seqproc.engines.vllm_worker.WeightsExtension"
 _CGROUP_LIMITS = (
     "/sys/fs/cgroup/memory.max",
     "/sys/fs/cgroup/memory/memory.limit_in_bytes",
@@ -72,6 +73,7 @@ def llm_options(
         "seed": 0,
         "disable_log_stats": True,
         "use_tqdm_on_load": False,
+        "worker_extension_cls": _WORKER_EXTENSION,  # tells and changes what weights it holds
     }
     if on_cpu:
         defaults |= _cpu_options(options)
@@ -120,7 +122,7 @@ def _refuse_fixed(options: Mapping[str, Any]) -> None:
                 f"engine 'vllm' needs {name}={value!r}, so that it samples from seqproc's policy "
                 f"and reports its log q; got {options[name]!r}. Leave it out"
             )
-    for name in ("model", "skip_tokenizer_init", "logits_processors"):
+    for name in ("model", "skip_tokenizer_init", "logits_processors", "worker_extension_cls"):
         if name in options:
             raise EngineError(f"engine 'vllm' sets {name!r} itself; leave it out")
 

@@ -6,8 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from seqproc.engines import Engine, ModelSource, Request, StoppingRule
+import torch
 
+from seqproc.engines import Completion, Engine, ModelSource, Request, StoppingRule
+from seqproc.policy import SamplingPolicy
+
+NEAR_TIE = 1e-3  # nats between two logits, above which rounding cannot swap them
 QUESTIONS = [f"What is {i} + {i + 3}? Explain" + " step by step" * (i % 3) for i in range(32)]
 
 
@@ -73,3 +77,34 @@ def start_vllm(source: ModelSource, **options: Any) -> Engine:
 
     small = {"max_model_len": 512, "max_num_seqs": 32, "kv_cache_memory_bytes": 1 << 30}
     return create_engine("vllm", source, **{**small, **options})
+
+
+def run(
+    engine: Any, requests: list[Request], policy: SamplingPolicy, rule: StoppingRule
+) -> dict[int, Completion]:
+    return {c.index: c for c in engine.generate(requests, policy, rule)}
+
+
+def forward(model: Any, prompt: tuple[int, ...], response: tuple[int, ...]) -> torch.Tensor:
+    """Logits ``[T, V]`` of the response's tokens, teacher-forced."""
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt + response])).logits[0]
+    return logits[len(prompt) - 1 : -1]
+
+
+def require_same_but_for_near_ties(
+    model: Any, requests: list[Request], ours: dict[int, Completion], other: dict[int, Completion]
+) -> None:
+    """Greedy tokens equal; where they part, the two candidates' logits must be nearly equal."""
+    for request in requests:
+        a, b = ours[request.index].token_ids, other[request.index].token_ids
+        parts = next(
+            (t for t, pair in enumerate(zip(a, b, strict=False)) if len(set(pair)) > 1), None
+        )
+        if parts is None:
+            assert a == b
+            continue
+        logits = forward(model, request.prompt_ids, a[: parts + 1])[-1]
+        gap = abs(float(logits[a[parts]] - logits[b[parts]]))
+        print(f"request {request.index}, token {parts}: {a[parts]} or {b[parts]}, gap {gap:.2e}")
+        assert gap <= NEAR_TIE

@@ -44,6 +44,7 @@ def test_every_request_is_answered_once_and_well(bench: Any) -> None:
     assert set(found) == set(range(8))
     for completion in found.values():
         assert 1 <= len(completion.token_ids) <= 6
+        assert completion.prompt_ids == requests[completion.index].prompt_ids
         # It is cut already, its text is that of its tokens, and its reason the shared one.
         again = finish(completion.token_ids, bench.tokenizer, rule)
         assert again == (completion.token_ids, completion.text, completion.finish_reason)

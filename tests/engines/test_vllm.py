@@ -6,6 +6,7 @@ short; the file takes a few minutes on two cores.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from engine_bench import Bench, VLLMHost, prompt_ids, start_vllm
+from engine_bench import (
+    Bench,
+    VLLMHost,
+    forward,
+    prompt_ids,
+    require_same_but_for_near_ties,
+    run,
+    start_vllm,
+)
 
 from seqproc.engines import (
     Completion,
@@ -34,7 +43,6 @@ pytestmark = [pytest.mark.vllm, pytest.mark.model]
 
 GREEDY = SamplingPolicy(do_sample=False)
 POLICY = SamplingPolicy(temperature=0.9, top_p=0.95)
-NEAR_TIE = 1e-3  # nats between two logits, above which rounding cannot swap them
 
 
 @pytest.fixture
@@ -45,37 +53,6 @@ def bench(vllm_host: VLLMHost) -> Bench:
 @pytest.fixture
 def hf(smollm2: tuple[Any, Any]) -> HFEngine:
     return HFEngine(*smollm2, max_context=512, batch_size=16)
-
-
-def run(
-    engine: Any, requests: list[Request], policy: SamplingPolicy, rule: StoppingRule
-) -> dict[int, Completion]:
-    return {c.index: c for c in engine.generate(requests, policy, rule)}
-
-
-def forward(model: Any, prompt: tuple[int, ...], response: tuple[int, ...]) -> torch.Tensor:
-    """Logits ``[T, V]`` of the response's tokens, teacher-forced."""
-    with torch.no_grad():
-        logits = model(torch.tensor([prompt + response])).logits[0]
-    return logits[len(prompt) - 1 : -1]
-
-
-def require_same_but_for_near_ties(
-    model: Any, requests: list[Request], ours: dict[int, Completion], other: dict[int, Completion]
-) -> None:
-    """Greedy tokens equal; where they part, the two candidates' logits must be nearly equal."""
-    for request in requests:
-        a, b = ours[request.index].token_ids, other[request.index].token_ids
-        parts = next(
-            (t for t, pair in enumerate(zip(a, b, strict=False)) if len(set(pair)) > 1), None
-        )
-        if parts is None:
-            assert a == b
-            continue
-        logits = forward(model, request.prompt_ids, a[: parts + 1])[-1]
-        gap = abs(float(logits[a[parts]] - logits[b[parts]]))
-        print(f"request {request.index}, token {parts}: {a[parts]} or {b[parts]}, gap {gap:.2e}")
-        assert gap <= NEAR_TIE
 
 
 # ---------------------------------------------------------------- tokens and log q
@@ -165,13 +142,7 @@ def test_stop_strings_however_they_tokenise_as_in_hugging_face(bench: Bench, hf:
 
 def run_without_logqs(engine: HFEngine, request: Request, rule: StoppingRule) -> Completion:
     """Greedy; vLLM reports no log q then."""
-    found = run(engine, [request], GREEDY, rule)[0]
-    return Completion(
-        index=found.index,
-        token_ids=found.token_ids,
-        text=found.text,
-        finish_reason=found.finish_reason,
-    )
+    return dataclasses.replace(run(engine, [request], GREEDY, rule)[0], logqs=None)
 
 
 def test_eos_special_token_stop_and_length_as_in_hugging_face(bench: Bench, hf: HFEngine) -> None:
@@ -304,6 +275,7 @@ def test_options_that_are_not_vllms_or_would_change_the_measure_are_refused() ->
         ({"generation_config": "auto"}, "needs generation_config='vllm'"),
         ({"logprobs_mode": "raw_logprobs"}, "needs logprobs_mode='processed_logprobs'"),
         ({"logits_processors": ["x:Y"]}, "sets 'logits_processors' itself"),
+        ({"worker_extension_cls": "x.Y"}, "sets 'worker_extension_cls' itself"),
     ):
         with pytest.raises(EngineError, match=problem):
             llm_options(CHECKPOINT, options, on_cpu=True)
