@@ -11,6 +11,7 @@ Knows rows of logits only; `seqproc.policy` says what the nucleus is for.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
@@ -20,8 +21,7 @@ from torch import Tensor
 # Candidates of a first, second, … look at a row; what is still open then is sorted in full.
 _WIDTHS = (128, 512, 4096)
 
-_BLOCK = 64  # neighbouring logits that are seen through the largest of them
-_LEAST_BLOCKS = 4  # for each that is looked into; with fewer the detour does not pay
+_LEAST_GROUP = 4  # logits; with smaller groups a detour through their largest does not pay
 
 # Bounds on the relative error of a sum of exponentials. In float32, x = (ℓ − max ℓ)/T carries
 # 2⁻²³·|x|, which matters down to exp(−88); exp and the cascaded sum add 2e-6 at most. In float64
@@ -148,18 +148,20 @@ def largest(logits: Tensor, number: int) -> Tensor:
     """Ids of the largest logits of each row, falling: ``[N, number]``, int64. Which of equal ones
     are taken at the end, and their order, is left open.
 
-    In a large vocabulary only the ``number`` blocks of largest maximum are looked into: each of
-    them holds a logit at least as large as all in the blocks left out.
+    In a large vocabulary only the ``number`` groups of largest maximum are looked into: each of
+    them holds a logit at least as large as all in the groups left out. Group g of G holds the ids
+    g, g + G, g + 2G, …; their size makes the two searches about equally long.
     """
     rows, vocabulary = logits.detach(), logits.shape[-1]
-    num_blocks = vocabulary // _BLOCK
-    if num_blocks < _LEAST_BLOCKS * number:
+    size = math.isqrt(vocabulary // number)
+    if size < _LEAST_GROUP:
         return rows.topk(number, dim=-1).indices
-    blocks = rows[:, : num_blocks * _BLOCK].unflatten(-1, (num_blocks, _BLOCK)).amax(-1)
-    chosen = blocks.topk(number, dim=-1, sorted=False).indices
-    within = torch.arange(_BLOCK, device=rows.device)
-    rest = torch.arange(num_blocks * _BLOCK, vocabulary, device=rows.device)
-    ids = (chosen.unsqueeze(-1) * _BLOCK + within).flatten(1)
+    num_groups = vocabulary // size
+    peaks = rows[:, : num_groups * size].unflatten(-1, (size, num_groups)).amax(1)
+    chosen = peaks.topk(number, dim=-1, sorted=False).indices
+    members = torch.arange(size, device=rows.device).unsqueeze(-1) * num_groups
+    rest = torch.arange(num_groups * size, vocabulary, device=rows.device)
+    ids = (chosen.unsqueeze(1) + members).flatten(1)
     ids = torch.cat([ids, rest.expand(len(rows), -1)], dim=-1)
     return ids.gather(-1, rows.gather(-1, ids).topk(number, dim=-1).indices)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -67,9 +69,8 @@ def near_thresholds(logits: torch.Tensor, temperature: float, gap: float) -> np.
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_hundred_thousand_adversarial_rows(monkeypatch, kind, dtype, vocabulary):
-    """The larger vocabulary is seen through blocks of 4, as a real one is through larger ones."""
-    monkeypatch.setattr(nucleus, "_BLOCK", 4)
-    monkeypatch.setattr(nucleus, "_LEAST_BLOCKS", 1)
+    """The larger vocabulary is seen through groups of 2, as a real one is through larger ones."""
+    monkeypatch.setattr(nucleus, "_LEAST_GROUP", 2)
     logits = adversarial(kind, ROWS_PER_KIND, vocabulary, dtype)
     for part, temperature in zip(logits.split(ROWS_PER_KIND // 3), (1.0, 0.7, 2.5), strict=True):
         for third, top_p in zip(part.split(len(part) // 3), (0.3, 0.95, 0.999), strict=True):
@@ -79,12 +80,12 @@ def test_a_hundred_thousand_adversarial_rows(monkeypatch, kind, dtype, vocabular
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("number", [2, 128])
-def test_the_largest_through_blocks(kind, number):
-    """A vocabulary that is no multiple of the block, so that its last ids are in none."""
+@pytest.mark.parametrize("number", [2, 128, 512])
+def test_the_largest_through_groups(kind, number):
+    """A vocabulary that is no multiple of the group, so that its last ids are in none."""
     logits = adversarial(kind, 12, 40_037, torch.float32)
     logits[0, -1] = 99.0
-    assert logits.shape[-1] // nucleus._BLOCK >= nucleus._LEAST_BLOCKS * number
+    assert math.isqrt(40_037 // number) >= nucleus._LEAST_GROUP
     ids = nucleus.largest(logits, number)
     assert all(len(set(row)) == number for row in ids.tolist())
     wanted = -np.sort(-logits.numpy(), axis=-1)[:, :number]
