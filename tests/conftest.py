@@ -8,17 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny import byte_tokenizer, random_model
 
 # Before anything imports the libraries that read them.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-
-SENTENCES = (
-    "What is 2 + 3? Think, then answer: <answer>5</answer>.",
-    "Natalia sold clips to 48 of her friends in April. How many clips did she sell altogether?",
-    "The answer is 72, because 48 + 24 = 72. The other answer is wrong.",
-    "Ünïcödé and 数学: every byte has a token of its own.",
-)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -51,42 +45,7 @@ def tiny_tokenizer() -> Any:
 
     Shared by the whole session: copy it (`copy.deepcopy`) before changing it.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300,
-        special_tokens=["<eos>", "<pad>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    bpe.train_from_iterator(SENTENCES, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=bpe,
-        eos_token="<eos>",
-        pad_token="<pad>",
-        clean_up_tokenization_spaces=False,
-    )
-
-
-def _build(config_class: type, tokenizer: Any, seed: int, fields: dict[str, Any]) -> Any:
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    defaults = {
-        "vocab_size": len(tokenizer),
-        "bos_token_id": None,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-        "initializer_range": 0.2,  # logits spread by about 1: nuclei worth looking at
-    }
-    config = config_class(**defaults | fields)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    return byte_tokenizer()
 
 
 @pytest.fixture
@@ -103,7 +62,7 @@ def tiny_llama(tiny_tokenizer: Any) -> Callable[..., Any]:
             "num_key_value_heads": 2,
             "max_position_embeddings": 512,
         }
-        return _build(LlamaConfig, tiny_tokenizer, seed, fields | config)
+        return random_model(LlamaConfig, tiny_tokenizer, seed, fields | config)
 
     return make
 
@@ -123,7 +82,7 @@ def tiny_qwen2(tiny_tokenizer: Any) -> Callable[..., Any]:
             "max_position_embeddings": 512,
             "tie_word_embeddings": True,
         }
-        return _build(Qwen2Config, tiny_tokenizer, seed, fields | config)
+        return random_model(Qwen2Config, tiny_tokenizer, seed, fields | config)
 
     return make
 
@@ -135,7 +94,7 @@ def tiny_gpt2(tiny_tokenizer: Any) -> Callable[..., Any]:
 
     def make(seed: int = 0, num_layers: int = 2, **config: Any) -> Any:
         fields = {"n_embd": 32, "n_layer": num_layers, "n_head": 4, "n_positions": 512}
-        return _build(GPT2Config, tiny_tokenizer, seed, fields | config)
+        return random_model(GPT2Config, tiny_tokenizer, seed, fields | config)
 
     return make
 
@@ -161,7 +120,7 @@ def tiny_gemma2(tiny_tokenizer: Any) -> Callable[..., Any]:
             "attn_logit_softcapping": 3.0,
             "attn_implementation": "eager",
         }
-        return _build(Gemma2Config, tiny_tokenizer, seed, fields | config)
+        return random_model(Gemma2Config, tiny_tokenizer, seed, fields | config)
 
     return make
 

@@ -10,6 +10,7 @@ from seqproc import __version__
 from seqproc.cli.catalog import datasets, models
 from seqproc.cli.command import command
 from seqproc.cli.demo import demo
+from seqproc.cli.parity import parity
 from seqproc.cli.sample import sample
 from seqproc.cli.score import score
 
@@ -21,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-for function in (sample, score, demo, models, datasets):
+for function in (sample, score, parity, demo, models, datasets):
     app.command()(command(function))
 
 

@@ -12,21 +12,25 @@ from typing import TYPE_CHECKING, Any
 from seqproc.errors import ConfigError
 
 if TYPE_CHECKING:
-    from seqproc.cli.options import EngineOptions, ModelOptions, PolicyOptions
+    from seqproc.cli.options import EngineOptions, ModelOptions, PolicyOptions, ResponseOptions
     from seqproc.processor import SequenceProcessor
 
 
 def build_processor(
-    model: ModelOptions, policy: PolicyOptions, engine: EngineOptions | None = None
+    model: ModelOptions,
+    policy: PolicyOptions,
+    engine: EngineOptions | None = None,
+    response: ResponseOptions | None = None,
 ) -> SequenceProcessor:
     """Open a model as the options say; neither engine nor scorer starts yet.
 
     Args:
         model: the model.
         policy: the policy.
-        engine: the engine; None when nothing is to be sampled.
+        engine: the engine; None when nothing is to be sampled, or by engines of their own.
+        response: when a response ends, for engines of their own.
     """
-    configuration = build_config(policy, engine)
+    configuration = build_config(policy, engine or response)
     engine_options = {} if engine is None else parse_engine_options(engine.engine_option or [])
     _quieten_libraries()
     from seqproc.processor import SequenceProcessor
@@ -44,7 +48,7 @@ def build_processor(
     )
 
 
-def build_config(policy: PolicyOptions, engine: EngineOptions | None = None) -> dict[str, Any]:
+def build_config(policy: PolicyOptions, response: ResponseOptions | None = None) -> dict[str, Any]:
     """The configuration file, or the defaults, under the options that were given.
 
     Raises:
@@ -59,11 +63,11 @@ def build_config(policy: PolicyOptions, engine: EngineOptions | None = None) -> 
         "tf_batch_size": policy.tf_batch_size,
         "do_sample": False if policy.greedy else None,
     }
-    if engine is not None:
+    if response is not None:
         given |= {
-            "max_new_tokens": engine.max_new_tokens,
-            "gen_batch_size": engine.gen_batch_size,
-            "stop": tuple(engine.stop) if engine.stop else None,
+            "max_new_tokens": response.max_new_tokens,
+            "gen_batch_size": response.gen_batch_size,
+            "stop": tuple(response.stop) if response.stop else None,
         }
     changes = {name: value for name, value in given.items() if value is not None}
     if policy.entropy_fp64:

@@ -54,14 +54,9 @@ class PolicyOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EngineOptions:
-    """What samples, and when a response ends."""
+class ResponseOptions:
+    """When a response ends."""
 
-    engine: Annotated[str, typer.Option(help="vllm, hf, or an installed engine.")] = "vllm"
-    engine_option: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="Of the engine; JSON, else a string. Repeatable."),
-    ] = None
     max_new_tokens: Annotated[int | None, typer.Option(help=f"Per response. {_GIVEN}")] = None
     stop: Annotated[
         list[str] | None,
@@ -71,6 +66,17 @@ class EngineOptions:
     ] = None
     gen_batch_size: Annotated[
         int | None, typer.Option(help=f"Sequences per batch of the hf engine. {_GIVEN}")
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions(ResponseOptions):
+    """What samples, and when a response ends."""
+
+    engine: Annotated[str, typer.Option(help="vllm, hf, or an installed engine.")] = "vllm"
+    engine_option: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="Of the engine; JSON, else a string. Repeatable."),
     ] = None
 
 

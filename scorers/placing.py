@@ -1,0 +1,77 @@
+"""Teacher forcing for parity: where each token stands in one or several distributions.
+
+One forward serves all the distributions that are asked about. Knows the scorer's parts and
+functions of logits; not engines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from seqproc.scorers.batching import Batch, TokenSequence
+from seqproc.scorers.overrides import ParamMapping, resolve_mapping
+from seqproc.scorers.teacher_forcing import Progress, TeacherForcingScorer
+
+_CHUNK_ELEMENTS = 1 << 21  # logits of a chunk: 16 MB in float64, of which several are alive
+
+Reading = Callable[[Tensor, Tensor], dict[str, Tensor]]  # logits [R, V], tokens [R] to columns [R…]
+
+
+def read_columns(
+    scorer: TeacherForcingScorer,
+    sequences: Sequence[TokenSequence],
+    reading: Reading,
+    *,
+    override: ParamMapping | None = None,
+    token_budget: int | None = None,
+    progress: Progress | None = None,
+) -> list[dict[str, Tensor]]:
+    """Whatever ``reading`` reads off the logits of every generated token.
+
+    Args:
+        scorer: model and precision; logits come in the dtype of its forward without gradients.
+        sequences: what to read, each with at least one token.
+        reading: a pure function, row by row, of logits and the tokens that followed them.
+        override: parameters to read at, possibly partial; None for the model's own θ.
+        token_budget: see `TeacherForcingScorer.score`.
+        progress: told how many sequences each batch finished.
+
+    Returns:
+        For each sequence, in the order given, the columns on the CPU, one row per token.
+    """
+    mapping, width = resolve_mapping(scorer.model, override, None, scorer.least_dtypes())
+    found: list[dict[str, Tensor]] = [{}] * len(sequences)
+
+    def work(batch: Batch) -> None:
+        columns = _read_batch(scorer, batch, reading, mapping, width)
+        for index, start, stop in batch.spans():
+            found[index] = {name: column[start:stop] for name, column in columns.items()}
+        if progress is not None:
+            progress(len(batch.indices))
+
+    with torch.no_grad():
+        scorer.schedule(sequences, None, token_budget).run(work)
+    return found
+
+
+def _read_batch(
+    scorer: TeacherForcingScorer,
+    batch: Batch,
+    reading: Reading,
+    mapping: Mapping[str, Tensor] | None,
+    width: torch.dtype,
+) -> dict[str, Tensor]:
+    batch = batch.to(scorer.device)
+    parts: list[dict[str, Tensor]] = []
+    with scorer.forwarding(width):
+        states = scorer.parts.read(batch, mapping)
+        head = scorer.parts.head(mapping)
+        vocabulary = max(scorer.parts.vocabulary, states.shape[-1])
+        num_rows = max(1, _CHUNK_ELEMENTS // vocabulary)
+        for some, tokens in zip(states.split(num_rows), batch.targets.split(num_rows), strict=True):
+            columns = reading(scorer.parts.logits(some, head), tokens)
+            parts.append({name: column.cpu() for name, column in columns.items()})
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -1,0 +1,180 @@
+"""`seqproc parity`: do these engines sample from the distribution that the scorer scores?"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from seqproc.cli.build import build_processor, parse_engine_options
+from seqproc.cli.command import FAILURE
+from seqproc.cli.display import console, printable
+from seqproc.cli.options import DrawOptions, ModelOptions, PolicyOptions, ResponseOptions
+from seqproc.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from seqproc.parity import Check
+    from seqproc.parity.run import EngineChoice, ParityReport
+    from seqproc.policy import SamplingPolicy
+
+_Engines = Annotated[
+    str, typer.Option(help="With commas: hf, vllm, an installed one; options as NAME:KEY=VALUE.")
+]
+_Policies = Annotated[
+    list[str] | None,
+    typer.Option("--policy", metavar="T,TOP_P", help="In place of the two options. Repeatable."),
+]
+_FalseAlarms = Annotated[
+    float, typer.Option(help="Probability that a right engine fails under one policy.")
+]
+_ParityOut = Annotated[Path, typer.Option(help="Folder that parity.json is written to.")]
+
+
+def parity(
+    model: ModelOptions,
+    draw: DrawOptions,
+    policy: PolicyOptions,
+    response: ResponseOptions,
+    engines: _Engines,
+    policies: _Policies = None,
+    false_alarms: _FalseAlarms = 1e-3,
+    out: _ParityOut = Path(),
+) -> None:
+    """Test engines against the scorer: 0 when parity holds, 1 when not, 2 on bad usage."""
+    choices, measured = parse_engines(engines), parse_policies(policies or [])
+    prompts = _prompts(draw)
+    with build_processor(model, policy, response=response) as processor:
+        from seqproc.parity.run import run_parity, to_json
+
+        report = run_parity(
+            processor,
+            choices,
+            prompts,
+            measured or [processor.policy],
+            num_draws=draw.draws,
+            seed=draw.seed,
+            false_alarms=false_alarms,
+            told=print_check,
+        )
+    print_comparisons(report)
+    path = out / "parity.json"
+    out.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(to_json(report), indent=1, allow_nan=False), encoding="utf-8")
+    console().print(f"written to {printable(str(path))}")
+    if not report.holds:
+        raise typer.Exit(FAILURE)
+
+
+def parse_engines(text: str) -> list[EngineChoice]:
+    """``hf,vllm:sampler=coupled`` as names and options.
+
+    Raises:
+        ConfigError: an engine that there is not, one that comes twice, or an option that is none.
+    """
+    from seqproc.engines import engine_names
+    from seqproc.parity.run import EngineChoice
+
+    choices = []
+    for part in text.split(","):
+        name, *options = part.strip().split(":")
+        if name not in engine_names():
+            raise ConfigError(
+                f"--engines names {name!r}; expected some of {', '.join(engine_names())}, "
+                "with commas between"
+            )
+        choices.append(EngineChoice(name=name, options=dict(parse_engine_options(options))))
+    labels = [choice.label for choice in choices]
+    if len(set(labels)) < len(labels):
+        raise ConfigError(f"--engines names an engine twice: {text}")
+    return choices
+
+
+def parse_policies(texts: list[str]) -> list[SamplingPolicy]:
+    """``0.7,0.95`` as T = 0.7 and top_p = 0.95.
+
+    Raises:
+        ConfigError: not two numbers, or not those of a policy.
+    """
+    from seqproc.policy import SamplingPolicy
+
+    policies = []
+    for text in texts:
+        try:
+            temperature, top_p = (float(number) for number in text.split(","))
+        except ValueError as error:
+            raise ConfigError(f"--policy must be T,TOP_P such as 0.7,0.95, got {text!r}") from error
+        policies.append(SamplingPolicy(temperature=temperature, top_p=top_p))
+    return policies
+
+
+def _prompts(draw: DrawOptions) -> list[str]:
+    """The prompts' texts: as many as were asked for, or a quarter of the draws."""
+    from seqproc.prompts import choose_prompts, load_prompts
+
+    pool = load_prompts(draw.dataset, draw.split, data_dir=draw.data_dir)
+    number = draw.max_prompts_pool or max(1, min(draw.draws // 4, len(pool)))
+    return [entry.text for entry in choose_prompts(pool, number, draw.seed)]
+
+
+def print_check(label: str, check: Check) -> None:
+    """One engine under one policy: every test, the mismatch, the verdict and its causes."""
+    out, policy, verdict = console(), check.policy, check.verdict
+    measure = f"T = {policy.temperature:g}, top_p = {policy.top_p:g}"
+    out.print(
+        f"\n[bold]{printable(label)}[/] at {measure if policy.do_sample else 'greedy'}: "
+        f"{check.num_draws:,} draws of {check.num_prompts:,} prompts, {check.num_tokens:,} tokens"
+    )
+    out.print(_findings_table(check))
+    if check.mismatch is not None:
+        out.print(_mismatch_table(check))
+    for cause in check.causes:
+        out.print(printable(f"cause, {cause.link}: {cause.description} ({cause.detail})"))
+    said = "[green]parity holds[/]" if verdict.holds else "[bold red]parity does not hold[/]"
+    out.print(f"{said} ({verdict.num_tests} tests, false alarms {verdict.false_alarms:g}, Holm)")
+
+
+def _findings_table(check: Check) -> Table:
+    from rich.table import Table
+
+    table = Table("link", "test", "statistic", "p", "", box=None, pad_edge=False)
+    for one in check.findings:
+        failed = one.name in check.verdict.failed
+        table.add_row(
+            one.link,
+            one.name,
+            "" if one.statistic is None else f"{one.statistic:.4g}",
+            "" if one.p_value is None else f"{one.p_value:.3g}",
+            printable(one.detail),
+            style="red" if failed else None,
+        )
+    return table
+
+
+def _mismatch_table(check: Check) -> Table:
+    from rich.table import Table
+
+    table = Table("log q, engine against scorer", "", box=None, pad_edge=False)
+    for name, metric in (check.mismatch or {}).items():
+        table.add_row(name, f"{metric.value:.4g} ± {metric.standard_error:.2g}")
+    return table
+
+
+def print_comparisons(report: ParityReport) -> None:
+    """Where coupled engines part, and whether rounding explains it."""
+    out = console()
+    for one in report.comparisons:
+        first, second = map(printable, one.engines)
+        explained = sum(d.is_explained for d in one.divergences)
+        out.print(
+            f"\n{first} and {second}, coupled: {one.num_identical:,} of {one.num_draws:,} draws "
+            f"identical; {explained:,} of {len(one.divergences):,} divergences explained"
+        )
+        for d in one.divergences:
+            word = "near-tie" if d.is_explained else "[bold red]unexplained[/]"
+            out.print(f"  draw {d.index} step {d.step}: {d.tokens}, gap {d.gap:.2g} nats, {word}")
+    said = "[green]parity holds[/]" if report.holds else "[bold red]parity does not hold[/]"
+    out.print(f"\n[bold]all in all:[/] {said}")

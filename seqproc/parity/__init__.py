@@ -1,0 +1,45 @@
+"""Parity: proof that an engine samples from the distribution that the scorer scores.
+
+`check_engine` samples, scores, tests and gives a verdict with a stated rate of false alarms, and
+the cause of a failure. `compare` says where two coupled runs part; `canary` whether an engine has
+the scorer's weights. The parts can be used alone:
+`sample`, `score_nominal`, `sampler_findings`, `mismatch`, `decide`.
+"""
+
+from seqproc.parity.attribution import Cause, Suspects, attribute
+from seqproc.parity.check import Check, check_engine
+from seqproc.parity.divergence import Comparison, Divergence, compare
+from seqproc.parity.draws import Answer, Draws, Nominal, sample, score, score_nominal
+from seqproc.parity.freshness import canary, require_weights
+from seqproc.parity.metrics import Metric, mismatch
+from seqproc.parity.sampler import sampler_findings
+from seqproc.parity.structure import structure_findings
+from seqproc.parity.verdict import FALSE_ALARMS, Finding, Link, Verdict, decide
+
+__all__ = [
+    "FALSE_ALARMS",
+    "Answer",
+    "Cause",
+    "Check",
+    "Comparison",
+    "Divergence",
+    "Draws",
+    "Finding",
+    "Link",
+    "Metric",
+    "Nominal",
+    "Suspects",
+    "Verdict",
+    "attribute",
+    "canary",
+    "check_engine",
+    "compare",
+    "decide",
+    "mismatch",
+    "require_weights",
+    "sample",
+    "sampler_findings",
+    "score",
+    "score_nominal",
+    "structure_findings",
+]

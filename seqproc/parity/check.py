@@ -1,0 +1,151 @@
+"""`check_engine`: sample with an engine, score every token, test, and give one verdict.
+
+Joins the parts of this package; computes nothing itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from seqproc.engines.base import Engine, Request, StoppingRule
+from seqproc.parity import metrics, structure
+from seqproc.parity.attribution import Case, Cause, Suspects, attribute
+from seqproc.parity.draws import Answer, Draws, Nominal, sample, score_nominal
+from seqproc.parity.metrics import Metric
+from seqproc.parity.sampler import sampler_findings
+from seqproc.parity.verdict import FALSE_ALARMS, Finding, Verdict, decide
+from seqproc.policy import SamplingPolicy
+from seqproc.scorers import TeacherForcingScorer
+from seqproc.scorers.overrides import ParamMapping
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """What one engine was found to do under one policy."""
+
+    engine: dict[str, Any]  # as it describes itself
+    policy: SamplingPolicy
+    num_prompts: int
+    num_draws: int
+    num_tokens: int
+    logit_error: float  # allowed to the engine, nats
+    findings: tuple[Finding, ...]
+    verdict: Verdict
+    mismatch: dict[str, Metric] | None  # None: the engine reports no log q
+    causes: tuple[Cause, ...]  # empty when the verdict holds
+    answers: tuple[Answer, ...] = field(repr=False)  # what it sampled
+
+
+def check_engine(
+    engine: Engine,
+    scorer: TeacherForcingScorer,
+    tokenizer: Any,
+    requests: Sequence[Request],
+    prompts: Sequence[int],
+    policy: SamplingPolicy,
+    stopping: StoppingRule,
+    *,
+    override: ParamMapping | None = None,
+    suspects: Suspects | None = None,
+    logit_error: float | None = None,
+    false_alarms: float = FALSE_ALARMS,
+    seed: int = 0,
+) -> Check:
+    """Test whether an engine samples from the q that the scorer scores.
+
+    Args:
+        engine: any engine; it need not have been told of the override.
+        scorer: its model is the truth, in the precision of its forward without gradients.
+        tokenizer: the model's, which tells where a response ends.
+        requests: D draws; two or more of each prompt, so that their independence is tested.
+        prompts: ``[D]``, the number of each request's prompt.
+        policy: the measure q.
+        stopping: where responses end; its EOS ids are the scorer's.
+        override: parameters that the engine is said to sample with; None for the model's own.
+        suspects: other parameters that it might hold instead, by a description each; they are
+            made only when something failed. The model's own are one, when there is an override.
+        logit_error: by which each logit may be off [nats]; None for what goes with the dtype that
+            the engine says it has.
+        false_alarms: probability that a right engine fails.
+        seed: of the tests' own randomisation.
+
+    Raises:
+        EngineError: when the engine fails, or breaks its contract so that nothing can be tested.
+    """
+    description = engine.describe()
+    if logit_error is None:
+        logit_error = metrics.logit_error_of(str(description.get("dtype")))
+    answers = sample(engine, requests, prompts, policy, stopping)
+    draws, nominal = score_nominal(
+        answers, scorer, policy, logit_error, override=override, seed=seed
+    )
+    tolerance = 2 * logit_error / policy.temperature
+    findings = all_findings(answers, draws, nominal, tokenizer, stopping, tolerance)
+    verdict = decide(findings, false_alarms)
+    case = Case(
+        engine=engine,
+        answers=answers,
+        scorer=scorer,
+        policy=policy,
+        stopping=stopping,
+        draws=draws,
+        nominal=nominal,
+        override=override,
+        suspects=_suspects(override, suspects),
+        tolerance=tolerance,
+        false_alarms=false_alarms,
+    )
+    failed = [finding for finding in findings if finding.name in verdict.failed]
+    logqs = nominal.engine_logqs
+    return Check(
+        engine=description,
+        policy=policy,
+        num_prompts=len(set(prompts)),
+        num_draws=len(draws.lengths),
+        num_tokens=len(draws.logqs),
+        logit_error=logit_error,
+        findings=tuple(findings),
+        verdict=verdict,
+        mismatch=None if logqs is None else metrics.mismatch(draws, logqs),
+        causes=tuple(attribute(case, failed)) if failed else (),
+        answers=tuple(answers),
+    )
+
+
+def all_findings(
+    answers: Sequence[Answer],
+    draws: Draws,
+    nominal: Nominal,
+    tokenizer: Any,
+    stopping: StoppingRule,
+    tolerance: float,
+) -> list[Finding]:
+    """Every test and check of sampled and scored draws, along the chain.
+
+    Args:
+        answers: from `sample`.
+        draws: from `score_nominal`, with
+        nominal: what it says beside.
+        tokenizer: tells where a response ends.
+        stopping: where it should.
+        tolerance: of a reported log q, nats.
+    """
+    logqs = nominal.engine_logqs
+    reported = (
+        []
+        if logqs is None
+        else [metrics.reported_log_q(draws, logqs, nominal.is_settled, tolerance)]
+    )
+    return [
+        *structure.structure_findings(answers, tokenizer, stopping),
+        structure.support(draws, nominal),
+        *sampler_findings(draws),
+        *reported,
+    ]
+
+
+def _suspects(override: ParamMapping | None, suspects: Suspects | None) -> Suspects:
+    own = {} if override is None else {"the model's own weights, not the override": dict}
+    return {**own, **(suspects or {})}

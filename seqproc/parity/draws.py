@@ -1,0 +1,278 @@
+"""An engine's draws, each token placed in the distribution that the scorer says it came from.
+
+Knows the engine contract and the scorer; the tests that read a `Draws` know neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from seqproc.engines.base import Completion, Engine, Request, StoppingRule
+from seqproc.errors import EngineError
+from seqproc.placement import Cut, LogDistribution, Placement, cut, place
+from seqproc.policy import SamplingPolicy, log_q, token_log_p
+from seqproc.scorers import TeacherForcingScorer, TokenSequence
+from seqproc.scorers.overrides import ParamMapping
+from seqproc.scorers.placing import read_columns
+
+# Legend: D draws, N tokens of all draws together, K bins of ranks.
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A request and what the engine made of it."""
+
+    request: Request
+    prompt: int  # number of the prompt; draws of one prompt have it in common
+    completion: Completion
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draws:
+    """D draws of N tokens in all, scored under one distribution; nats."""
+
+    prompts: NDArray[np.int64]  # [D]
+    lengths: NDArray[np.int64]  # [D] tokens of each draw
+    ended_by_eos: NDArray[np.bool_]  # [D] whether the last token is an EOS
+    logqs: Floats  # [N] log q(y); −∞ outside the support
+    mass_before: Floats  # [N] q of the tokens before y, in order of falling probability
+    mass_below: Floats  # [N] q of the tokens of smaller id
+    ranks: NDArray[np.int64]  # [N]
+    entropies: Floats  # [N] H(q)
+    variances: Floats  # [N] Var_q[log q]
+    rank_masses: Floats  # [N, K]
+    last_probs: Floats  # [N] q of the last token kept
+    is_last: NDArray[np.bool_]  # [N]
+    eos_probs: Floats  # [N]
+    randomiser: Floats  # [N] uniform on (0, 1), of the test and not of the engine
+
+    @property
+    def starts(self) -> NDArray[np.int64]:
+        """Index of the first token of each draw, ``[D]``."""
+        return np.cumsum(self.lengths) - self.lengths
+
+    @property
+    def steps(self) -> NDArray[np.int64]:
+        """Step of each token within its draw, from 0, ``[N]``."""
+        return np.arange(len(self.logqs)) - np.repeat(self.starts, self.lengths)
+
+    def some(self, first: int, last: int) -> Draws:
+        """The draws from ``first`` up to ``last``, and their tokens."""
+        draws, starts = slice(first, last), [*self.starts, len(self.logqs)]
+        tokens = slice(starts[first], starts[min(last, len(self.lengths))])
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        per_draw = ("prompts", "lengths", "ended_by_eos")
+        return Draws(**{n: v[draws if n in per_draw else tokens] for n, v in values.items()})
+
+    @property
+    def in_support(self) -> NDArray[np.bool_]:
+        """``[N]``."""
+        return np.isfinite(self.logqs)
+
+    @property
+    def uniforms(self) -> Floats:
+        """The randomised transform of every token, ``[N]``: uniform iff y was drawn from q."""
+        return self._transform(self.mass_before)
+
+    @property
+    def uniforms_by_id(self) -> Floats:
+        """The same with tokens in the order of their ids, ``[N]``.
+
+        Randomness used twice shows here also where the distributions differ: a sampler that goes
+        by ids, as all do, then lands at like places.
+        """
+        return self._transform(self.mass_below)
+
+    def _transform(self, mass: Floats) -> Floats:
+        return np.minimum(mass + self.randomiser * np.exp(self.logqs), 1.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Nominal:
+    """What the policy's own logits tell of the same tokens, beyond q; ``[N]``."""
+
+    logprobs: Floats  # log p_raw(y), nats
+    mass_before: Floats  # under p, before any cut; the support is where it is < top_p
+    head_mass: Floats  # of the support, under p
+    cut_margin: Floats  # last kept − first dropped, nats
+    is_reachable: NDArray[np.bool_]  # logits within the stated error could have y in the support
+    is_settled: NDArray[np.bool_]  # logits within the stated error have the same support
+    engine_logqs: Floats | None  # as the engine reported them; None when it does not
+
+
+def sample(
+    engine: Engine,
+    requests: Sequence[Request],
+    prompts: Sequence[int],
+    policy: SamplingPolicy,
+    stopping: StoppingRule,
+) -> list[Answer]:
+    """Have an engine answer every request.
+
+    Args:
+        engine: samples.
+        requests: D of them, each with an index of its own.
+        prompts: ``[D]``, the number of each request's prompt.
+        policy: to sample under.
+        stopping: where responses end.
+
+    Returns:
+        D answers in the order of the requests.
+
+    Raises:
+        EngineError: when a request is answered twice or not at all, or its log q do not fit.
+    """
+    found: dict[int, Completion] = {}
+    completions = engine.generate(requests, policy, stopping)
+    for completion in _progress(completions, len(requests), f"sampling with {engine.name}"):
+        if completion.index in found:
+            raise EngineError(f"engine {engine.name!r} answered request {completion.index} twice")
+        if completion.logqs is not None and len(completion.logqs) != len(completion.token_ids):
+            raise EngineError(
+                f"engine {engine.name!r} reported {len(completion.logqs)} log q for the "
+                f"{len(completion.token_ids)} tokens of request {completion.index}"
+            )
+        found[completion.index] = completion
+    missing = [request.index for request in requests if request.index not in found]
+    if missing:
+        raise EngineError(
+            f"engine {engine.name!r} left {len(missing)} of {len(requests)} requests without an "
+            f"answer, the first of them {missing[0]}"
+        )
+    return [
+        Answer(request=request, prompt=prompt, completion=found[request.index])
+        for request, prompt in zip(requests, prompts, strict=True)
+    ]
+
+
+def score(
+    answers: Sequence[Answer],
+    scorer: TeacherForcingScorer,
+    distributions: Mapping[str, LogDistribution],
+    *,
+    override: ParamMapping | None = None,
+    seed: int = 0,
+) -> dict[str, Draws]:
+    """Place every token in each of the distributions; one forward serves them all.
+
+    Args:
+        answers: from `sample`; those without a token are left out.
+        scorer: the model.
+        distributions: from float64 logits to log q, by name.
+        override: parameters to score at; None for the model's own.
+        seed: of the randomisation of the transform, which is the test's and not the engine's.
+    """
+    answers, eos = _with_tokens(answers), scorer.eos_token_ids
+
+    def reading(logits: Tensor, tokens: Tensor) -> dict[str, Tensor]:
+        columns: dict[str, Tensor] = {}
+        for name, of in distributions.items():
+            columns |= _named(place(of(logits.double()), tokens, eos), f"{name}/")
+        return columns
+
+    columns = _columns(answers, scorer, reading, override)
+    return {name: _draws(answers, columns, name, eos, seed) for name in distributions}
+
+
+def score_nominal(
+    answers: Sequence[Answer],
+    scorer: TeacherForcingScorer,
+    policy: SamplingPolicy,
+    logit_error: float,
+    *,
+    override: ParamMapping | None = None,
+    seed: int = 0,
+) -> tuple[Draws, Nominal]:
+    """Place every token under the policy, and read what only the policy's own logits tell."""
+    answers, eos = _with_tokens(answers), scorer.eos_token_ids
+
+    def reading(logits: Tensor, tokens: Tensor) -> dict[str, Tensor]:
+        wide = logits.double()
+        placed = place(log_q(wide, policy), tokens, eos)
+        own = {"logprobs": token_log_p(wide, tokens)}
+        own |= _named(cut(wide, tokens, policy, logit_error))
+        return own | _named(placed, "q/")
+
+    columns = _columns(answers, scorer, reading, override)
+    own = {name: values for name, values in columns.items() if "/" not in name}
+    nominal = Nominal(engine_logqs=_engine_logqs(answers), **own)
+    return _draws(answers, columns, "q", eos, seed), nominal
+
+
+def _with_tokens(answers: Sequence[Answer]) -> list[Answer]:
+    scored = [answer for answer in answers if answer.completion.token_ids]
+    if not scored:
+        raise EngineError(
+            f"none of {len(answers)} answers holds a token: there is nothing to score"
+        )
+    return scored
+
+
+def _named(record: Placement | Cut, prefix: str = "") -> dict[str, Tensor]:
+    return {f"{prefix}{field.name}": getattr(record, field.name) for field in fields(record)}
+
+
+def _columns(
+    answers: Sequence[Answer],
+    scorer: TeacherForcingScorer,
+    reading: Any,
+    override: ParamMapping | None,
+) -> dict[str, Any]:
+    """Columns over all tokens, in order of draw."""
+    sequences = [
+        TokenSequence(
+            prompt_ids=torch.tensor(answer.request.prompt_ids),
+            response_ids=torch.tensor(answer.completion.token_ids),
+        )
+        for answer in answers
+    ]
+    with tqdm(total=len(answers), desc="scoring", unit="seq", disable=None, leave=False) as bar:
+        found = read_columns(scorer, sequences, reading, override=override, progress=bar.update)
+    return {name: torch.cat([one[name] for one in found]).numpy() for name in found[0]}
+
+
+def _draws(
+    answers: Sequence[Answer],
+    columns: Mapping[str, Any],
+    name: str,
+    eos_token_ids: Sequence[int],
+    seed: int,
+) -> Draws:
+    completions = [answer.completion for answer in answers]
+    lengths = np.array([len(completion.token_ids) for completion in completions])
+    own: dict[str, Any] = {
+        column.removeprefix(f"{name}/"): values
+        for column, values in columns.items()
+        if column.startswith(f"{name}/")
+    }
+    return Draws(
+        prompts=np.array([answer.prompt for answer in answers]),
+        lengths=lengths,
+        ended_by_eos=np.array([c.token_ids[-1] in eos_token_ids for c in completions]),
+        randomiser=np.random.default_rng(seed).random(int(lengths.sum())),
+        **own,
+    )
+
+
+def _engine_logqs(answers: Sequence[Answer]) -> Floats | None:
+    reported = [answer.completion.logqs for answer in answers]
+    if any(logqs is None for logqs in reported):
+        return None
+    return np.array([value for logqs in reported for value in logqs or ()])
+
+
+def _progress(completions: Iterable[Completion], total: int, title: str) -> Iterable[Completion]:
+    with tqdm(total=total, desc=title, unit="draw", disable=None, leave=False) as bar:
+        for completion in completions:
+            bar.update()
+            yield completion

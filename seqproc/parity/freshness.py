@@ -1,0 +1,90 @@
+"""The canary: a few tokens of an engine, scored again, to catch weights that it should not have.
+
+A fingerprint says that an engine's weights changed; the canary says that they are the scorer's. It
+takes seconds, and is meant for after every update. Knows the engine contract and the scorer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from seqproc.engines.base import Engine, Request, StoppingRule
+from seqproc.errors import EngineError
+from seqproc.parity.draws import sample, score_nominal
+from seqproc.parity.metrics import logit_error_of
+from seqproc.parity.verdict import Finding, Link
+from seqproc.policy import SamplingPolicy
+from seqproc.scorers import TeacherForcingScorer
+from seqproc.scorers.overrides import ParamMapping
+
+_NUM_TOKENS = 8  # of each prompt
+
+
+def canary(
+    engine: Engine,
+    scorer: TeacherForcingScorer,
+    prompts: Sequence[Sequence[int]],
+    *,
+    override: ParamMapping | None = None,
+    logit_error: float | None = None,
+) -> Finding:
+    """Whether an engine holds the scorer's weights, by a few greedy tokens and their log q.
+
+    Each greedy token must be one that the scorer's logits could have as the largest, when each is
+    off by the error; and where the engine reports log q of sampled tokens, these must agree.
+
+    Args:
+        engine: to be tested.
+        scorer: its model is the truth.
+        prompts: token ids; a handful is enough.
+        override: parameters that the engine was given; None for the model's own.
+        logit_error: by which each logit may be off [nats]; None for what goes with its dtype.
+
+    Returns:
+        A finding with p-value 1, or 0 when the engine has other weights.
+    """
+    if logit_error is None:
+        logit_error = logit_error_of(str(engine.describe().get("dtype")))
+    requests = [Request(index=i, prompt_ids=tuple(ids), seed=i) for i, ids in enumerate(prompts)]
+    stopping = StoppingRule(max_new_tokens=_NUM_TOKENS, eos_token_ids=scorer.eos_token_ids)
+    wrong, total, worst = 0, 0, 0.0
+    for policy in (SamplingPolicy(do_sample=False), SamplingPolicy()):
+        answers = sample(engine, requests, range(len(requests)), policy, stopping)
+        draws, nominal = score_nominal(answers, scorer, policy, logit_error, override=override)
+        bad = ~nominal.is_reachable
+        if policy.do_sample and nominal.engine_logqs is not None:
+            gaps = np.abs(nominal.engine_logqs - draws.logqs)
+            bad |= ~(gaps <= 2 * logit_error)
+            worst = float(gaps.max())
+        wrong, total = wrong + int(bad.sum()), total + len(bad)
+    return Finding(
+        name="canary",
+        link=Link.WEIGHTS,
+        p_value=0.0 if wrong else 1.0,
+        statistic=float(wrong),
+        detail=f"{wrong} of {total} tokens are not those of the scorer's weights; log q of sampled "
+        f"ones are off by up to {worst:.2g} nats",
+    )
+
+
+def require_weights(
+    engine: Engine,
+    scorer: TeacherForcingScorer,
+    prompts: Sequence[Sequence[int]],
+    *,
+    override: ParamMapping | None = None,
+    logit_error: float | None = None,
+) -> None:
+    """Raise when the `canary` finds that the engine holds other weights than the scorer.
+
+    Raises:
+        EngineError: the engine's weights are stale, or were never those of the scorer.
+    """
+    found = canary(engine, scorer, prompts, override=override, logit_error=logit_error)
+    if found.p_value == 0:
+        raise EngineError(
+            f"engine {engine.name!r} does not sample with the scorer's weights: {found.detail}. "
+            "Give it the current ones with engine.load_weights(...)"
+        )

@@ -1,0 +1,172 @@
+"""How far the log-probabilities that an engine reports are from the scorer's.
+
+With e the engine's and q the scorer's distribution and Δ = log e(y) − log q(y) on tokens drawn by
+the engine:
+
+| metric | of tokens |
+|---|---|
+| ``kl_k1`` | E[Δ], which estimates KL(e ‖ q) |
+| ``kl_k3`` | E[exp(−Δ) − 1 + Δ], the same, never negative and of less variance |
+| ``perplexity_ratio`` | exp(E[Δ]): perplexity under q over perplexity under e |
+| ``chi2_token`` | E[exp(−2Δ)] − 1, which estimates χ²(q ‖ e) |
+| ``chi2_sequence`` | the same of sequences, with the sum of their Δ |
+| ``effective_sample_size`` | (Σw)²/Σw² over D, of sequence weights w = exp(−ΣΔ), not clamped |
+| ``pearson`` | correlation of log e and log q |
+
+Every metric comes with a standard error from a bootstrap that draws whole prompts: tokens of one
+prompt are not independent. Of an extreme, such as the maximum, it says little.
+
+References: Schulman, "Approximating KL divergence" (2020), for k1 and k3; Efron and Tibshirani, "An
+Introduction to the Bootstrap" (1993).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seqproc.estimators import effective_sample_size
+from seqproc.parity.draws import Draws, Floats
+from seqproc.parity.verdict import Finding, Link
+
+_PERCENTILES = {"p50_abs": 50.0, "p90_abs": 90.0, "p99_abs": 99.0, "p99.9_abs": 99.9}
+_RESAMPLES = 200
+
+# How far each logit of a right engine may be off, in nats, by the dtype that it computes in.
+LOGIT_ERRORS = {"float64": 1e-7, "float32": 5e-4, "float16": 0.05, "bfloat16": 0.25}
+
+
+def logit_error_of(dtype: str) -> float:
+    """The error allowed to an engine that says it computes in ``dtype``; bfloat16's, if unknown.
+
+    A log q may then be off by twice as much, over T.
+    """
+    return LOGIT_ERRORS.get(dtype, LOGIT_ERRORS["bfloat16"])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """A number and its standard error."""
+
+    value: float
+    standard_error: float  # NaN with fewer than two prompts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Gaps:
+    """Tokens that both distributions can emit."""
+
+    engine: Floats  # [M] log e(y)
+    scorer: Floats  # [M] log q(y)
+    draw: NDArray[np.int64]  # [M] number of the draw
+    prompt: NDArray[np.int64]  # [M] number of the prompt, from 0 without holes
+
+    def take(self, tokens: NDArray[np.int64], draw: NDArray[np.int64]) -> _Gaps:
+        """Some of the tokens, possibly repeated, as parts of the given draws."""
+        return _Gaps(
+            engine=self.engine[tokens],
+            scorer=self.scorer[tokens],
+            draw=draw,
+            prompt=self.prompt[tokens],
+        )
+
+    @property
+    def delta(self) -> Floats:
+        return self.engine - self.scorer
+
+    @property
+    def sums(self) -> Floats:
+        """Σ Δ of each draw."""
+        sums: Floats = np.bincount(self.draw, self.delta).astype(np.float64)[np.unique(self.draw)]
+        return sums
+
+
+def mismatch(draws: Draws, engine_logqs: Floats) -> dict[str, Metric]:
+    """All metrics of the table, with mean, maximum and percentiles of |Δ|.
+
+    Args:
+        draws: scored under the policy.
+        engine_logqs: ``[N]`` as the engine reported them, nats. Tokens that the scorer has outside
+            the support are left out; the check of the support counts them.
+    """
+    gaps = _gaps(draws, engine_logqs)
+    values = _metrics(gaps)
+    spread = [_metrics(one) for one in _resampled(gaps)]
+    return {
+        name: Metric(
+            value=value,
+            standard_error=float(np.std([one[name] for one in spread], ddof=1))
+            if spread
+            else float("nan"),
+        )
+        for name, value in values.items()
+    }
+
+
+def reported_log_q(
+    draws: Draws, engine_logqs: Floats, is_settled: NDArray[np.bool_], tolerance: float
+) -> Finding:
+    """No reported log q is further off than the tolerance, where the support is sure."""
+    clear = is_settled & draws.in_support
+    delta = np.abs(engine_logqs[clear] - draws.logqs[clear])
+    wrong = ~(delta <= tolerance)
+    worst = float(delta.max()) if len(delta) else 0.0
+    return Finding(
+        name="reported log q",
+        link=Link.LOG_Q,
+        p_value=0.0 if wrong.any() else 1.0,
+        statistic=worst,
+        detail=f"{wrong.sum():,} of {len(delta):,} are off by more than {tolerance:g} nats; "
+        f"the worst by {worst:.2g}",
+    )
+
+
+def _gaps(draws: Draws, engine_logqs: Floats) -> _Gaps:
+    kept = draws.in_support & np.isfinite(engine_logqs)
+    owner = np.repeat(np.arange(len(draws.lengths)), draws.lengths)[kept]
+    prompt = np.unique(draws.prompts, return_inverse=True)[1][owner]
+    return _Gaps(engine=engine_logqs[kept], scorer=draws.logqs[kept], draw=owner, prompt=prompt)
+
+
+def _metrics(gaps: _Gaps) -> dict[str, float]:
+    delta, sums = gaps.delta, gaps.sums
+    size = np.abs(delta)
+    values = {
+        "mean_abs": size.mean(),
+        "max_abs": size.max(),
+        **dict(zip(_PERCENTILES, np.percentile(size, list(_PERCENTILES.values())), strict=True)),
+        "kl_k1": delta.mean(),
+        "kl_k3": (np.expm1(-delta) + delta).mean(),
+        "perplexity_ratio": np.exp(delta.mean()),
+        "chi2_token": np.expm1(-2 * delta).mean(),
+        "chi2_sequence": np.expm1(-2 * sums).mean(),
+        "effective_sample_size": effective_sample_size(-sums) / len(sums),
+        "pearson": _correlation(gaps.engine, gaps.scorer),
+    }
+    return {name: float(value) for name, value in values.items()}
+
+
+def _correlation(x: Floats, y: Floats) -> float:
+    """Pearson's; NaN where one of the two does not vary, as under greedy decoding."""
+    x, y = x - x.mean(), y - y.mean()
+    scale = np.sqrt((x @ x) * (y @ y))
+    return float(x @ y / scale) if scale else float("nan")
+
+
+def _resampled(gaps: _Gaps) -> list[_Gaps]:
+    """The tokens of as many prompts, drawn with replacement, many times over."""
+    num = int(gaps.prompt.max()) + 1
+    if num < 2:
+        return []
+    own = [np.flatnonzero(gaps.prompt == prompt) for prompt in range(num)]
+    chosen = np.random.default_rng(0).integers(num, size=(_RESAMPLES, num))
+    copies = int(gaps.draw.max()) + 1  # a prompt drawn twice has draws of its own each time
+    return [
+        gaps.take(
+            np.concatenate([own[p] for p in row]),
+            np.concatenate([gaps.draw[own[p]] + n * copies for n, p in enumerate(row)]),
+        )
+        for row in chosen
+    ]

@@ -1,0 +1,184 @@
+"""`run_parity`: several engines and policies over the draws of one dataset, one report.
+
+Knows the processor's parts and `check_engine`; not how a report is shown.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from seqproc.engines import Engine, create_engine
+from seqproc.engines.base import Request
+from seqproc.errors import ConfigError
+from seqproc.parity.check import Check, check_engine
+from seqproc.parity.divergence import Comparison, compare
+from seqproc.parity.verdict import FALSE_ALARMS
+from seqproc.policy import SamplingPolicy
+from seqproc.processor import SequenceProcessor
+from seqproc.prompts import draw_seed
+
+Told = Callable[[str, Check], None]  # the engine's label, and what was found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineChoice:
+    """An engine to check, by name and options."""
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """As on the command line: ``vllm:sampler=coupled``."""
+        return ":".join([self.name, *(f"{key}={value}" for key, value in self.options.items())])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParityReport:
+    """All checks of one call, and the comparisons of coupled engines."""
+
+    model: str
+    seed: int
+    checks: dict[str, list[Check]]  # by the engine's label, one per policy
+    comparisons: list[Comparison]
+
+    @property
+    def holds(self) -> bool:
+        """Whether every engine passed under every policy, and every divergence is explained."""
+        verdicts = [one.verdict.holds for checks in self.checks.values() for one in checks]
+        return all(verdicts) and all(one.holds for one in self.comparisons)
+
+
+def run_parity(
+    processor: SequenceProcessor,
+    engines: Sequence[EngineChoice],
+    prompts: Sequence[str],
+    policies: Sequence[SamplingPolicy],
+    *,
+    num_draws: int,
+    seed: int = 0,
+    false_alarms: float = FALSE_ALARMS,
+    told: Told | None = None,
+) -> ParityReport:
+    """Check every engine under every policy on the same requests; one engine lives at a time.
+
+    Args:
+        processor: brings the model, the scorer and where responses end; its own engine is unused.
+        engines: what to check.
+        prompts: the draws are dealt out to them evenly, each prompt's next to each other.
+        policies: what to sample under.
+        num_draws: of each engine under each policy.
+        seed: of the draws.
+        false_alarms: probability that one right engine fails under one policy.
+        told: called with the engine's label and each check as it is done.
+
+    Raises:
+        ConfigError: fewer than two draws of each prompt, which leaves their independence untested.
+        EngineError: an engine that cannot start or fails.
+    """
+    per_prompt = math.ceil(num_draws / max(len(prompts), 1))
+    if per_prompt < 2:
+        raise ConfigError(
+            f"{num_draws} draws of {len(prompts)} prompts leave fewer than two of each, and their "
+            "independence untested; ask for more draws or fewer prompts"
+        )
+    seeds = [draw_seed(seed, i) for i in range(len(prompts) * per_prompt)]
+    requests = processor.sampler.requests(prompts, seeds, per_prompt)[:num_draws]
+    owners = [i // per_prompt for i in range(len(requests))]
+    checks: dict[str, list[Check]] = {}
+    for choice in engines:
+        checks[choice.label] = done = []
+        with create_engine(choice.name, processor.source, **choice.options) as engine:
+            if engine.batch_size is not None and "batch_size" not in choice.options:
+                engine.batch_size = processor.config.gen_batch_size
+            for policy in policies:
+                done.append(_check(processor, engine, requests, owners, policy, false_alarms, seed))
+                if told is not None:
+                    told(choice.label, done[-1])
+    return ParityReport(
+        model=processor.source.name,
+        seed=seed,
+        checks=checks,
+        comparisons=_comparisons(processor, checks),
+    )
+
+
+def _check(
+    processor: SequenceProcessor,
+    engine: Engine,
+    requests: Sequence[Request],
+    owners: Sequence[int],
+    policy: SamplingPolicy,
+    false_alarms: float,
+    seed: int,
+) -> Check:
+    return check_engine(
+        engine,
+        processor.scorer,
+        processor.tokenizer,
+        requests,
+        owners,
+        policy,
+        processor.stopping,
+        false_alarms=false_alarms,
+        seed=seed,
+    )
+
+
+def _comparisons(processor: SequenceProcessor, checks: dict[str, list[Check]]) -> list[Comparison]:
+    """Every two coupled engines, under every policy that both were checked under."""
+    coupled = {
+        label: done
+        for label, done in checks.items()
+        if all(one.engine.get("sampler") == "coupled" for one in done)
+    }
+    return [
+        compare(
+            (first, second),
+            one.answers,
+            other.answers,
+            processor.scorer,
+            one.policy,
+            max(one.logit_error, other.logit_error),
+        )
+        for first, second in itertools.combinations(coupled, 2)
+        for one, other in zip(coupled[first], coupled[second], strict=True)
+    ]
+
+
+def to_json(report: ParityReport) -> dict[str, Any]:
+    """The report as plain values, for a file; without the texts that were sampled."""
+    return {
+        "holds": report.holds,
+        "model": report.model,
+        "seed": report.seed,
+        "checks": {
+            label: [_check_to_json(one) for one in done] for label, done in report.checks.items()
+        },
+        "comparisons": [
+            {"holds": one.holds, **_plain(dataclasses.asdict(one))} for one in report.comparisons
+        ],
+    }
+
+
+def _check_to_json(check: Check) -> dict[str, Any]:
+    names = [f.name for f in dataclasses.fields(check) if f.name != "answers"]
+    own = dataclasses.replace(check, answers=())
+    values = dataclasses.asdict(own)
+    return {name: _plain(values[name]) for name in names}
+
+
+def _plain(value: Any) -> Any:
+    """Values that strict JSON can hold: numbers that are none become null."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

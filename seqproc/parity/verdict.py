@@ -1,0 +1,78 @@
+"""What a test found, and one verdict over many tests at a stated rate of false alarms.
+
+Knows numbers and names; not where they come from.
+
+References: Holm, "A simple sequentially rejective multiple test procedure" (1979).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from seqproc.errors import ConfigError
+
+FALSE_ALARMS = 1e-3  # default probability that a right engine fails the verdict
+
+
+class Link(StrEnum):
+    """The links of the chain from a prompt to a response, in order."""
+
+    PROMPT = "prompt tokens"
+    WEIGHTS = "weights"
+    LOGITS = "logits"
+    POLICY = "policy"
+    LOG_Q = "log q"
+    TOKENS = "sampled tokens"
+    TEXT = "text and stop"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One test of one link.
+
+    The p-value is the probability of a statistic at least as extreme from a right engine. Checks
+    of what can only be right or wrong have p-values of 1 and 0.
+    """
+
+    name: str
+    link: Link  # the link that it speaks of
+    p_value: float | None  # None: the draws hold nothing that it could be decided by
+    statistic: float | None = None
+    detail: str = ""  # what was counted, in words; plain text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """Whether all the findings together are those of a right engine."""
+
+    holds: bool
+    false_alarms: float  # probability that a right engine fails, at most
+    failed: tuple[str, ...]  # names of the findings that were rejected
+    num_tests: int  # findings that had a p-value
+
+
+def decide(findings: Sequence[Finding], false_alarms: float = FALSE_ALARMS) -> Verdict:
+    """Reject by Holm's procedure: sorted p-values against α/m, α/(m − 1), …, up to the first over.
+
+    It keeps the probability of any false rejection at α or below however the tests depend on each
+    other, as long as each p-value alone is right.
+
+    Raises:
+        ConfigError: when ``false_alarms`` is not in (0, 1).
+    """
+    if not 0 < false_alarms < 1:
+        raise ConfigError(f"false_alarms must lie in (0, 1), got {false_alarms!r}")
+    tested = [(f.p_value, f.name) for f in findings if f.p_value is not None]
+    failed: list[str] = []
+    for n, (p_value, name) in enumerate(sorted(tested)):
+        if p_value > false_alarms / (len(tested) - n):
+            break
+        failed.append(name)
+    return Verdict(
+        holds=not failed,
+        false_alarms=false_alarms,
+        failed=tuple(failed),
+        num_tests=len(tested),
+    )

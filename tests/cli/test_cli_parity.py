@@ -1,0 +1,120 @@
+"""`seqproc parity`: what it prints and writes, and its exit code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from seqproc.cli import app
+from seqproc.cli.parity import parse_engines, parse_policies
+from seqproc.engines import Completion, HFEngine, Request, StoppingRule, register_engine
+from seqproc.errors import ConfigError
+from seqproc.policy import SamplingPolicy
+
+Run = Callable[..., Any]
+
+
+class Hot(HFEngine):
+    """It samples at T = 1.5 whatever it is told, and reports that log q."""
+
+    name = "hot"
+
+    def generate(
+        self, requests: Iterable[Request], policy: SamplingPolicy, stopping: StoppingRule
+    ) -> Iterator[Completion]:
+        return super().generate(requests, replace(policy, temperature=1.5), stopping)
+
+
+register_engine("hot", Hot)
+
+
+@pytest.fixture
+def run(tiny_llama: Any, tiny_tokenizer: Any, tmp_path: Path) -> Run:
+    tiny_llama(initializer_range=0.5).save_pretrained(tmp_path / "model")
+    tiny_tokenizer.save_pretrained(tmp_path / "model")
+
+    def run(engines: str, *arguments: object) -> Any:
+        given = [
+            *("parity", "--engines", engines, "--model", tmp_path / "model"),
+            *("--dataset", "arithmetic", "--draws", 96, "--max-new-tokens", 12),
+            *("--gen-batch-size", 96, "--out", tmp_path / "out", *arguments),
+        ]
+        return CliRunner().invoke(app, [str(argument) for argument in given])
+
+    return run
+
+
+def report(tmp_path: Path) -> Any:
+    return json.loads((tmp_path / "out" / "parity.json").read_text())
+
+
+def test_a_right_engine_holds_under_every_policy(run: Run, tmp_path: Path) -> None:
+    result = run("hf", "--policy", "1,1", "--policy", "0.7,0.9")
+    assert result.exit_code == 0, result.output
+    assert result.output.count("parity holds") == 3
+    found = report(tmp_path)
+    assert found["holds"] is True
+    policies = [one["policy"] for one in found["checks"]["hf"]]
+    assert [(p["temperature"], p["top_p"]) for p in policies] == [(1.0, 1.0), (0.7, 0.9)]
+    one = found["checks"]["hf"][1]
+    assert (one["num_draws"], one["num_prompts"]) == (96, 24)
+    assert one["mismatch"]["max_abs"]["value"] < 1e-4
+    assert one["engine"]["weights"]
+    assert {finding["name"] for finding in one["findings"]} >= {"uniformity", "support", "endings"}
+
+
+def test_coupled_engines_are_compared(run: Run, tmp_path: Path) -> None:
+    result = run("hf,hf:batch_size=7", "--top-p", 0.9)
+    assert result.exit_code == 0, result.output
+    (one,) = report(tmp_path)["comparisons"]
+    assert one["engines"] == ["hf", "hf:batch_size=7"]
+    assert one["num_identical"] + len(one["divergences"]) == 96
+    assert "draws identical" in result.output
+
+
+def test_a_wrong_engine_fails_and_is_told_why(run: Run, tmp_path: Path) -> None:
+    result = run("hot", "--temperature", 0.7)
+    assert result.exit_code == 1
+    assert "parity does not hold" in result.output
+    assert "cause, policy: temperature" in result.output
+    (one,) = report(tmp_path)["checks"]["hot"]
+    assert one["verdict"]["holds"] is False
+    assert one["causes"][0]["link"] == "policy"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("no-such-engine",), "--engines names 'no-such-engine'"),
+        (("hf,hf",), "names an engine twice"),
+        (("hf", "--policy", "1"), "must be T,TOP_P"),
+        (("hf", "--policy", "0,1"), "temperature must be"),
+        (("hf", "--max-prompts-pool", 96), "fewer than two of each"),
+        (("hf", "--false-alarms", 2), "false_alarms must lie in"),
+    ],
+)
+def test_bad_usage(run: Run, arguments: tuple[object, ...], words: str) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2, result.output
+    assert words in " ".join(result.output.split())
+
+
+def test_engines_and_their_options() -> None:
+    found = parse_engines("hf, scripted:a=1:b=x")
+    assert [(one.name, one.options) for one in found] == [
+        ("hf", {}),
+        ("scripted", {"a": 1, "b": "x"}),
+    ]
+    assert [one.label for one in found] == ["hf", "scripted:a=1:b=x"]
+
+
+def test_policies() -> None:
+    assert parse_policies(["0.7,0.95"]) == [SamplingPolicy(temperature=0.7, top_p=0.95)]
+    with pytest.raises(ConfigError, match="top_p"):
+        parse_policies(["1,2"])

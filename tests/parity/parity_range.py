@@ -1,0 +1,55 @@
+"""A model, its scorer and requests, for checks of whole engines."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from seqproc.engines import Engine, Request, StoppingRule
+from seqproc.parity import Check, check_engine
+from seqproc.policy import SamplingPolicy
+from seqproc.prompts import draw_seed
+from seqproc.scorers import TeacherForcingScorer
+
+STOPPING = StoppingRule(max_new_tokens=40, eos_token_ids=(0,), stop=("q", "x"))
+POLICY = SamplingPolicy(temperature=0.7, top_p=0.9)
+PER_PROMPT = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Range:
+    """A model and everything that a check needs beside an engine."""
+
+    model: Any
+    tokenizer: Any
+    scorer: TeacherForcingScorer
+
+    def check(
+        self,
+        engine: Engine,
+        num_draws: int = 640,
+        policy: SamplingPolicy = POLICY,
+        seed: int = 0,
+        **options: Any,
+    ) -> Check:
+        """Check an engine on draws of this range."""
+        owners = [i // PER_PROMPT for i in range(num_draws)]
+        requests = [
+            Request(
+                index=i,
+                prompt_ids=(40 + owner % 50, 30 + owner % 7, *(50,) * (owner % 4)),
+                seed=draw_seed(seed, i),
+            )
+            for i, owner in enumerate(owners)
+        ]
+        return check_engine(
+            engine, self.scorer, self.tokenizer, requests, owners, policy, STOPPING, **options
+        )
+
+
+def range_of(model: Any, tokenizer: Any) -> Range:
+    return Range(
+        model=model,
+        tokenizer=tokenizer,
+        scorer=TeacherForcingScorer(model, STOPPING.eos_token_ids),
+    )

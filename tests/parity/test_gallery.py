@@ -1,0 +1,78 @@
+"""Every engine of the gallery is caught, and its fault named; right engines pass.
+
+Deterministic (fixed seeds); a right engine would fail a check with probability 1e-3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from gallery import GALLERY, Broken, ReferenceEngine
+from parity_range import Range, range_of
+
+from seqproc.engines import HFEngine
+from seqproc.policy import SamplingPolicy
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [SamplingPolicy(), SamplingPolicy(temperature=0.7, top_p=0.9), SamplingPolicy(do_sample=False)],
+    ids=str,
+)
+def test_the_reference_passes(small: Range, policy: SamplingPolicy) -> None:
+    found = small.check(ReferenceEngine(small.model, small.tokenizer), policy=policy)
+    assert found.verdict.holds, (found.findings, found.causes)
+    assert found.causes == ()
+    assert found.mismatch is not None
+    assert found.mismatch["max_abs"].value < 1e-4
+
+
+def test_the_hugging_face_engine_passes(small: Range) -> None:
+    engine = HFEngine(small.model, small.tokenizer, batch_size=640)
+    found = small.check(engine)
+    assert found.verdict.holds, (found.findings, found.causes)
+
+
+@pytest.mark.parametrize("broken", GALLERY, ids=lambda broken: broken.name)
+def test_a_broken_engine_is_caught_and_its_fault_named(small: Range, broken: Broken) -> None:
+    policy = SamplingPolicy(temperature=0.7, top_p=1.0 if "top_k" in broken.name else 0.9)
+    found = small.check(
+        broken.build(small.model, small.tokenizer), policy=policy, num_draws=broken.num_draws
+    )
+    assert not found.verdict.holds
+    told = [(str(cause.link), cause.description, cause.detail) for cause in found.causes]
+    assert found.causes[0].link == broken.link, told
+    assert broken.words in found.causes[0].description, told
+    assert found.causes[0].explains, told
+
+
+def test_other_prompts_are_told_first(small: Range) -> None:
+    engine = ReferenceEngine(
+        small.model, small.tokenizer, prompt_of=lambda request: (1, *request.prompt_ids)
+    )
+    found = small.check(engine)
+    assert [cause.link for cause in found.causes] == ["prompt tokens"]
+
+
+def test_a_stale_adapter_is_named(tiny_llama: Callable[..., Any], tiny_tokenizer: Any) -> None:
+    """The scorer has the adapter, the engine the weights without it."""
+    from peft import LoraConfig, get_peft_model
+
+    plain = tiny_llama(initializer_range=0.5)
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    adapted = get_peft_model(tiny_llama(initializer_range=0.5), config).eval()
+    found = range_of(adapted, tiny_tokenizer).check(ReferenceEngine(plain, tiny_tokenizer))
+    assert not found.verdict.holds
+    assert found.causes[0].link == "weights"
+    assert "without its adapter" in found.causes[0].description
+
+
+def test_weights_before_an_update_are_named(small: Range) -> None:
+    """The engine was to sample at θ + η·v, and still does at θ."""
+    shifted = {name: p + 0.2 * p.std() * p.sign() for name, p in small.model.named_parameters()}
+    found = small.check(ReferenceEngine(small.model, small.tokenizer), override=shifted)
+    assert not found.verdict.holds
+    assert found.causes[0].link == "weights"
+    assert "not the override" in found.causes[0].description

@@ -1,0 +1,109 @@
+"""Mismatch metrics against sums over a known pair of distributions, and their errors."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from synthetic import synthetic
+
+from seqproc import estimators
+from seqproc.parity import Draws, mismatch
+from seqproc.parity.metrics import LOGIT_ERRORS, logit_error_of, reported_log_q
+
+E = np.array([0.5, 0.3, 0.2])  # the engine's distribution at every step
+Q = np.array([0.4, 0.4, 0.2])  # the scorer's
+
+
+def known(seed: int, num_prompts: int = 400) -> tuple[Draws, NDArray[np.float64]]:
+    """Draws whose tokens come from E at every step, scored under Q."""
+    draws = synthetic(seed, num_prompts=num_prompts)
+    tokens = np.random.default_rng(seed).choice(3, size=len(draws.logqs), p=E)
+    return replace(draws, logqs=np.log(Q[tokens])), np.log(E[tokens])
+
+
+def test_metrics_of_a_known_pair() -> None:
+    found = mismatch(*known(0))
+    kl, chi2 = float(E @ np.log(E / Q)), float(Q @ (Q / E)) - 1
+    expected = {
+        "kl_k1": kl,
+        "kl_k3": kl,
+        "perplexity_ratio": np.exp(kl),
+        "chi2_token": chi2,
+        "mean_abs": float(E @ np.abs(np.log(E / Q))),
+    }
+    for name, value in expected.items():
+        metric = found[name]
+        assert abs(metric.value - value) < 5 * metric.standard_error, name
+        assert metric.standard_error < 0.2 * abs(value), name
+    assert found["max_abs"].value == pytest.approx(np.log(4 / 3))
+    assert found["kl_k3"].standard_error < found["kl_k1"].standard_error
+
+
+def test_errors_are_those_of_clusters() -> None:
+    draws, engine = known(1)
+    found = mismatch(draws, engine)["kl_k1"]
+    per_draw = np.repeat(np.arange(len(draws.lengths)), draws.lengths)
+    exact = estimators.ratio(
+        np.bincount(per_draw, engine - draws.logqs), draws.lengths, clusters=draws.prompts
+    )
+    assert found.value == pytest.approx(exact.value, rel=1e-12)
+    assert found.standard_error == pytest.approx(exact.standard_error, rel=0.2)  # 200 resamples
+
+
+def test_sequences() -> None:
+    draws, engine = known(2)
+    found = mismatch(draws, engine)
+    ends = np.cumsum(draws.lengths)
+    sums = np.array([x.sum() for x in np.split(engine - draws.logqs, ends[:-1])])
+    weights = np.exp(-sums)
+    assert found["chi2_sequence"].value == pytest.approx((weights**2).mean() - 1)
+    size = weights.sum() ** 2 / (weights**2).sum()
+    assert found["effective_sample_size"].value == pytest.approx(size / len(sums))
+    assert found["effective_sample_size"].value < 1
+
+
+def test_equal_log_q_mismatch_in_nothing() -> None:
+    draws = synthetic(0)
+    found = mismatch(draws, draws.logqs.copy())
+    for name in ("mean_abs", "max_abs", "p99_abs", "kl_k1", "kl_k3", "chi2_token"):
+        assert found[name].value == 0
+    assert found["pearson"].value == pytest.approx(1)
+    assert found["effective_sample_size"].value == pytest.approx(1)
+
+
+def test_tokens_outside_the_support_are_left_out() -> None:
+    draws = synthetic(0)
+    engine = draws.logqs.copy()
+    outside = replace(draws, logqs=np.where(np.arange(len(engine)) == 7, -np.inf, draws.logqs))
+    assert mismatch(outside, engine)["max_abs"].value == 0
+
+
+def test_one_prompt_has_no_error() -> None:
+    draws = synthetic(0, num_prompts=1, per_prompt=8)
+    assert np.isnan(mismatch(draws, draws.logqs)["kl_k1"].standard_error)
+
+
+def test_reported_log_q() -> None:
+    draws = synthetic(0)
+    settled = np.ones(len(draws.logqs), dtype=bool)
+    engine = draws.logqs + 4e-4
+    assert reported_log_q(draws, engine, settled, 5e-4).p_value == 1.0
+    wrong = reported_log_q(draws, engine, settled, 3e-4)
+    assert wrong.p_value == 0.0
+    assert wrong.statistic == pytest.approx(4e-4)
+    assert reported_log_q(draws, engine, ~settled, 3e-4).p_value == 1.0
+
+
+def test_not_a_number_is_no_log_q() -> None:
+    draws = synthetic(0)
+    settled = np.ones(len(draws.logqs), dtype=bool)
+    assert reported_log_q(draws, draws.logqs * np.nan, settled, 1.0).p_value == 0.0
+
+
+def test_wider_dtypes_are_allowed_less() -> None:
+    assert LOGIT_ERRORS["float64"] < LOGIT_ERRORS["float32"] < LOGIT_ERRORS["bfloat16"]
+    assert logit_error_of("float32") == LOGIT_ERRORS["float32"]
+    assert logit_error_of("None") == LOGIT_ERRORS["bfloat16"]
