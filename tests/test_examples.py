@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -44,17 +47,25 @@ def model(tiny_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path
 def example(name: str, model: Path, *arguments: object) -> str:
     """What an example prints."""
     command = [ROOT / "examples" / name, "--model", model, "--engine", "hf", *arguments]
-    result = subprocess.run(
+    result = python(*command)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def python(*command: object, path: tuple[Path, ...] = ()) -> subprocess.CompletedProcess[str]:
+    """Run Python on this checkout, and on other folders that hold packages."""
+    return subprocess.run(
         [sys.executable, *map(str, command)],
         capture_output=True,
         text=True,
         check=False,
         timeout=120,
-        # On one thread, the tiny model's quickest.
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(map(str, (ROOT, *path))),
+            "OMP_NUM_THREADS": "1",  # the tiny model's quickest
+        },
     )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
 
 
 def test_replacement_run(model: Path, tmp_path: Path) -> None:
@@ -86,3 +97,81 @@ def test_entropy_probe(model: Path) -> None:
         before, last = (float(row[column]) for row in rows[-2:])
         assert last != 0
         assert last == pytest.approx(before, rel=1e-4, abs=1e-6)
+
+
+def test_common_random_numbers(model: Path) -> None:
+    """Both estimates agree, and the same seeds gain at least tenfold where η is small.
+
+    The seeds are fixed; with others, the two would be 5 standard errors apart in 6 of 10⁷ runs.
+    """
+    printed = example(
+        "common_random_numbers.py", model, "--draws", 64, "--max-new-tokens", 8, "--eta", 1e-3
+    )
+    coupled, independent = (
+        tuple(map(float, re.findall(rf"{seeds} seeds: +(\S+) ± (\S+) ", printed)[0]))
+        for seeds in ("same", "independent")
+    )
+    assert abs(coupled[0] - independent[0]) < 5 * math.hypot(coupled[1], independent[1])
+    gain = float(printed.rsplit(maxsplit=1)[-1])
+    assert gain == pytest.approx((independent[1] / coupled[1]) ** 2, rel=0.1)  # 2 digits are shown
+    assert gain > 10
+    same, other = map(int, re.findall(r": (\d+) with the same seeds, (\d+) with", printed)[0])
+    assert other < 8 < 56 < same
+
+
+@pytest.fixture
+def installed(tmp_path: Path) -> tuple[Path, ...]:
+    """Folders in which Python finds the wrapper engine and its metadata, as if installed."""
+    package = ROOT / "examples" / "wrapper_engine"
+    project = tomllib.loads((package / "pyproject.toml").read_text())["project"]
+    name = project["name"].replace("-", "_")
+    metadata = tmp_path / "site" / f"{name}-{project['version']}.dist-info"
+    metadata.mkdir(parents=True)
+    points = [
+        line
+        for group, entries in project["entry-points"].items()
+        for line in (f"[{group}]", *(f"{key} = {value}" for key, value in entries.items()))
+    ]
+    (metadata / "entry_points.txt").write_text("\n".join(points))
+    (metadata / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
+    )
+    return package, tmp_path / "site"
+
+
+def check_parity(engines: str, model: Path, out: Path, path: tuple[Path, ...]) -> tuple[int, Any]:
+    """Exit code and report of `seqproc parity` at T = 0.7."""
+    # fmt: off
+    result = python(
+        "-m", "seqproc", "parity", "--engines", engines, "--model", model,
+        "--dataset", "arithmetic", "--draws", 64, "--max-new-tokens", 8,
+        "--temperature", 0.7, "--device", "cpu", "--out", out,
+        path=path,
+    )
+    # fmt: on
+    assert (out / "parity.json").is_file(), result.stderr
+    return result.returncode, json.loads((out / "parity.json").read_text())
+
+
+def test_wrapper_engine(model: Path, installed: tuple[Path, ...], tmp_path: Path) -> None:
+    """Fixed seeds; a right engine fails with a chance of 10⁻³."""
+    log = tmp_path / "requests.jsonl"
+    wrapped = f"wrapped:log={log}"
+    code, report = check_parity(f"hf,{wrapped}", model, tmp_path / "out", installed)
+    assert (code, report["holds"]) == (0, True)
+    assert set(report["checks"]) == {"hf", wrapped}
+    (check,) = report["checks"][wrapped]
+    assert (check["engine"]["name"], check["engine"]["wraps"]) == ("wrapped", "hf")
+    assert len(log.read_text().splitlines()) == check["num_draws"] == 64
+    (comparison,) = report["comparisons"]
+    assert comparison["num_identical"] == 64
+
+
+def test_wrapper_engine_that_forgets_the_temperature(
+    model: Path, installed: tuple[Path, ...], tmp_path: Path
+) -> None:
+    broken = "wrapped:forget_temperature=true"
+    code, report = check_parity(broken, model, tmp_path / "out", installed)
+    assert (code, report["holds"]) == (1, False)
+    ((check,),) = report["checks"].values()
+    assert "temperature" in check["causes"][0]["description"]

@@ -6,7 +6,7 @@ the scorer's weights. The parts can be used alone:
 `sample`, `score_nominal`, `sampler_findings`, `mismatch`, `decide`.
 """
 
-from seqproc.parity.attribution import Cause, Suspects, attribute
+from seqproc.parity.attribution import Cause, attribute
 from seqproc.parity.check import Check, check_engine
 from seqproc.parity.divergence import Comparison, Divergence, compare
 from seqproc.parity.draws import Answer, Draws, Nominal, sample, score, score_nominal
@@ -14,6 +14,7 @@ from seqproc.parity.freshness import canary, require_weights
 from seqproc.parity.metrics import Metric, mismatch
 from seqproc.parity.sampler import sampler_findings
 from seqproc.parity.structure import structure_findings
+from seqproc.parity.suspects import Suspects
 from seqproc.parity.verdict import FALSE_ALARMS, Finding, Link, Verdict, decide
 
 __all__ = [

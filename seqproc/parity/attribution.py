@@ -1,41 +1,29 @@
 """Why an engine failed: which other distribution explains its tokens, or its reported log q.
 
-Suspects are distributions that real engines have been seen to sample from: another temperature or
-nucleus, a top-k left on, the order of the two exchanged; and other weights: rounded, without the
-adapter, of before an update. Every token is scored under each. The suspect of the largest
-likelihood, under which all tests of the sampler hold, is the cause; the one whose log q the
-engine's agree with is what it reports. Knows the scorer and `Draws`; runs only after a failure.
+Every token is scored under each of the `suspects`. The one of the largest likelihood under which
+all tests of the sampler hold is the cause; the one whose log q the engine's agree with is what it
+reports. Runs only after a failure.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
-from seqproc.engines.base import Completion, Engine, StoppingRule
-from seqproc.parity.draws import Answer, Draws, Floats, Nominal, score
+from seqproc.engines.base import Completion
+from seqproc.parity.draws import Answer, Draws, Floats, score
 from seqproc.parity.sampler import sampler_findings
-from seqproc.parity.verdict import FALSE_ALARMS, Finding, Link, decide
-from seqproc.placement import LogDistribution
-from seqproc.policy import SamplingPolicy, log_q
-from seqproc.scorers import TeacherForcingScorer
-from seqproc.scorers.overrides import ParamMapping
+from seqproc.parity.suspects import Case, of_policy, other_policies, other_weights
+from seqproc.parity.verdict import Finding, Link, decide
 
-_TOP_K = 50  # what Hugging Face `generate` applies unless told otherwise
 _IMPOSSIBLE = -50.0  # nats for a token that a suspect cannot emit, in place of −∞
-_NEWTON_STEPS, _LONGEST_STEP, _SHORT_STEP = 6, 0.7, 0.05  # of log T; after a short one, enough
-_LEAST_SHIFT = 1e-3  # of a fitted temperature or top_p that is worth naming
 _MOSTLY = 0.999  # share of tokens in a suspect's support; rounding may put a few outside
 _RARE = 1e-6  # chance of a draw that another of the same prompt does not repeat
 _ALONE = 4  # draws that are sampled again, each alone
-
-Suspects = Mapping[str, Callable[[], ParamMapping]]  # parameters to score at, by description
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,23 +34,6 @@ class Cause:
     description: str
     explains: bool  # whether all that failed holds when this is taken for true
     detail: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Case:
-    """One engine's draws and everything needed to score them again."""
-
-    engine: Engine
-    answers: Sequence[Answer]
-    scorer: TeacherForcingScorer
-    policy: SamplingPolicy
-    stopping: StoppingRule
-    draws: Draws
-    nominal: Nominal
-    override: ParamMapping | None
-    suspects: Suspects  # other weights that the engine might hold
-    tolerance: float  # of a reported log q, nats
-    false_alarms: float = FALSE_ALARMS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +91,9 @@ def _dependence(case: Case, failed: Sequence[Finding]) -> Cause:
 
 
 def _distribution_causes(case: Case, links: set[Link]) -> list[Cause]:
-    fits = [*_policy_fits(case), *_weight_fits(case)]
+    fits = _weight_fits(case)
+    if not _explains(fits[-1], case):
+        fits += _policy_fits(case)
     nominal = _fit("", Link.POLICY, case, case.draws)
     causes = []
     if Link.POLICY in links:
@@ -196,128 +169,26 @@ def _change_alone(case: Case, answer: Answer) -> float:
 
 
 def _policy_fits(case: Case) -> list[_Fit]:
-    distributions = _other_policies(case)
+    distributions = other_policies(case)
     found = score(case.answers, case.scorer, distributions, override=case.override)
     return [_fit(name, Link.POLICY, case, draws) for name, draws in found.items()]
 
 
 def _weight_fits(case: Case) -> list[_Fit]:
-    policy = case.policy
-    model = case.scorer.model
-    suspects = {**_rounded(model, case.override), **_adapterless(model), **case.suspects}
-    fits = []
-    for name, parameters in suspects.items():
-        found = score(
-            case.answers,
-            case.scorer,
-            {"q": lambda logits: log_q(logits, policy)},
-            override=parameters(),
-        )
+    """Of other weights, one after another; none after one that explains everything."""
+    fits: list[_Fit] = []
+    for name, parameters in other_weights(case).items():
+        own = {"q": of_policy(case.policy)}
+        found = score(case.answers, case.scorer, own, override=parameters())
         fits.append(_fit(name, Link.WEIGHTS, case, found["q"]))
+        if _explains(fits[-1], case):
+            break
     return fits
 
 
-def _rounded(model: nn.Module, override: ParamMapping | None) -> Suspects:
-    own = dict(model.named_parameters()) | dict(override or {})
-
-    def rounded(dtype: torch.dtype) -> dict[str, Tensor]:
-        return {name: p.detach().to(dtype).to(p.dtype) for name, p in own.items()}
-
-    return {
-        f"weights rounded to {str(dtype).removeprefix('torch.')}": lambda dtype=dtype: rounded(
-            dtype
-        )  # type: ignore[misc]
-        for dtype in (torch.bfloat16, torch.float16)
-    }
-
-
-def _adapterless(model: nn.Module) -> Suspects:
-    """LoRA adds B·A to a weight: without B it adds nothing."""
-    added = {n: torch.zeros_like(p) for n, p in model.named_parameters() if ".lora_B." in n}
-    return {"the model without its adapter": lambda: added} if added else {}
-
-
-def _other_policies(case: Case) -> dict[str, LogDistribution]:
-    """Distributions that an engine may mistake the policy for, and those fitted to its tokens."""
-    policy = case.policy
-    others = {
-        "temperature ignored": replace(policy, temperature=1.0),
-        "top_p ignored": replace(policy, top_p=1.0),
-        "temperature and top_p ignored": replace(policy, temperature=1.0, top_p=1.0),
-        "sampling off (greedy)": replace(policy, do_sample=False),
-        **_fitted(case),
-    }
-    suspects: dict[str, LogDistribution] = {
-        name: _of_policy(other) for name, other in others.items() if other != policy
-    }
-    suspects[f"top_k = {_TOP_K} left on"] = lambda a: _top_k(log_q(a, policy), _TOP_K)
-    if policy.top_p < 1:
-        suspects["the token that crosses top_p left out"] = lambda a: _without_last(
-            log_q(a, policy)
-        )
-        if policy.temperature != 1:
-            suspects["top_p applied before the temperature"] = lambda a: _cut_first(a, policy)
-    return suspects
-
-
-def _fitted(case: Case) -> dict[str, SamplingPolicy]:
-    """The policy with T, or top_p, moved to where the tokens have them.
-
-    The largest mass before a token is the maximum-likelihood estimate of top_p.
-    """
-    policy = case.policy
-    if not policy.do_sample:
-        return {}
-    temperature = _fitted_temperature(case)
-    top_p = float(min(case.nominal.mass_before.max() * (1 + 1e-6), 1.0))
-    found = {}
-    if abs(math.log(temperature / policy.temperature)) > _LEAST_SHIFT:
-        name = f"temperature {temperature:.3g} in place of {policy.temperature:g}"
-        found[name] = replace(policy, temperature=temperature)
-    if abs(top_p - policy.top_p) > _LEAST_SHIFT and top_p > 0:
-        found[f"top_p {top_p:.3g} in place of {policy.top_p:g}"] = replace(policy, top_p=top_p)
-    return found
-
-
-def _fitted_temperature(case: Case) -> float:
-    """Newton steps for log T; its score is d log q/d log T = −(log q + H)."""
-    draws, log_t = case.draws, math.log(case.policy.temperature)
-    for _ in range(_NEWTON_STEPS):
-        kept = draws.in_support
-        gap = float((-draws.logqs[kept] - draws.entropies[kept]).sum())
-        step = gap / max(float(draws.variances[kept].sum()), 1e-9)
-        log_t += float(np.clip(step, -_LONGEST_STEP, _LONGEST_STEP))
-        if abs(step) < _SHORT_STEP:
-            break
-        distribution = _of_policy(replace(case.policy, temperature=math.exp(log_t)))
-        draws = score(case.answers, case.scorer, {"q": distribution}, override=case.override)["q"]
-    return math.exp(log_t)
-
-
-def _of_policy(policy: SamplingPolicy) -> LogDistribution:
-    return lambda logits: log_q(logits, policy)
-
-
-def _top_k(log_q_RV: Tensor, k: int) -> Tensor:
-    least_R1 = log_q_RV.topk(min(k, log_q_RV.shape[-1]), dim=-1).values[:, -1:]
-    return _renormalised(log_q_RV, log_q_RV >= least_R1)
-
-
-def _without_last(log_q_RV: Tensor) -> Tensor:
-    kept_RV = log_q_RV > -math.inf
-    last_R1 = log_q_RV.masked_fill(~kept_RV, math.inf).amin(-1, keepdim=True)
-    alone_R1 = kept_RV.sum(-1, keepdim=True) == 1
-    return _renormalised(log_q_RV, (log_q_RV > last_R1) | (alone_R1 & kept_RV))
-
-
-def _cut_first(logits_RV: Tensor, policy: SamplingPolicy) -> Tensor:
-    """The nucleus of softmax(ℓ), and the temperature within it."""
-    cut_RV = log_q(logits_RV, replace(policy, temperature=1.0))
-    return _renormalised(logits_RV / policy.temperature, cut_RV > -math.inf)
-
-
-def _renormalised(logits_RV: Tensor, kept_RV: Tensor) -> Tensor:
-    return logits_RV.masked_fill(~kept_RV, -math.inf).log_softmax(-1)
+def _explains(fit: _Fit, case: Case) -> bool:
+    """Whether the tokens, and the log q that came with them, are those of the suspect."""
+    return fit.tests_hold and fit.log_q_error <= case.tolerance
 
 
 def _fit(description: str, link: Link, case: Case, draws: Draws) -> _Fit:

@@ -11,10 +11,11 @@ from typing import Any
 
 from seqproc.engines.base import Engine, Request, StoppingRule
 from seqproc.parity import metrics, structure
-from seqproc.parity.attribution import Case, Cause, Suspects, attribute
+from seqproc.parity.attribution import Cause, attribute
 from seqproc.parity.draws import Answer, Draws, Nominal, sample, score_nominal
 from seqproc.parity.metrics import Metric
 from seqproc.parity.sampler import sampler_findings
+from seqproc.parity.suspects import Case, Suspects
 from seqproc.parity.verdict import FALSE_ALARMS, Finding, Verdict, decide
 from seqproc.policy import SamplingPolicy
 from seqproc.scorers import TeacherForcingScorer

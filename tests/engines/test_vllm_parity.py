@@ -25,6 +25,7 @@ from seqproc.scorers import TeacherForcingScorer, build_params_override
 pytestmark = [pytest.mark.vllm, pytest.mark.model]
 
 POLICY = SamplingPolicy(temperature=0.9, top_p=0.95)
+NUM_PROMPTS = 16
 FLOAT32 = 5e-4  # nats by which a logit may be off
 
 OTHER_PROCESS = """
@@ -47,7 +48,7 @@ def requests_of(tokenizer: Any, count: int, seed: int = 0) -> list[Request]:
     return [
         Request(
             index=i,
-            prompt_ids=tuple(prompt_ids(tokenizer, QUESTIONS[i % len(QUESTIONS)])),
+            prompt_ids=tuple(prompt_ids(tokenizer, QUESTIONS[i % NUM_PROMPTS])),
             seed=draw_seed(seed, i),
         )
         for i in range(count)
@@ -174,15 +175,15 @@ def checked(
     override: Any,
     suspected: Any = None,
 ) -> Check:
-    requests = requests_of(source.tokenizer, 64)
-    rule = StoppingRule(max_new_tokens=16, eos_token_ids=source.eos_token_ids)
+    requests = requests_of(source.tokenizer, 32)
+    rule = StoppingRule(max_new_tokens=12, eos_token_ids=source.eos_token_ids)
     suspects = {"the weights of the last update": lambda: suspected} if suspected else None
     return check_engine(
         engine,
         scorer,
         source.tokenizer,
         requests,
-        [i % len(QUESTIONS) for i in range(64)],
+        [i % NUM_PROMPTS for i in range(32)],
         POLICY,
         rule,
         override=override,

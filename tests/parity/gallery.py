@@ -177,7 +177,7 @@ class Broken:
     link: str  # value of `Link`
     words: str  # part of the description that names the cause
     build: Callable[[Any, Any], Engine]  # of a model and its tokenizer
-    num_draws: int = 400  # that the test needs
+    num_draws: int = 160  # that the test needs
 
 
 def _sampling(draws_from: LogQ) -> Callable[[Any, Any], Engine]:
@@ -268,24 +268,28 @@ GALLERY = (
         link="policy",
         words="top_p",
         build=_sampling(_changed(top_p=lambda p: min(p + 0.02, 1.0))),
+        num_draws=400,
     ),
     Broken(
         name="top_p too low by 0.02",
         link="policy",
         words="top_p",
         build=_sampling(_changed(top_p=lambda p: p - 0.02)),
+        num_draws=400,
     ),
     Broken(
         name="crossing token excluded",
         link="policy",
         words="crosses top_p",
         build=_sampling(crossing_token_excluded),
+        num_draws=400,
     ),
     Broken(
         name="top-p before temperature",
         link="policy",
         words="before the temperature",
         build=_sampling(top_p_before_temperature),
+        num_draws=400,
     ),
     Broken(
         name="EOS dropped",

@@ -27,7 +27,7 @@ class Range:
     def check(
         self,
         engine: Engine,
-        num_draws: int = 640,
+        num_draws: int = 320,
         policy: SamplingPolicy = POLICY,
         seed: int = 0,
         **options: Any,
