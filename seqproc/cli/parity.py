@@ -11,7 +11,7 @@ import typer
 from seqproc.cli.build import build_processor, parse_engine_options
 from seqproc.cli.command import FAILURE
 from seqproc.cli.display import console, printable
-from seqproc.cli.options import DrawOptions, ModelOptions, PolicyOptions, ResponseOptions
+from seqproc.cli.options import Chat, DrawOptions, ModelOptions, PolicyOptions, ResponseOptions
 from seqproc.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -43,13 +43,17 @@ def parity(
     policies: _Policies = None,
     false_alarms: _FalseAlarms = 1e-3,
     out: _ParityOut = Path(),
+    chat: Chat = False,
 ) -> None:
     """Test engines against the scorer: 0 when parity holds, 1 when not, 2 on bad usage."""
     choices, measured = parse_engines(engines), parse_policies(policies or [])
     prompts = _prompts(draw)
     with build_processor(model, policy, response=response) as processor:
         from seqproc.parity.run import run_parity, to_json
+        from seqproc.tokenization import as_chat
 
+        if chat:
+            prompts = [as_chat(processor.tokenizer, prompt) for prompt in prompts]
         report = run_parity(
             processor,
             choices,

@@ -105,6 +105,12 @@ def test_bad_usage(run: Run, arguments: tuple[object, ...], words: str) -> None:
     assert words in " ".join(result.output.split())
 
 
+def test_chat_needs_a_template(run: Run) -> None:
+    result = run("hf", "--chat")
+    assert result.exit_code == 1
+    assert "this tokenizer has no chat template" in " ".join(result.output.split())
+
+
 def test_engines_and_their_options() -> None:
     found = parse_engines("hf, scripted:a=1:b=x")
     assert [(one.name, one.options) for one in found] == [
