@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import pytest
 import torch
 
 from seqproc import SequenceProcessor
+from seqproc.engines import HFEngine, Request, StoppingRule
 from seqproc.engines.gumbel import gumbel_noise
+from seqproc.parity import check_engine
+from seqproc.placement import cut, place
+from seqproc.policy import SamplingPolicy, log_q
+from seqproc.scorers import TeacherForcingScorer
 
 pytestmark = pytest.mark.gpu
 
@@ -46,3 +52,32 @@ def test_noise_is_the_same_on_both_devices() -> None:
     here = gumbel_noise(2**64 - 1, 7, 5000)
     there = gumbel_noise(2**64 - 1, 7, 5000, device="cuda").cpu()
     assert torch.allclose(here, there, rtol=1e-14, atol=1e-14)
+
+
+def test_placements_are_the_same_on_both_devices() -> None:
+    logits = torch.randn(40, 3_000, generator=torch.Generator().manual_seed(0)) * 3
+    tokens, policy = torch.arange(40) * 70, SamplingPolicy(temperature=0.8, top_p=0.9)
+    for read in (
+        lambda rows, ids: place(log_q(rows.double(), policy), ids, (0, 1)),
+        lambda rows, ids: cut(rows, ids, policy, 1e-4),
+    ):
+        here, there = read(logits, tokens), read(logits.cuda(), tokens.cuda())
+        for field in fields(here):
+            own, other = (getattr(x, field.name).cpu().double() for x in (here, there))
+            torch.testing.assert_close(own, other, rtol=1e-9, atol=1e-9)
+
+
+def test_parity_of_the_engine_on_the_gpu(tiny_llama: Any, tiny_tokenizer: Any) -> None:
+    model = tiny_llama(initializer_range=0.5).cuda()
+    scorer = TeacherForcingScorer(model, (0,))
+    requests = [Request(index=i, prompt_ids=(40 + i // 4, 50), seed=i) for i in range(256)]
+    found = check_engine(
+        HFEngine(model, tiny_tokenizer, batch_size=256),
+        scorer,
+        tiny_tokenizer,
+        requests,
+        [i // 4 for i in range(256)],
+        SamplingPolicy(temperature=0.7, top_p=0.9),
+        StoppingRule(max_new_tokens=16, eos_token_ids=(0,)),
+    )
+    assert found.verdict.holds, (found.findings, found.causes)

@@ -17,6 +17,7 @@ import numpy as np
 from seqproc.engines.base import Completion
 from seqproc.parity.draws import Answer, Draws, Floats, score
 from seqproc.parity.sampler import sampler_findings
+from seqproc.parity.structure import ENDINGS
 from seqproc.parity.suspects import Case, of_policy, other_policies, other_weights
 from seqproc.parity.verdict import Finding, Link, decide
 
@@ -52,12 +53,15 @@ def attribute(case: Case, failed: Sequence[Finding]) -> list[Cause]:
     links = {finding.link for finding in failed}
     causes = [_plain(finding) for finding in failed if finding.link in (Link.PROMPT, Link.TEXT)]
     if Link.PROMPT in links:  # then everything behind it differs
-        return causes
+        return [cause for cause in causes if cause.link is Link.PROMPT]
     dependence = _dependence(case, failed) if Link.TOKENS in links else None
     if dependence is not None and dependence.explains:  # what is drawn twice also counts twice
         links -= {Link.POLICY}
     if links & {Link.POLICY, Link.LOG_Q}:
-        causes += _distribution_causes(case, links)
+        found = _distribution_causes(case, links)
+        if any(cause.explains for cause in found):  # also when draws end
+            causes = [_plain(finding) for finding in failed if finding.name == ENDINGS]
+        causes += found
     if dependence is not None and (dependence.explains or Link.POLICY not in links):
         causes.append(dependence)
     order = list(Link)
@@ -95,33 +99,30 @@ def _distribution_causes(case: Case, links: set[Link]) -> list[Cause]:
     if not _explains(fits[-1], case):
         fits += _policy_fits(case)
     nominal = _fit("", Link.POLICY, case, case.draws)
+    sampled = max(fits, key=lambda fit: (fit.tests_hold, fit.log_likelihood))
+    reported = min(fits, key=lambda fit: fit.log_q_error)
     causes = []
     if Link.POLICY in links:
-        causes.append(_cause_of_tokens(case, fits))
-    if Link.LOG_Q in links:
-        own = causes[0].description if causes else ""
-        reported = _cause_of_reports(case, fits, nominal)
-        if reported.description != own:
-            causes.append(reported)
+        causes.append(_cause_of_tokens(sampled, nominal))
+    explained = causes and (reported is sampled or sampled.log_q_error <= case.tolerance)
+    if Link.LOG_Q in links and not explained:
+        causes.append(_cause_of_reports(case, reported, nominal))
     return causes
 
 
-def _cause_of_tokens(case: Case, fits: Sequence[_Fit]) -> Cause:
-    best = max(fits, key=lambda fit: (fit.tests_hold, fit.log_likelihood))
-    own = _log_likelihood(case.draws)
+def _cause_of_tokens(best: _Fit, nominal: _Fit) -> Cause:
+    gain = best.log_likelihood - nominal.log_likelihood
+    unknown = "another distribution, not a known one"
     return Cause(
         link=best.link if best.tests_hold else Link.LOGITS,
-        description=best.description
-        if best.tests_hold
-        else "another distribution, not a known one",
+        description=best.description if best.tests_hold else unknown,
         explains=best.tests_hold,
-        detail=f"the nearest suspect is: {best.description}; its log-likelihood is "
-        f"{best.log_likelihood - own:+,.1f} nats against the policy's",
+        detail=f"the nearest suspect is: {best.description}; its log-likelihood is {gain:+,.1f} "
+        "nats against the policy's",
     )
 
 
-def _cause_of_reports(case: Case, fits: Sequence[_Fit], nominal: _Fit) -> Cause:
-    best = min(fits, key=lambda fit: fit.log_q_error)
+def _cause_of_reports(case: Case, best: _Fit, nominal: _Fit) -> Cause:
     errors = f"mean error {nominal.log_q_error:.2g} nats"
     if best.log_q_error > nominal.log_q_error / 2:
         return _unexplained_reports(case, errors)

@@ -14,6 +14,8 @@ from seqproc.errors import EngineError
 from seqproc.parity.draws import Answer, Draws, Nominal
 from seqproc.parity.verdict import Finding, Link
 
+ENDINGS = "endings"  # name of the finding
+
 
 def structure_findings(
     answers: Sequence[Answer], tokenizer: Any, stopping: StoppingRule
@@ -55,7 +57,7 @@ def endings(answers: Sequence[Answer], tokenizer: Any, stopping: StoppingRule) -
     wrong = [fault for fault in faults if fault]
     kinds = sorted(set(wrong), key=wrong.count, reverse=True)
     detail = "; ".join(f"{wrong.count(kind):,} × {kind}" for kind in kinds)
-    return _check("endings", Link.TEXT, len(wrong), len(answers), detail or "wrong endings")
+    return _check(ENDINGS, Link.TEXT, len(wrong), len(answers), detail or "wrong endings")
 
 
 def _fault(completion: Completion, tokenizer: Any, stopping: StoppingRule) -> str:
