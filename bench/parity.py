@@ -7,7 +7,8 @@ On a small random model, at T = 0.7 and top_p = 0.9 (and top_p = 1 for top-k). P
 - null: p-values of every test over many runs of right engines (Hugging Face's and a reference in
   plain numpy): their share below 5 %, a Kolmogorov-Smirnov test that they are uniform, and the rate
   at which the verdict fails.
-- power: for every broken engine of the gallery, how many draws catch it in 95 % of runs.
+- power: for every broken engine of the gallery, how many draws catch it in 95 % of runs, when it
+  reports the log q of what it samples from, and when it reports none.
 
 Prints a table per part, then one line of JSON.
 """
@@ -20,7 +21,7 @@ import platform
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -51,8 +52,8 @@ NUCLEUS, WHOLE = SamplingPolicy(temperature=0.7, top_p=0.9), SamplingPolicy(temp
 PER_PROMPT = 4
 NULL_DRAWS = 128  # of a run
 POOL = 6_400  # draws that are sampled and scored together
-POWER, POWER_RUNS = 0.95, 40
-LEAST_DRAWS, MOST_DRAWS = 8, 4_096
+POWER, POWER_RUNS = 0.95, 20
+LEAST_DRAWS, MOST_DRAWS = 8, 2_048
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,9 +69,10 @@ class Null:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caught:
-    """One broken engine."""
+    """One broken engine, with or without the log q that it reports."""
 
     engine: str
+    reports_log_q: bool
     num_draws: int | None  # that catch it; None: not even the most that were tried
     num_tokens: float | None  # on average in so many draws
     share: float  # of runs in which they did
@@ -158,16 +160,23 @@ def _null_runs(bench: Range, engine: Engine, num_runs: int) -> Iterable[Any]:
 
 def power(bench: Range, num_runs: int) -> list[Caught]:
     """Doubles the draws of a run until enough of the runs catch the fault."""
-    return [_caught(bench, broken, num_runs) for broken in (*GALLERY, STALE_ADAPTER)]
+    return [
+        _caught(bench, broken, num_runs, reports_log_q)
+        for reports_log_q in (True, False)
+        for broken in (*GALLERY, STALE_ADAPTER)
+        if reports_log_q or broken.link != "log q"
+    ]
 
 
-def _caught(bench: Range, broken: Broken, num_runs: int) -> Caught:
+def _caught(bench: Range, broken: Broken, num_runs: int, reports_log_q: bool) -> Caught:
     engine = broken.build(bench.model, bench.tokenizer)
     engine.batch_size = 1_600
     policy = WHOLE if "top_k" in broken.name else NUCLEUS
     num_draws = LEAST_DRAWS
     while True:
         answers = bench.answers(engine, policy, num_draws * num_runs, seed=num_draws)
+        if not reports_log_q:
+            answers = [_silent(answer) for answer in answers]
         runs = [answers[i : i + num_draws] for i in range(0, len(answers), num_draws)]
         failed = [_failed(bench, run, policy) for run in runs]
         share = float(np.mean([bool(names) for names in failed]))
@@ -179,11 +188,16 @@ def _caught(bench: Range, broken: Broken, num_runs: int) -> Caught:
     enough = share >= POWER
     return Caught(
         engine=broken.name,
+        reports_log_q=reports_log_q,
         num_draws=num_draws if enough else None,
         num_tokens=tokens if enough else None,
         share=share,
         tests=sorted(name for name in set(names) if names.count(name) >= num_runs / 2),
     )
+
+
+def _silent(answer: Answer) -> Answer:
+    return replace(answer, completion=replace(answer.completion, logqs=None))
 
 
 def _failed(bench: Range, answers: Sequence[Answer], policy: SamplingPolicy) -> tuple[str, ...]:
