@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1] / "tests" / part) for part in ("", "parity")]
 
-from gallery import GALLERY, STALE_ADAPTER, Broken, ReferenceEngine  # noqa: E402 - needs the path
+from gallery import GALLERY, STALE_ADAPTER, Broken, ReferenceEngine, requests_of  # noqa: E402 - needs the path
 from tiny import byte_tokenizer, random_model  # noqa: E402
 
 __all__ = [
@@ -15,4 +15,5 @@ __all__ = [
     "ReferenceEngine",
     "byte_tokenizer",
     "random_model",
+    "requests_of",
 ]

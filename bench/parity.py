@@ -26,13 +26,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from _gallery import GALLERY, STALE_ADAPTER, Broken, ReferenceEngine, byte_tokenizer, random_model
+from _gallery import (
+    GALLERY,
+    STALE_ADAPTER,
+    Broken,
+    ReferenceEngine,
+    byte_tokenizer,
+    random_model,
+    requests_of,
+)
 from rich.console import Console
 from rich.table import Table
 from scipy import stats
 from transformers import LlamaConfig
 
-from seqproc.engines import Engine, HFEngine, Request, StoppingRule
+from seqproc.engines import Engine, HFEngine, StoppingRule
 from seqproc.parity import (
     FALSE_ALARMS,
     Answer,
@@ -42,9 +50,8 @@ from seqproc.parity import (
     score_nominal,
 )
 from seqproc.parity.check import all_findings
-from seqproc.parity.metrics import LOGIT_ERRORS
+from seqproc.parity.metrics import LOGIT_ERRORS, tolerance
 from seqproc.policy import SamplingPolicy
-from seqproc.prompts import draw_seed
 from seqproc.scorers import TeacherForcingScorer
 
 STOPPING = StoppingRule(max_new_tokens=24, eos_token_ids=(0,), stop=("q", "x"))
@@ -99,15 +106,7 @@ class Range:
         self, engine: Engine, policy: SamplingPolicy, num_draws: int, seed: int
     ) -> list[Answer]:
         """Draws of prompts that differ in their tokens and lengths."""
-        owners = [i // PER_PROMPT for i in range(num_draws)]
-        requests = [
-            Request(
-                index=i,
-                prompt_ids=(40 + owner % 211, 30 + owner % 7, *(50,) * (owner % 4)),
-                seed=draw_seed(seed, i),
-            )
-            for i, owner in enumerate(owners)
-        ]
+        requests, owners = requests_of(num_draws, PER_PROMPT, seed)
         return sample(engine, requests, owners, policy, STOPPING)
 
 
@@ -204,7 +203,7 @@ def _failed(bench: Range, answers: Sequence[Answer], policy: SamplingPolicy) -> 
     error = LOGIT_ERRORS["float32"]
     draws, nominal = score_nominal(answers, bench.scorer, policy, error)
     findings = all_findings(
-        answers, draws, nominal, bench.tokenizer, STOPPING, 2 * error / policy.temperature
+        answers, draws, nominal, bench.tokenizer, STOPPING, tolerance(error, policy)
     )
     return decide(findings).failed
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from seqproc.nucleus import largest
 from seqproc.policy import SamplingPolicy, support
 
 # Shapes: R rows (steps), V tokens of the vocabulary, K bins of ranks, E ids of EOS.
@@ -103,7 +104,8 @@ def _below(like_RV: Tensor, tokens_R: Tensor) -> Tensor:
 
 def _rank_masses(q_RV: Tensor) -> Tensor:
     edges = [edge for edge in RANK_EDGES if edge < q_RV.shape[-1]]
-    sums_RE = q_RV.topk(edges[-1] if edges else 0, dim=-1).values.cumsum(-1)
+    ids_RE = largest(q_RV, edges[-1]) if edges else q_RV[:, :0].long()
+    sums_RE = q_RV.gather(-1, ids_RE).cumsum(-1)
     upto_RK = sums_RE[:, [edge - 1 for edge in edges]]
     first, whole = torch.zeros_like(q_RV[:, :1]), q_RV.sum(-1, keepdim=True)
     masses_RK = torch.cat([first, upto_RK, whole], dim=-1).diff(dim=-1).clamp_(min=0.0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -47,9 +47,11 @@ def parity(
 ) -> None:
     """Test engines against the scorer: 0 when parity holds, 1 when not, 2 on bad usage."""
     choices, measured = parse_engines(engines), parse_policies(policies or [])
+    _require_folder(out)  # before anything is sampled for nothing
     prompts = _prompts(draw)
     with build_processor(model, policy, response=response) as processor:
         from seqproc.parity.run import run_parity, to_json
+        from seqproc.runs.atomic import write_atomically
         from seqproc.tokenization import as_chat
 
         if chat:
@@ -66,8 +68,7 @@ def parity(
         )
     print_comparisons(report)
     path = out / "parity.json"
-    out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(to_json(report), indent=1, allow_nan=False), encoding="utf-8")
+    write_atomically(path, lambda file: file.write(to_json(report).encode()))
     console().print(f"written to {printable(str(path))}")
     if not report.holds:
         raise typer.Exit(FAILURE)
@@ -115,12 +116,23 @@ def parse_policies(texts: list[str]) -> list[SamplingPolicy]:
     return policies
 
 
+def _require_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out must be a folder that can be made ({error})") from error
+    if not os.access(out, os.W_OK):
+        raise ConfigError(f"--out {out} cannot be written to")
+
+
 def _prompts(draw: DrawOptions) -> list[str]:
     """The prompts' texts: as many as were asked for, or a quarter of the draws."""
     from seqproc.prompts import choose_prompts, load_prompts
 
     pool = load_prompts(draw.dataset, draw.split, data_dir=draw.data_dir)
-    number = draw.max_prompts_pool or max(1, min(draw.draws // 4, len(pool)))
+    number = draw.max_prompts_pool
+    if number is None:
+        number = max(1, min(draw.draws // 4, len(pool)))
     return [entry.text for entry in choose_prompts(pool, number, draw.seed)]
 
 

@@ -5,18 +5,20 @@ Joins the parts of this package; computes nothing itself.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from seqproc.engines.base import Engine, Request, StoppingRule
+from seqproc.errors import ConfigError, SequenceError
 from seqproc.parity import metrics, structure
 from seqproc.parity.attribution import Cause, attribute
 from seqproc.parity.draws import Answer, Draws, Nominal, sample, score_nominal
 from seqproc.parity.metrics import Metric
 from seqproc.parity.sampler import sampler_findings
 from seqproc.parity.suspects import Case, Suspects
-from seqproc.parity.verdict import FALSE_ALARMS, Finding, Verdict, decide
+from seqproc.parity.verdict import FALSE_ALARMS, Finding, Verdict, decide, require_rate
 from seqproc.policy import SamplingPolicy
 from seqproc.scorers import TeacherForcingScorer
 from seqproc.scorers.overrides import ParamMapping
@@ -73,18 +75,16 @@ def check_engine(
         seed: of the tests' own randomisation.
 
     Raises:
+        ConfigError: a rate of false alarms or a logit error that is none.
+        SequenceError: no requests, indices that repeat, or not one prompt number for each.
         EngineError: when the engine fails, or breaks its contract so that nothing can be tested.
     """
+    require_rate(false_alarms)
+    _require_requests(requests, prompts)
     description = engine.describe()
-    if logit_error is None:
-        logit_error = metrics.logit_error_of(str(description.get("dtype")))
+    error = _logit_error(logit_error, description)
     answers = sample(engine, requests, prompts, policy, stopping)
-    draws, nominal = score_nominal(
-        answers, scorer, policy, logit_error, override=override, seed=seed
-    )
-    tolerance = 2 * logit_error / policy.temperature
-    findings = all_findings(answers, draws, nominal, tokenizer, stopping, tolerance)
-    verdict = decide(findings, false_alarms)
+    draws, nominal = score_nominal(answers, scorer, policy, error, override=override, seed=seed)
     case = Case(
         engine=engine,
         answers=answers,
@@ -95,24 +95,51 @@ def check_engine(
         nominal=nominal,
         override=override,
         suspects=_suspects(override, suspects),
-        tolerance=tolerance,
+        logit_error=error,
         false_alarms=false_alarms,
     )
+    return _judged(case, tokenizer, description)
+
+
+def _judged(case: Case, tokenizer: Any, description: dict[str, Any]) -> Check:
+    """Test, decide, and look for causes of what failed."""
+    draws, logqs = case.draws, case.nominal.engine_logqs
+    findings = all_findings(
+        case.answers, draws, case.nominal, tokenizer, case.stopping, case.tolerance
+    )
+    verdict = decide(findings, case.false_alarms)
     failed = [finding for finding in findings if finding.name in verdict.failed]
-    logqs = nominal.engine_logqs
     return Check(
         engine=description,
-        policy=policy,
-        num_prompts=len(set(prompts)),
-        num_draws=len(draws.lengths),
+        policy=case.policy,
+        num_prompts=len(set(draws.prompts)),
+        num_draws=len(case.answers),
         num_tokens=len(draws.logqs),
-        logit_error=logit_error,
+        logit_error=case.logit_error,
         findings=tuple(findings),
         verdict=verdict,
         mismatch=None if logqs is None else metrics.mismatch(draws, logqs),
         causes=tuple(attribute(case, failed)) if failed else (),
-        answers=tuple(answers),
+        answers=tuple(case.answers),
     )
+
+
+def _require_requests(requests: Sequence[Request], prompts: Sequence[int]) -> None:
+    if not requests or len(requests) != len(prompts):
+        raise SequenceError(
+            "a check needs requests, and for each the number of its prompt; got "
+            f"{len(requests)} requests and {len(prompts)} numbers"
+        )
+    if len({request.index for request in requests}) < len(requests):
+        raise SequenceError("every request needs an index of its own; some have the same")
+
+
+def _logit_error(given: float | None, description: dict[str, Any]) -> float:
+    if given is None:
+        return metrics.logit_error_of(str(description.get("dtype")))
+    if not 0 <= given < math.inf:
+        raise ConfigError(f"logit_error must be a number of nats ≥ 0, got {given!r}")
+    return given
 
 
 def all_findings(

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from seqproc.engines.gumbel import gumbel_noise
 from seqproc.parity.draws import Answer
+from seqproc.parity.metrics import tolerance
 from seqproc.placement import cut
 from seqproc.policy import SamplingPolicy, token_log_q
 from seqproc.scorers import TeacherForcingScorer, TokenSequence
@@ -41,6 +42,7 @@ class Comparison:
     engines: tuple[str, str]
     num_draws: int
     num_identical: int
+    tolerance: float  # by which log q + g of two candidates may be off against each other, nats
     divergences: tuple[Divergence, ...]
 
     @property
@@ -84,11 +86,11 @@ def compare(
             strict=True,
         )
     )
-    least = 2 * logit_error / policy.temperature
+    allowed = tolerance(logit_error, policy)
     divergences = []
     for a, b, step in parted:
         gap, reachable = gaps.get(a.request.index, (math.nan, False))
-        near = reachable and (math.isinf(gap) or abs(gap) <= least)
+        near = reachable and (math.isinf(gap) or abs(gap) <= allowed)
         divergences.append(
             Divergence(
                 index=a.request.index,
@@ -102,6 +104,7 @@ def compare(
         engines=names,
         num_draws=len(first),
         num_identical=len(first) - len(divergences),
+        tolerance=allowed,
         divergences=tuple(divergences),
     )
 

@@ -13,7 +13,7 @@ import numpy as np
 from seqproc.engines.base import Engine, Request, StoppingRule
 from seqproc.errors import EngineError
 from seqproc.parity.draws import sample, score_nominal
-from seqproc.parity.metrics import logit_error_of
+from seqproc.parity.metrics import logit_error_of, tolerance
 from seqproc.parity.verdict import Finding, Link
 from seqproc.policy import SamplingPolicy
 from seqproc.scorers import TeacherForcingScorer
@@ -56,7 +56,7 @@ def canary(
         bad = ~nominal.is_reachable
         if policy.do_sample and nominal.engine_logqs is not None:
             gaps = np.abs(nominal.engine_logqs - draws.logqs)
-            bad |= ~(gaps <= 2 * logit_error)
+            bad |= ~(gaps <= tolerance(logit_error, policy))
             worst = float(gaps.max())
         wrong, total = wrong + int(bad.sum()), total + len(bad)
     return Finding(

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from seqproc.estimators import effective_sample_size
 from seqproc.parity.draws import Draws, Floats
 from seqproc.parity.verdict import Finding, Link
+from seqproc.policy import SamplingPolicy
 
 _PERCENTILES = {"p50_abs": 50.0, "p90_abs": 90.0, "p99_abs": 99.0, "p99.9_abs": 99.9}
 _RESAMPLES = 200
@@ -39,11 +40,13 @@ LOGIT_ERRORS = {"float64": 1e-7, "float32": 5e-4, "float16": 0.05, "bfloat16": 0
 
 
 def logit_error_of(dtype: str) -> float:
-    """The error allowed to an engine that says it computes in ``dtype``; bfloat16's, if unknown.
-
-    A log q may then be off by twice as much, over T.
-    """
+    """The error allowed to an engine that says it computes in ``dtype``; bfloat16's, if unknown."""
     return LOGIT_ERRORS.get(dtype, LOGIT_ERRORS["bfloat16"])
+
+
+def tolerance(logit_error: float, policy: SamplingPolicy) -> float:
+    """By how much a log q, or the gap of two, may then be off [nats]: 2·δ/T."""
+    return 2 * logit_error / policy.temperature
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,19 +109,19 @@ def mismatch(draws: Draws, engine_logqs: Floats) -> dict[str, Metric]:
 
 
 def reported_log_q(
-    draws: Draws, engine_logqs: Floats, is_settled: NDArray[np.bool_], tolerance: float
+    draws: Draws, engine_logqs: Floats, is_settled: NDArray[np.bool_], allowed: float
 ) -> Finding:
-    """No reported log q is further off than the tolerance, where the support is sure."""
+    """No reported log q is further off than what is allowed, where the support is sure."""
     clear = is_settled & draws.in_support
     delta = np.abs(engine_logqs[clear] - draws.logqs[clear])
-    wrong = ~(delta <= tolerance)
+    wrong = ~(delta <= allowed)
     worst = float(delta.max()) if len(delta) else 0.0
     return Finding(
         name="reported log q",
         link=Link.LOG_Q,
         p_value=0.0 if wrong.any() else 1.0,
         statistic=worst,
-        detail=f"{wrong.sum():,} of {len(delta):,} are off by more than {tolerance:g} nats; "
+        detail=f"{wrong.sum():,} of {len(delta):,} are off by more than {allowed:g} nats; "
         f"the worst by {worst:.2g}",
     )
 

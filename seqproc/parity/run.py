@@ -12,12 +12,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from seqproc import strict_json
 from seqproc.engines import Engine, create_engine
 from seqproc.engines.base import Request
 from seqproc.errors import ConfigError
 from seqproc.parity.check import Check, check_engine
 from seqproc.parity.divergence import Comparison, compare
-from seqproc.parity.verdict import FALSE_ALARMS
+from seqproc.parity.verdict import FALSE_ALARMS, require_rate
 from seqproc.policy import SamplingPolicy
 from seqproc.processor import SequenceProcessor
 from seqproc.prompts import draw_seed
@@ -78,9 +79,11 @@ def run_parity(
         told: called with the engine's label and each check as it is done.
 
     Raises:
-        ConfigError: fewer than two draws of each prompt, which leaves their independence untested.
+        ConfigError: fewer than two draws of each prompt, which leaves their independence untested,
+            or a rate of false alarms that is none.
         EngineError: an engine that cannot start or fails.
     """
+    require_rate(false_alarms)
     per_prompt = math.ceil(num_draws / max(len(prompts), 1))
     if per_prompt < 2:
         raise ConfigError(
@@ -151,34 +154,24 @@ def _comparisons(processor: SequenceProcessor, checks: dict[str, list[Check]]) -
     ]
 
 
-def to_json(report: ParityReport) -> dict[str, Any]:
-    """The report as plain values, for a file; without the texts that were sampled."""
-    return {
-        "holds": report.holds,
-        "model": report.model,
-        "seed": report.seed,
-        "checks": {
-            label: [_check_to_json(one) for one in done] for label, done in report.checks.items()
-        },
-        "comparisons": [
-            {"holds": one.holds, **_plain(dataclasses.asdict(one))} for one in report.comparisons
-        ],
-    }
+def to_json(report: ParityReport) -> str:
+    """The report as strict JSON, without what was sampled."""
+    return strict_json.dumps(
+        {
+            "holds": report.holds,
+            "model": report.model,
+            "seed": report.seed,
+            "checks": {
+                label: [_values(one) for one in done] for label, done in report.checks.items()
+            },
+            "comparisons": [
+                {"holds": one.holds, **dataclasses.asdict(one)} for one in report.comparisons
+            ],
+        }
+    )
 
 
-def _check_to_json(check: Check) -> dict[str, Any]:
-    names = [f.name for f in dataclasses.fields(check) if f.name != "answers"]
-    own = dataclasses.replace(check, answers=())
-    values = dataclasses.asdict(own)
-    return {name: _plain(values[name]) for name in names}
-
-
-def _plain(value: Any) -> Any:
-    """Values that strict JSON can hold: numbers that are none become null."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+def _values(check: Check) -> dict[str, Any]:
+    values = dataclasses.asdict(dataclasses.replace(check, answers=()))
+    del values["answers"]
+    return values

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from seqproc.engines.base import Engine, StoppingRule
+from seqproc.nucleus import largest
 from seqproc.parity.draws import Answer, Draws, Nominal, score
+from seqproc.parity.metrics import tolerance
 from seqproc.parity.verdict import FALSE_ALARMS
 from seqproc.placement import LogDistribution
 from seqproc.policy import SamplingPolicy, log_q
@@ -43,8 +45,13 @@ class Case:
     nominal: Nominal
     override: ParamMapping | None
     suspects: Suspects  # other weights that the engine might hold
-    tolerance: float  # of a reported log q, nats
+    logit_error: float  # by which each logit may be off, nats
     false_alarms: float = FALSE_ALARMS
+
+    @property
+    def tolerance(self) -> float:
+        """Of a reported log q, nats."""
+        return tolerance(self.logit_error, self.policy)
 
 
 def other_weights(case: Case) -> Suspects:
@@ -134,7 +141,8 @@ def of_policy(policy: SamplingPolicy) -> LogDistribution:
 
 
 def _top_k(log_q_RV: Tensor, k: int) -> Tensor:
-    least_R1 = log_q_RV.topk(min(k, log_q_RV.shape[-1]), dim=-1).values[:, -1:]
+    ids_Rk = largest(log_q_RV, min(k, log_q_RV.shape[-1]))
+    least_R1 = log_q_RV.gather(-1, ids_Rk[:, -1:])
     return _renormalised(log_q_RV, log_q_RV >= least_R1)
 
 

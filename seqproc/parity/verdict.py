@@ -62,8 +62,7 @@ def decide(findings: Sequence[Finding], false_alarms: float = FALSE_ALARMS) -> V
     Raises:
         ConfigError: when ``false_alarms`` is not in (0, 1).
     """
-    if not 0 < false_alarms < 1:
-        raise ConfigError(f"false_alarms must lie in (0, 1), got {false_alarms!r}")
+    require_rate(false_alarms)
     tested = [(f.p_value, f.name) for f in findings if f.p_value is not None]
     failed: list[str] = []
     for n, (p_value, name) in enumerate(sorted(tested)):
@@ -76,3 +75,13 @@ def decide(findings: Sequence[Finding], false_alarms: float = FALSE_ALARMS) -> V
         failed=tuple(failed),
         num_tests=len(tested),
     )
+
+
+def require_rate(false_alarms: float) -> None:
+    """Refuse a rate of false alarms that is none; before anything is sampled for it.
+
+    Raises:
+        ConfigError: when it is not in (0, 1).
+    """
+    if not 0 < false_alarms < 1:
+        raise ConfigError(f"false_alarms must lie in (0, 1), got {false_alarms!r}")

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal, get_args
 
-from seqproc import __version__
+from seqproc import __version__, strict_json
 from seqproc.errors import RunError
 from seqproc.runs.schema import FORMAT_VERSION
 
@@ -51,18 +50,7 @@ class Manifest:
 
 def to_json(manifest: Manifest) -> str:
     """The manifest as strict JSON, one that any reader takes."""
-    return json.dumps(_strict(dataclasses.asdict(manifest)), indent=2, allow_nan=False) + "\n"
-
-
-def _strict(value: Any) -> Any:
-    """Spell out what JSON has no form for."""
-    if isinstance(value, Mapping):
-        return {str(key): _strict(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [_strict(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
+    return strict_json.dumps(dataclasses.asdict(manifest))
 
 
 def from_json(text: str) -> Manifest:

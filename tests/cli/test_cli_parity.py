@@ -105,6 +105,20 @@ def test_bad_usage(run: Run, arguments: tuple[object, ...], words: str) -> None:
     assert words in " ".join(result.output.split())
 
 
+def test_a_folder_that_cannot_be_made_is_told_first(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    result = run("hf", "--out", tmp_path / "file" / "out")
+    assert result.exit_code == 2
+    assert "--out must be a folder" in " ".join(result.output.split())
+    assert "link" not in result.output
+
+
+def test_no_prompts_are_not_the_default_number(run: Run) -> None:
+    result = run("hf", "--max-prompts-pool", 0)
+    assert result.exit_code == 1
+    assert "num_prompts must be at least 1" in " ".join(result.output.split())
+
+
 def test_chat_needs_a_template(run: Run) -> None:
     result = run("hf", "--chat")
     assert result.exit_code == 1

@@ -20,6 +20,7 @@ from torch import Tensor
 from seqproc.engines.base import Completion, Engine, Request, StoppingRule
 from seqproc.engines.stopping import StopWatcher, finish
 from seqproc.policy import SamplingPolicy, log_q
+from seqproc.prompts import draw_seed
 
 LogQ = Callable[[Tensor, SamplingPolicy], Tensor]
 
@@ -164,6 +165,20 @@ def _padded(prompts: list[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
         ids[row, width - len(prompt) :] = torch.tensor(prompt)
         mask[row, width - len(prompt) :] = 1
     return ids, mask
+
+
+def requests_of(num_draws: int, per_prompt: int, seed: int) -> tuple[list[Request], list[int]]:
+    """Requests of the small model, whose prompts differ in tokens and length; and their prompts."""
+    owners = [i // per_prompt for i in range(num_draws)]
+    requests = [
+        Request(
+            index=i,
+            prompt_ids=(40 + owner % 211, 30 + owner % 7, *(50,) * (owner % 4)),
+            seed=draw_seed(seed, i),
+        )
+        for i, owner in enumerate(owners)
+    ]
+    return requests, owners
 
 
 # ---------------------------------------------------------------- the gallery

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from seqproc.engines import Engine, Request, StoppingRule
+from gallery import requests_of
+
+from seqproc.engines import Engine, StoppingRule
 from seqproc.parity import Check, check_engine
 from seqproc.policy import SamplingPolicy
-from seqproc.prompts import draw_seed
 from seqproc.scorers import TeacherForcingScorer
 
 STOPPING = StoppingRule(max_new_tokens=40, eos_token_ids=(0,), stop=("q", "x"))
@@ -33,15 +34,7 @@ class Range:
         **options: Any,
     ) -> Check:
         """Check an engine on draws of this range."""
-        owners = [i // PER_PROMPT for i in range(num_draws)]
-        requests = [
-            Request(
-                index=i,
-                prompt_ids=(40 + owner % 50, 30 + owner % 7, *(50,) * (owner % 4)),
-                seed=draw_seed(seed, i),
-            )
-            for i, owner in enumerate(owners)
-        ]
+        requests, owners = requests_of(num_draws, PER_PROMPT, seed)
         return check_engine(
             engine, self.scorer, self.tokenizer, requests, owners, policy, STOPPING, **options
         )

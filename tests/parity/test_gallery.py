@@ -9,11 +9,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from gallery import GALLERY, Broken, ReferenceEngine
-from parity_range import Range, range_of
+from gallery import GALLERY, Broken, ReferenceEngine, requests_of
+from parity_range import POLICY, STOPPING, Range, range_of
 
 from seqproc.engines import HFEngine
-from seqproc.policy import SamplingPolicy
+from seqproc.errors import ConfigError, SequenceError
+from seqproc.parity import check_engine
+from seqproc.policy import SamplingPolicy, log_q
 
 
 @pytest.mark.parametrize(
@@ -76,3 +78,46 @@ def test_weights_before_an_update_are_named(small: Range) -> None:
     assert not found.verdict.holds
     assert found.causes[0].link == "weights"
     assert "not the override" in found.causes[0].description
+
+
+@pytest.mark.parametrize(
+    ("off_by", "words"),
+    [
+        (lambda num_rows: 0.01 * (num_rows > 1), "depend on the batch"),
+        (lambda num_rows: 0.01, "other logits than the scorer's"),
+    ],
+    ids=["padding", "kernel"],
+)
+def test_log_q_of_other_logits_are_told_apart_by_sampling_alone(
+    small: Range, off_by: Callable[[int], float], words: str
+) -> None:
+    """Right tokens, and log q that are wrong in a batch, or everywhere."""
+    engine = ReferenceEngine(
+        small.model,
+        small.tokenizer,
+        reports=lambda logits, policy: log_q(logits, policy) + off_by(len(logits)),
+    )
+    (cause,) = small.check(engine, num_draws=160).causes
+    assert cause.link == "logits"
+    assert words in cause.description
+
+
+def test_what_cannot_be_checked_is_refused_before_anything_is_sampled(small: Range) -> None:
+    class Unasked(ReferenceEngine):
+        def generate(self, *_: Any) -> Any:
+            raise AssertionError("sampled")
+
+    engine = Unasked(small.model, small.tokenizer)
+    with pytest.raises(ConfigError, match="false_alarms"):
+        small.check(engine, false_alarms=2)
+    with pytest.raises(ConfigError, match="logit_error"):
+        small.check(engine, logit_error=-1.0)
+    with pytest.raises(SequenceError, match="0 requests"):
+        small.check(engine, num_draws=0)
+    requests, owners = requests_of(4, 2, 0)
+    for wrong, numbers, words in (
+        (requests, owners[:3], "4 requests and 3 numbers"),
+        ([requests[0]] * 4, owners, "index of its own"),
+    ):
+        with pytest.raises(SequenceError, match=words):
+            check_engine(engine, small.scorer, small.tokenizer, wrong, numbers, POLICY, STOPPING)

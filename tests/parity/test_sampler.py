@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from gallery import crossing_token_excluded, top_k_50, top_p_before_temperature
 from scipy import stats
-from synthetic import POLICY, synthetic
+from synthetic import synthetic
 
 from seqproc.parity import Draws, Finding, decide, sampler_findings
 from seqproc.parity.sampler import tail, uniformity
+from seqproc.placement import place
 from seqproc.policy import SamplingPolicy, log_q
 
 ALARM = 1e-6
@@ -126,16 +128,29 @@ def test_noise_used_again_at_each_step_fails_their_independence() -> None:
     assert "steps of one draw" in failing(synthetic(1, uniforms=again))
 
 
-def test_statistics_by_hand() -> None:
-    draws = synthetic(5, num_prompts=60)
-    found = {one.name: one for one in sampler_findings(draws)}
-    gap = (-draws.logqs - draws.entropies).sum()
-    z = gap / math.sqrt(draws.variances.sum())
+def two_tokens(num_rare: int, total: int) -> Draws:
+    """One draw of tokens of probability 3/4 and, ``num_rare`` times, 1/4."""
+    tokens = torch.tensor([1] * num_rare + [0] * (total - num_rare))
+    placed = place(torch.tensor([[0.75, 0.25]]).double().log().expand(total, -1), tokens)
+    return Draws(
+        prompts=np.array([0]),
+        lengths=np.array([total]),
+        ended_by_eos=np.array([False]),
+        randomiser=np.full(total, 0.5),
+        **{f.name: getattr(placed, f.name).numpy() for f in fields(placed)},
+    )
+
+
+@pytest.mark.parametrize("num_rare", [230, 250, 280])
+def test_of_two_tokens_every_statistic_is_that_of_a_binomial(num_rare: int) -> None:
+    """The rare token is the last kept, its surprisal the larger, and its rank 1 of two bins."""
+    found = {one.name: one for one in sampler_findings(two_tokens(num_rare, 1_000))}
+    z = (num_rare - 250) / math.sqrt(1_000 * 3 / 16)
     assert found["surprisal"].statistic == pytest.approx(z)
-    assert found["surprisal"].p_value == pytest.approx(math.erfc(abs(z) / math.sqrt(2)))
-    share = draws.last_probs
-    z = (draws.is_last.sum() - share.sum()) / math.sqrt((share * (1 - share)).sum())
     assert found["last kept"].statistic == pytest.approx(z)
+    assert found["ranks"].statistic == pytest.approx(z * z)
+    for name in ("surprisal", "last kept", "ranks"):
+        assert found[name].p_value == pytest.approx(math.erfc(abs(z) / math.sqrt(2)))
 
 
 @pytest.mark.parametrize("test", [uniformity, tail])
@@ -151,7 +166,7 @@ def test_greedy_leaves_every_test_undecided_but_the_lengths() -> None:
     assert decided <= {"lengths"}
 
 
-def test_without_truncation_no_token_is_the_last_kept() -> None:
+def test_without_truncation_the_last_token_decides_nothing() -> None:
     found = {one.name: one for one in sampler_findings(synthetic(0, policy=SamplingPolicy()))}
+    assert found["last kept"].p_value is None
     assert found["uniformity"].p_value is not None
-    assert POLICY.top_p < 1
