@@ -48,10 +48,15 @@ def parity(
     """Test engines against the scorer: 0 when parity holds, 1 when not, 2 on bad usage."""
     choices, measured = parse_engines(engines), parse_policies(policies or [])
     _require_folder(out)  # before anything is sampled for nothing
+    path = out / "parity.json"
+
+    def told(label: str, check: Check, so_far: ParityReport) -> None:
+        print_check(label, check)
+        write_report(so_far, path)
+
     prompts = _prompts(draw)
     with build_processor(model, policy, response=response) as processor:
-        from seqproc.parity.run import run_parity, to_json
-        from seqproc.runs.atomic import write_atomically
+        from seqproc.parity.run import run_parity
         from seqproc.tokenization import as_chat
 
         if chat:
@@ -64,11 +69,10 @@ def parity(
             num_draws=draw.draws,
             seed=draw.seed,
             false_alarms=false_alarms,
-            told=print_check,
+            told=told,
         )
     print_comparisons(report)
-    path = out / "parity.json"
-    write_atomically(path, lambda file: file.write(to_json(report).encode()))
+    write_report(report, path)
     console().print(f"written to {printable(str(path))}")
     if not report.holds:
         raise typer.Exit(FAILURE)
@@ -134,6 +138,18 @@ def _prompts(draw: DrawOptions) -> list[str]:
     if number is None:
         number = max(1, min(draw.draws // 4, len(pool)))
     return [entry.text for entry in choose_prompts(pool, number, draw.seed)]
+
+
+def write_report(report: ParityReport, path: Path) -> None:
+    """The report as it stands, in place of an earlier one.
+
+    Raises:
+        RunError: when the operating system refuses.
+    """
+    from seqproc.parity.run import to_json
+    from seqproc.runs.atomic import write_atomically
+
+    write_atomically(path, lambda file: file.write(to_json(report).encode()))
 
 
 def print_check(label: str, check: Check) -> None:

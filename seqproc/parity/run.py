@@ -23,8 +23,6 @@ from seqproc.policy import SamplingPolicy
 from seqproc.processor import SequenceProcessor
 from seqproc.prompts import draw_seed
 
-Told = Callable[[str, Check], None]  # the engine's label, and what was found
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineChoice:
@@ -47,12 +45,17 @@ class ParityReport:
     seed: int
     checks: dict[str, list[Check]]  # by the engine's label, one per policy
     comparisons: list[Comparison]
+    is_complete: bool  # False while checks are still to come
 
     @property
     def holds(self) -> bool:
         """Whether every engine passed under every policy, and every divergence is explained."""
         verdicts = [one.verdict.holds for checks in self.checks.values() for one in checks]
-        return all(verdicts) and all(one.holds for one in self.comparisons)
+        return self.is_complete and all(verdicts) and all(one.holds for one in self.comparisons)
+
+
+# Called after each check, with the engine's label, the check and the report so far.
+Told = Callable[[str, Check, ParityReport], None]
 
 
 def run_parity(
@@ -76,7 +79,7 @@ def run_parity(
         num_draws: of each engine under each policy.
         seed: of the draws.
         false_alarms: probability that one right engine fails under one policy.
-        told: called with the engine's label and each check as it is done.
+        told: called as each check is done.
 
     Raises:
         ConfigError: fewer than two draws of each prompt, which leaves their independence untested,
@@ -94,6 +97,9 @@ def run_parity(
     requests = processor.sampler.requests(prompts, seeds, per_prompt)[:num_draws]
     owners = [i // per_prompt for i in range(len(requests))]
     checks: dict[str, list[Check]] = {}
+    report = ParityReport(
+        model=processor.source.name, seed=seed, checks=checks, comparisons=[], is_complete=False
+    )
     for choice in engines:
         checks[choice.label] = done = []
         with create_engine(choice.name, processor.source, **choice.options) as engine:
@@ -102,13 +108,9 @@ def run_parity(
             for policy in policies:
                 done.append(_check(processor, engine, requests, owners, policy, false_alarms, seed))
                 if told is not None:
-                    told(choice.label, done[-1])
-    return ParityReport(
-        model=processor.source.name,
-        seed=seed,
-        checks=checks,
-        comparisons=_comparisons(processor, checks),
-    )
+                    told(choice.label, done[-1], report)
+    comparisons = _comparisons(processor, checks)
+    return dataclasses.replace(report, comparisons=comparisons, is_complete=True)
 
 
 def _check(
@@ -159,6 +161,7 @@ def to_json(report: ParityReport) -> str:
     return strict_json.dumps(
         {
             "holds": report.holds,
+            "is_complete": report.is_complete,
             "model": report.model,
             "seed": report.seed,
             "checks": {

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from seqproc.cli import app
 from seqproc.cli.parity import parse_engines, parse_policies
 from seqproc.engines import Completion, HFEngine, Request, StoppingRule, register_engine
-from seqproc.errors import ConfigError
+from seqproc.errors import ConfigError, EngineError
 from seqproc.policy import SamplingPolicy
 
 Run = Callable[..., Any]
@@ -31,7 +31,19 @@ class Hot(HFEngine):
         return super().generate(requests, replace(policy, temperature=1.5), stopping)
 
 
+class Failing(HFEngine):
+    """It fails whatever it is asked."""
+
+    name = "failing"
+
+    def generate(
+        self, requests: Iterable[Request], policy: SamplingPolicy, stopping: StoppingRule
+    ) -> Iterator[Completion]:
+        raise EngineError("out of order")
+
+
 register_engine("hot", Hot)
+register_engine("failing", Failing)
 
 
 @pytest.fixture
@@ -59,6 +71,7 @@ def test_a_right_engine_holds_under_every_policy(run: Run, tmp_path: Path) -> No
     assert result.exit_code == 0, result.output
     assert result.output.count("parity holds") == 3
     found = report(tmp_path)
+    assert found["is_complete"] is True
     assert found["holds"] is True
     policies = [one["policy"] for one in found["checks"]["hf"]]
     assert [(p["temperature"], p["top_p"]) for p in policies] == [(1.0, 1.0), (0.7, 0.9)]
@@ -86,6 +99,16 @@ def test_a_wrong_engine_fails_and_is_told_why(run: Run, tmp_path: Path) -> None:
     (one,) = report(tmp_path)["checks"]["hot"]
     assert one["verdict"]["holds"] is False
     assert one["causes"][0]["link"] == "policy"
+
+
+def test_what_was_found_before_a_failure_is_kept(run: Run, tmp_path: Path) -> None:
+    result = run("hf,failing")
+    assert result.exit_code == 1
+    assert "out of order" in result.output
+    found = report(tmp_path)
+    assert found["checks"]["hf"][0]["verdict"]["holds"] is True
+    assert set(found["checks"]) == {"hf"}
+    assert (found["is_complete"], found["holds"]) == (False, False)
 
 
 @pytest.mark.parametrize(

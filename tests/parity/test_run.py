@@ -29,10 +29,15 @@ def report(tiny_llama: Any, tiny_tokenizer: Any, **options: Any) -> ParityReport
 
 def test_every_engine_under_every_policy(tiny_llama: Any, tiny_tokenizer: Any) -> None:
     told: list[str] = []
-    found = report(
-        tiny_llama, tiny_tokenizer, num_draws=30, told=lambda label, _: told.append(label)
-    )
+    so_far: list[tuple[int, bool]] = []
+
+    def note(label: str, _: Any, report: ParityReport) -> None:
+        told.append(label)
+        so_far.append((sum(map(len, report.checks.values())), report.holds))
+
+    found = report(tiny_llama, tiny_tokenizer, num_draws=30, told=note)
     assert told == ["hf", "hf", "hf:batch_size=7", "hf:batch_size=7"]
+    assert so_far == [(n, False) for n in (1, 2, 3, 4)]
     first, second = found.checks.values()
     assert [one.policy for one in first] == POLICIES
     assert first[0].engine["options"] == {"batch_size": 30}

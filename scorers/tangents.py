@@ -1,0 +1,145 @@
+"""Linear layers and attention with their forward derivatives written out.
+
+PyTorch's forward mode multiplies by a tangent of zeros where an operand does not move, adds the
+terms of a product in a pass of their own, and has no derivative of fused attention. These two
+operations are nearly all of a transformer's work; `written_out` swaps them, and only them, for
+forms that do the least.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+# Rows of attention at a time: on a CPU, few enough for their scores to stay in a cache.
+_ROWS_ON_CPU, _ROWS_ELSEWHERE = 64, 1024
+
+
+class WrittenOut(TorchFunctionMode):
+    """A scope in which dual tensors meet the forms of this module; only without a graph."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        return _WRITTEN_OUT.get(func, func)(*args, **(kwargs or {}))
+
+
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """As `torch.nn.functional.linear`: d(xWᵀ + b) = dx·Wᵀ + x·dWᵀ + db, of what moves."""
+    (x, dx), (w, dw), (b, db) = _parts(input), _parts(weight), _parts(bias)
+    out = functional.linear(x, w, b)
+    if dx is None and dw is None and db is None:
+        return out
+    slope = torch.zeros_like(out) if dx is None else functional.linear(dx, w)
+    if dw is not None:
+        slope.view(-1, slope.shape[-1]).addmm_(x.reshape(-1, x.shape[-1]), dw.t())
+    if db is not None:
+        slope.add_(db)
+    return forward_ad.make_dual(out, slope)
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """As `torch.nn.functional.scaled_dot_product_attention`, for ``[N, heads, length, width]``.
+
+    With P = softmax(S): dP = P∘(dS − Σ P∘dS) and d(PV) = dP·V + P·dV.
+    """
+    (q, dq), (k, dk), (v, dv) = _parts(query), _parts(key), _parts(value)
+    still = dq is None and dk is None and dv is None
+    if still or dropout_p or query.dim() != 4 or _parts(attn_mask)[1] is not None:
+        return functional.scaled_dot_product_attention(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    q, dq = q * scale, _or_zeros(dq, q) * scale
+    repeats = q.shape[1] // k.shape[1]
+    k, dk, v, dv = (
+        tensor.repeat_interleave(repeats, dim=1) if repeats > 1 else tensor
+        for tensor in (k, _or_zeros(dk, k), v, _or_zeros(dv, v))
+    )
+    (count, heads, length, _), keys = q.shape, k.shape[2]
+    if is_causal:
+        attn_mask = torch.ones(length, keys, dtype=torch.bool, device=q.device).tril()
+    mask = None if attn_mask is None else _whole(attn_mask, count, length, keys)
+    out = v.new_empty(count, heads, length, v.shape[-1])
+    slope = torch.empty_like(out)
+    for n, rows in _blocks(count, length, q.device):
+        seen = slice(rows.stop if is_causal else None)
+        bias = None if mask is None else _bias(mask[n, :, rows, seen], q.dtype)
+        out[n, :, rows], slope[n, :, rows] = _attend(
+            q[n, :, rows],
+            dq[n, :, rows],
+            k[n, :, seen],
+            dk[n, :, seen],
+            v[n, :, seen],
+            dv[n, :, seen],
+            bias,
+        )
+    return forward_ad.make_dual(out, slope)
+
+
+def _attend(
+    q: Tensor, dq: Tensor, k: Tensor, dk: Tensor, v: Tensor, dv: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    scores = q @ k.mT if bias is None else (q @ k.mT).add_(bias)
+    p = torch.softmax(scores, dim=-1)
+    dp = torch.baddbmm(dq @ k.mT, q, dk.mT)
+    dp = dp.sub_(torch.linalg.vecdot(p, dp)[..., None]).mul_(p)
+    return p @ v, torch.baddbmm(dp @ v, p, dv)
+
+
+def _blocks(count: int, length: int, device: torch.device) -> Iterator[tuple[int, slice]]:
+    rows = _ROWS_ON_CPU if device.type == "cpu" else _ROWS_ELSEWHERE
+    for n in range(count):
+        for start in range(0, length, rows):
+            yield n, slice(start, min(start + rows, length))
+
+
+def _bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to scores. Finite, so that a row that sees nothing is not NaN."""
+    least = torch.finfo(dtype).min
+    if mask.dtype == torch.bool:
+        return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, least)
+    return mask.clamp(min=least)
+
+
+def _whole(mask: Tensor, count: int, length: int, keys: int) -> Tensor:
+    """A mask as ``[N, heads or 1, length, keys]``."""
+    return mask[(None,) * (4 - mask.dim())].expand(count, -1, length, keys)
+
+
+def _parts(tensor: Tensor | None) -> tuple[Any, Tensor | None]:
+    """What a tensor is, and how it moves."""
+    if tensor is None:
+        return None, None
+    primal, tangent = forward_ad.unpack_dual(tensor)
+    return primal, tangent
+
+
+def _or_zeros(tangent: Tensor | None, like: Tensor) -> Tensor:
+    return torch.zeros_like(like) if tangent is None else tangent
+
+
+_WRITTEN_OUT: Mapping[Callable[..., Any], Callable[..., Any]] = {
+    functional.linear: linear,
+    functional.scaled_dot_product_attention: attention,
+}
