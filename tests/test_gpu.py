@@ -34,6 +34,19 @@ def test_scores_agree_with_the_cpu(tiny_llama: Any, tiny_tokenizer: Any) -> None
             assert torch.allclose(results.logprobs[b][g], expected.logprobs[b][g], atol=1e-4)
 
 
+def test_derivatives_agree_with_the_cpu(tiny_llama: Any, tiny_tokenizer: Any) -> None:
+    on_cpu = SequenceProcessor(tiny_llama(), tiny_tokenizer, config=CONFIG)
+    on_gpu = SequenceProcessor(tiny_llama().cuda(), tiny_tokenizer, config=CONFIG)
+    batch = on_cpu.generate_batched(PROMPTS, G=4, seed=0)
+    v = {name: torch.ones_like(p) for name, p in on_cpu.model.named_parameters()}
+    expected = on_cpu.jvp(batch, v)
+    found = on_gpu.jvp(batch, {name: tensor.cuda() for name, tensor in v.items()})
+    for b in range(2):
+        for g in range(4):
+            slopes, own = expected[b][g].logprobs, found[b][g].logprobs
+            assert torch.allclose(own, slopes, rtol=1e-3, atol=1e-3 * float(slopes.abs().max()))
+
+
 def test_same_seed_same_tokens_on_both_devices(tiny_llama: Any, tiny_tokenizer: Any) -> None:
     config = {"generation": {"max_new_tokens": 12}}
     on_cpu = SequenceProcessor(tiny_llama(), tiny_tokenizer, config=config)
