@@ -121,7 +121,11 @@ def naive(case: Case, _: SamplingPolicy) -> Found:
 
 
 def per_sequence(case: Case, policy: SamplingPolicy) -> Found:
-    """One forward per sequence, and a sort of the vocabulary for each group of statistics."""
+    """One forward per sequence, and sorts of the vocabulary wherever one will do.
+
+    Five of them, as in the processor that the specification describes: for the nucleus of H, that
+    of log q and that of the diagnostics, and for the first two values of q and of a.
+    """
     found = []
     for i in case.order:
         sequence = case.sequences[i]
@@ -233,14 +237,15 @@ def distribution_diagnostics(logits: Tensor, policy: SamplingPolicy) -> Found:
     kept, q = log_q > float("-inf"), log_q.exp()
     head = a.softmax(-1).masked_fill(~kept, 0.0).sum(-1)
     entropy = -(q * log_q.masked_fill(~kept, 0.0)).sum(-1)
-    first, second = a.masked_fill(~kept, float("-inf")).topk(2, dim=-1).values.unbind(-1)
+    falling = a.masked_fill(~kept, float("-inf")).sort(dim=-1, descending=True).values
+    top1_prob = q.sort(dim=-1, descending=True).values[..., 0]
     collision, mean = q.square().sum(-1), (q * a).sum(-1)
     return {
         "head_mass": head,
         "tail_mass": 1 - head,
         "two_point_entropy": torch.special.entr(head) + torch.special.entr(1 - head),
-        "top1_prob": q.amax(-1),
-        "margin": (first - second).masked_fill(kept.sum(-1) == 1, 0.0),
+        "top1_prob": top1_prob,
+        "margin": (falling[..., 0] - falling[..., 1]).masked_fill(kept.sum(-1) == 1, 0.0),
         "collision": collision,
         "renyi2": -collision.log(),
         "eff_support": entropy.exp(),

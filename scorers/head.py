@@ -199,6 +199,8 @@ class BackboneAndHead:
         """Prompts fill a cache, which each response then continues from the row of its prompt."""
         from transformers import DynamicCache
 
+        from seqproc.scorers.continuation import continued
+
         assert batch.prompts is not None
         assert batch.prompts_mask is not None
         assert batch.owners is not None
@@ -213,7 +215,6 @@ class BackboneAndHead:
         )[:, -1]
         if batch.inputs.shape[1] == 0:
             return last[batch.read]
-        cache.batch_select_indices(batch.owners)
         # Padding repeats the position before it: no position is one that the model may not have.
         steps = (batch.inputs_mask.cumsum(-1) - 1).clamp(min=0)
         rest = self._run(
@@ -221,7 +222,7 @@ class BackboneAndHead:
             input_ids=batch.inputs,
             attention_mask=torch.cat([batch.prompts_mask[batch.owners], batch.inputs_mask], dim=-1),
             position_ids=batch.prompts_mask.sum(-1)[batch.owners].unsqueeze(-1) + steps,
-            past_key_values=cache,
+            past_key_values=continued(cache, batch.owners),
             use_cache=True,
         )
         return torch.cat([last, rest.flatten(0, 1)])[batch.read]

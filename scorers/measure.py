@@ -15,6 +15,7 @@ from seqproc.policy import PolicyStatistics, SamplingPolicy, TokenScores, score_
 from seqproc.scorers.chunks import in_chunks
 
 _CHUNK_ELEMENTS = 1 << 20  # logits per chunk: 4 MB in float32, which a CPU's caches hold
+_CHUNK_ELEMENTS_OF_NUCLEI = 1 << 25  # more: the search for them reads its rows in such chunks itself
 
 
 def measure(
@@ -28,7 +29,9 @@ def measure(
     def score(part: Tensor, ids: Tensor) -> TokenScores:
         return score_tokens(part, ids, policy, eos_token_ids)
 
-    return in_chunks(score, max(1, _CHUNK_ELEMENTS // logits.shape[-1]), logits, tokens)
+    itself = policy.truncates and not torch.is_grad_enabled()
+    elements = _CHUNK_ELEMENTS_OF_NUCLEI if itself else _CHUNK_ELEMENTS
+    return in_chunks(score, max(1, elements // logits.shape[-1]), logits, tokens)
 
 
 def empty_scores(dtype: torch.dtype, eos_token_ids: Sequence[int] = ()) -> TokenScores:

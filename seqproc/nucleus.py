@@ -12,21 +12,33 @@ Knows rows of logits only; `seqproc.policy` says what the nucleus is for.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from math import inf
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-# Candidates of a first, second, … look at a row; what is still open then is sorted in full.
-_WIDTHS = (128, 512, 4096)
+# Numbers of candidates that a look at a row may take; what is still open then is sorted in full.
+_WIDTHS = (128, 512, 1024, 2048, 4096, 8192)
+
+# What is in memory at a time, in numbers of elements. Blocks are for a CPU's caches: 4 MB in float32.
+_BLOCK_ELEMENTS = 1 << 20  # logits that are read whole
+_LOOK_ELEMENTS = 1 << 17  # candidates of a look
+_COPIED_ELEMENTS = 1 << 22  # logits of the rows of a look, when it is not at all of them
+
+_LOG2_E = 1 / math.log(2)
+
+_LARGEST_STEP = 16.0  # from one look's number of candidates to the next one's
 
 _LEAST_GROUP = 4  # logits; with smaller groups a detour through their largest does not pay
 
 # Bounds on the relative error of a sum of exponentials. In float32, x = (ℓ − max ℓ)/T carries
-# 2⁻²³·|x|, which matters down to exp(−88); exp and the cascaded sum add 2e-6 at most. In float64
-# what counts is the cumulative sum over at most 4,096 candidates.
-_SUM_ERROR = {torch.float32: 1.5e-5, torch.float64: 1e-11}
+# 2⁻²³·|x| and x·log₂e half of that and 2e-8·|x|, which matters down to exp(−88); exp2 and the
+# cascaded sum add 2e-6 at most. In float64
+# what counts is the cumulative sum over at most 8,192 candidates.
+_SUM_ERROR = {torch.float32: 2e-5, torch.float64: 1e-11}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,8 +52,9 @@ class Nuclei:
     ids: Tensor  # [M, k] int64
     shifted: Tensor  # [M, k] float64, x = (ℓ − max ℓ)/T
     weights: Tensor  # [M, k] float64, exp(x)
-    kept: Tensor  # [M, k] bool, in the nucleus
+    kept: Tensor  # [M, k] bool, in the nucleus: a first part of each row
     outside: Tensor  # [M] float64, Σ exp(x) over all other tokens
+    share: Tensor  # [M, k] float64, mass up to each token and with it, over that of the whole row
 
     def take(self, which: Tensor) -> Nuclei:
         """Some of the rows, by index or mask."""
@@ -60,6 +73,11 @@ def nuclei(logits: Tensor, temperature: float, top_p: float) -> Iterator[Nuclei]
     yield from _search(logits, rows, temperature, top_p, _widths(logits.shape[-1]))
 
 
+def blocks(logits: Tensor) -> Sequence[Tensor]:
+    """Rows ``[n, V]`` that fit into a CPU's caches, of logits ``[N, V]``."""
+    return logits.split(max(1, _BLOCK_ELEMENTS // logits.shape[-1]))
+
+
 def wide(values: Tensor) -> Tensor:
     """Float64 where the device has it (Apple's MPS has not)."""
     return values if values.device.type == "mps" else values.double()
@@ -73,69 +91,105 @@ def _widths(vocabulary: int) -> list[int]:
 def _search(
     logits: Tensor, rows: Tensor, temperature: float, top_p: float, widths: list[int]
 ) -> Iterator[Nuclei]:
-    peak = logits.detach().amax(-1, keepdim=True)
-    weights = scaled(logits - peak, temperature).exp()
+    wanted = torch.zeros_like(rows)  # a look at fewer candidates is left out; V + 1: row is done
     for i, width in enumerate(widths):
-        found, within, certain = _look(logits, weights, rows, temperature, top_p, width)
-        settled = within & certain
-        if bool(settled.all()):
-            yield found
-            return
-        if bool(settled.any()):
-            yield found.take(settled)
-        if bool((unsure := within & ~certain).any()):
-            better = wide(logits[unsure])
-            again = widths[-1:] if better.dtype == logits.dtype else widths[i:]
-            yield from _search(better, rows[unsure], temperature, top_p, again)
-        if bool(within.all()):
-            return
-        rest = (~within).nonzero().squeeze(-1)
-        logits, weights, rows = (x.index_select(0, rest) for x in (logits, weights, rows))
+        for now in _together((wanted < width).nonzero().squeeze(-1), width, logits.shape):
+            some = logits if len(now) == len(logits) else logits.index_select(0, now)
+            found, within, certain = _look(some, rows[now], temperature, top_p, width)
+            settled = within & certain
+            if bool(settled.all()):
+                yield found
+            elif bool(settled.any()):
+                yield found.take(settled)
+            if bool((unsure := within & ~certain).any()):
+                better = wide(some[unsure])
+                again = widths[-1:] if better.dtype == logits.dtype else widths[i:]
+                yield from _search(better, rows[now[unsure]], temperature, top_p, again)
+            wanted[now] = _likely_width(found, top_p, logits.shape[-1])
+            wanted[now[within]] = logits.shape[-1] + 1
+
+
+def _together(now: Tensor, width: int, shape: torch.Size) -> Sequence[Tensor]:
+    """Rows to look at, in parts that bound what is in memory."""
+    most = _LOOK_ELEMENTS // width
+    if len(now) < shape[0]:
+        most = min(most, _COPIED_ELEMENTS // shape[-1])
+    return now.split(max(1, most)) if len(now) or not shape[0] else ()
+
+
+def _likely_width(found: Nuclei, top_p: float, vocabulary: int) -> Tensor:
+    """How many candidates, < V, the next look at a row should take, if weights go on falling by a
+    power of their rank as they did over the last half of the candidates.
+    """
+    weights, width = found.weights.detach(), found.weights.shape[-1]
+    power = (weights[:, (width - 1) // 2] / weights[:, -1]).log2().clamp(min=1e-3, max=0.999)
+    missing = (top_p / found.share[:, -1] - 1) * weights.sum(-1) / (width * weights[:, -1])
+    growth = (1 + missing * (1 - power)) ** (1 / (1 - power))
+    growth = growth.nan_to_num(_LARGEST_STEP).clamp(1, _LARGEST_STEP)
+    return (width * growth).long().clamp(max=vocabulary - 1)
 
 
 def _look(
-    logits: Tensor, weights: Tensor, rows: Tensor, temperature: float, top_p: float, width: int
+    logits: Tensor, rows: Tensor, temperature: float, top_p: float, width: int
 ) -> tuple[Nuclei, Tensor, Tensor]:
     """Nuclei among ``width`` candidates, and two masks ``[N]``: whether the cut lies among them
     with all its ties, and whether it is farther from any token than rounding reaches.
     """
-    found = _head(logits, weights, rows, temperature, top_p, _largest(logits, width))
+    found = _head(logits, rows, temperature, top_p, *_candidates(logits, temperature, width))
     if width == logits.shape[-1]:
         everything = torch.ones_like(found.kept[:, 0])
         return found, everything, everything
     last = found.kept.sum(-1, keepdim=True) - 1
-    cut = found.shifted.detach().gather(-1, last)
-    following = found.shifted.detach().gather(-1, (last + 1).clamp(max=width - 1))
-    within = found.shifted.detach()[:, -1] < cut[:, 0]
+    shifted = found.shifted.detach()
+    cut, following = shifted.gather(-1, last), shifted.gather(-1, (last + 1).clamp(max=width - 1))
+    within = shifted[:, -1] < cut[:, 0]
     if bool((within & (following == cut)[:, 0]).any()):  # the cut parts a tie
         ids = _smaller_ids_first(logits, found.ids)
-        found = _head(logits, weights, rows, temperature, top_p, ids)
-    return found, within, _certain(found, top_p, _SUM_ERROR[logits.dtype])
+        found = _head(logits, rows, temperature, top_p, ids, found.outside)
+    return found, within, _certain(found, last, top_p, _SUM_ERROR[logits.dtype])
+
+
+def _candidates(logits: Tensor, temperature: float, width: int) -> tuple[Tensor, Tensor]:
+    """Ids ``[N, width]`` of the largest logits, falling, and Σ exp(x) ``[N]`` over all others.
+
+    Only what reads the whole vocabulary goes in blocks.
+    """
+    ids, outside = [], []
+    for block in blocks(logits):
+        chosen = _largest(block, width)
+        peak = block.detach().gather(-1, chosen[:, :1])
+        others = scaled(block - peak, temperature).scatter_(-1, chosen, -inf)
+        ids.append(chosen)
+        outside.append(wide(exponential(others).sum(-1)))
+    return torch.cat(ids), torch.cat(outside)
 
 
 def _head(
-    logits: Tensor, weights: Tensor, rows: Tensor, temperature: float, top_p: float, ids: Tensor
+    logits: Tensor, rows: Tensor, temperature: float, top_p: float, ids: Tensor, outside: Tensor
 ) -> Nuclei:
     values = wide(logits.gather(-1, ids))
     shifted = scaled(values - values.detach()[:, :1], temperature)
-    inside, outside = shifted.exp(), wide(weights.scatter(-1, ids, 0.0).sum(-1))
-    kept = (_mass_before(inside, outside) < top_p) & (inside.detach() > 0)
-    kept[:, 0] = True
-    return Nuclei(rows=rows, ids=ids, shifted=shifted, weights=inside, kept=kept, outside=outside)
+    inside = shifted.exp()
+    share = inside.detach().cumsum(-1)
+    share /= share[:, -1:] + outside.detach().unsqueeze(-1)
+    kept = functional.pad(share[:, :-1] < top_p, (1, 0), value=True)
+    return Nuclei(
+        rows=rows,
+        ids=ids,
+        shifted=shifted,
+        weights=inside,
+        kept=kept,
+        outside=outside,
+        share=share,
+    )
 
 
-def _certain(found: Nuclei, top_p: float, sum_error: float) -> Tensor:
-    share = found.outside.detach() / (found.weights.detach().sum(-1) + found.outside.detach())
-    error = sum_error * share + _SUM_ERROR[torch.float64]
-    distance = (_mass_before(found.weights, found.outside) - top_p).abs()
-    return (distance > error.unsqueeze(-1))[:, 1:].all(-1)
-
-
-def _mass_before(weights: Tensor, outside: Tensor) -> Tensor:
-    """Normalised mass strictly before each candidate, ``[N, k]``, detached."""
-    mass = weights.detach().cumsum(-1)
-    before = torch.cat([torch.zeros_like(mass[:, :1]), mass[:, :-1]], dim=-1)
-    return before / (mass[:, -1:] + outside.detach().unsqueeze(-1))
+def _certain(found: Nuclei, last: Tensor, top_p: float, sum_error: float) -> Tensor:
+    """Whether the mass before the last token kept, and before the next, is far from top_p."""
+    after = found.share.gather(-1, last)
+    before = found.share.gather(-1, (last - 1).clamp(min=0)).masked_fill(last == 0, -inf)
+    error = sum_error * (1 - found.share[:, -1:]) + _SUM_ERROR[torch.float64]
+    return ((top_p - before > error) & (after - top_p > error)).squeeze(-1)
 
 
 def _largest(logits: Tensor, width: int) -> Tensor:
@@ -170,6 +224,11 @@ def _smaller_ids_first(logits: Tensor, ids: Tensor) -> Tensor:
     ids = ids.sort(dim=-1).values
     falling = logits.detach().gather(-1, ids).sort(dim=-1, descending=True, stable=True)
     return ids.gather(-1, falling.indices)
+
+
+def exponential(x: Tensor) -> Tensor:
+    """exp(x). In float32 as 2^(x·log₂e), which a CPU has several times sooner."""
+    return (x * _LOG2_E).exp2_() if x.dtype == torch.float32 else x.exp()
 
 
 def scaled(values: Tensor, temperature: float) -> Tensor:

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from seqproc.errors import ConfigError
-from seqproc.nucleus import Nuclei, largest, nuclei, scaled, wide
+from seqproc.nucleus import Nuclei, blocks, exponential, largest, nuclei, scaled, wide
 
 _NEG_INF = float("-inf")
 
@@ -233,14 +233,17 @@ def score_tokens(
 
 def _score_rows(rows: Tensor, asked: Tensor, policy: SamplingPolicy) -> TokenScores:
     """Score rows ``[N, V]``; asked ``[N, 1 + E]``: each row's token, then the EOS ids. Float64."""
-    raw = _raw(rows, asked, policy)
+    log_total = None if policy.temperature == 1 else _log_total(rows)
     if not policy.truncates:
+        every = torch.arange(len(rows), device=rows.device)
+        raw = _raw(rows, every, wide(rows.detach().amax(-1)), asked, log_total)
         return _scores(_whole(rows, asked, policy), raw, policy)
     indices, parts = [], []
     for found in _nuclei(rows, policy):
+        peak = wide(rows.detach()[found.rows, found.ids[:, 0]])
+        raw = _raw(rows, found.rows, peak, asked, log_total)
         indices.append(found.rows)
-        restricted = _truncated(found, asked[found.rows])
-        parts.append(_scores(restricted, raw.take(found.rows), policy))
+        parts.append(_scores(_truncated(found, asked[found.rows]), raw, policy))
     order = torch.cat(indices).argsort()
     return TokenScores.concatenate(parts).map(lambda field: field[order])
 
@@ -258,20 +261,20 @@ class _Raw:
     asked: Tensor  # [N, 1 + E] ℓ − max ℓ of the tokens asked for
     log_total: Tensor | None  # [N] log Σ exp(ℓ − max ℓ); None at T = 1, where it comes with q
 
-    def take(self, rows: Tensor) -> _Raw:
-        """Some of the rows, by index."""
-        log_total = None if self.log_total is None else self.log_total[rows]
-        return _Raw(peak=self.peak[rows], asked=self.asked[rows], log_total=log_total)
 
-
-def _raw(rows: Tensor, asked: Tensor, policy: SamplingPolicy) -> _Raw:
-    peak = wide(rows.detach().amax(-1))
-    at_one = policy.temperature == 1
+def _raw(
+    rows: Tensor, which: Tensor, peak: Tensor, asked: Tensor, log_total: Tensor | None
+) -> _Raw:
+    """Of the rows ``which``, by index; peak: their max ℓ."""
     return _Raw(
         peak=peak,
-        asked=wide(rows.gather(-1, asked)) - peak.unsqueeze(-1),
-        log_total=None if at_one else wide(_shifted(rows).exp().sum(-1)).log(),
+        asked=wide(rows[which.unsqueeze(-1), asked[which]]) - peak.unsqueeze(-1),
+        log_total=None if log_total is None else log_total[which],
     )
+
+
+def _log_total(rows: Tensor) -> Tensor:
+    return torch.cat([wide(exponential(_shifted(block)).sum(-1)) for block in blocks(rows)]).log()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -294,7 +297,7 @@ class _Restricted:
 def _whole(rows: Tensor, asked: Tensor, policy: SamplingPolicy) -> _Restricted:
     """No truncation: S is every token of finite logit."""
     x = scaled(_shifted(rows), policy.temperature)
-    weights = x.exp()
+    weights = exponential(x)
     if bool((rows.detach().amin(-1) == _NEG_INF).any()):  # where ∞ · 0 would be NaN
         x = x.masked_fill(x == _NEG_INF, 0.0)
     nothing = wide(torch.zeros_like(rows[:, 0]))
@@ -319,13 +322,15 @@ def _truncated(found: Nuclei, asked: Tensor) -> _Restricted:
     x, weights, kept = found.shifted, found.weights, found.kept
     second = x[:, min(1, x.shape[-1] - 1)]
     same = (found.ids.unsqueeze(1) == asked.unsqueeze(-1)) & kept.unsqueeze(1)
-    last, first_dropped = x.masked_fill(~kept, float("inf")), x.masked_fill(kept, _NEG_INF)
+    count, candidates = kept.sum(-1, keepdim=True), x.shape[-1]
+    first_dropped = x.gather(-1, count.clamp(max=candidates - 1))
+    first_dropped = first_dropped.masked_fill(count == candidates, _NEG_INF)
     return _Restricted(
         x=x.masked_fill(~kept, 0.0),
         weights=weights.masked_fill(~kept, 0.0),
         tail=weights.masked_fill(kept, 0.0).sum(-1) + found.outside,
-        margin=torch.where(kept.sum(-1) > 1, x[:, 0] - second, torch.zeros_like(second)),
-        cut_margin=last.amin(-1) - first_dropped.amax(-1),
+        margin=torch.where(count[:, 0] > 1, x[:, 0] - second, torch.zeros_like(second)),
+        cut_margin=(x.gather(-1, count - 1) - first_dropped).squeeze(-1),
         contains=same.any(-1),
     )
 

@@ -1,0 +1,45 @@
+"""A key-value cache of prompts that responses continue, once.
+
+Knows the layers of a cache as Hugging Face models call them; nothing of models or batches.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+
+def continued(cache: DynamicCache, owners: Tensor) -> DynamicCache:
+    """The cache for rows that continue some of its own.
+
+    Args:
+        cache: of M prompts; it is used up.
+        owners: ``[N]`` int64, which of the M prompts each row continues.
+    """
+    cache.layers = [_PromptLayer(layer, owners) for layer in cache.layers]
+    return cache
+
+
+class _PromptLayer(DynamicLayer):
+    """Keys and values of prompts, each of them once.
+
+    A prompt is repeated for its responses only while their attention is computed. Were that kept,
+    as a cache does that has further tokens to come, all layers together would take more memory
+    than anything else in a forward pass.
+    """
+
+    def __init__(self, prompts: DynamicLayer, owners: Tensor) -> None:
+        super().__init__()
+        self.lazy_initialization(prompts.keys, prompts.values)
+        self.keys, self.values, self._owners = prompts.keys, prompts.values, owners
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *_: object, **__: object
+    ) -> tuple[Tensor, Tensor]:
+        """Keys and values ``[N, heads, P + L, width]`` of prompts and responses; nothing is kept."""
+        return self._follow(self.keys, key_states), self._follow(self.values, value_states)
+
+    def _follow(self, prompts: Tensor, responses: Tensor) -> Tensor:
+        return torch.cat([prompts[self._owners], responses], dim=-2)
