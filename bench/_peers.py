@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from _measuring import system_allocator
 from torch import Tensor
+from torch.nn import functional
 
 from seqproc.policy import SamplingPolicy
 from seqproc.scorers import Batch, TeacherForcingScorer, TokenSequence
@@ -121,18 +122,25 @@ def naive(case: Case, _: SamplingPolicy) -> Found:
 
 
 def per_sequence(case: Case, policy: SamplingPolicy) -> Found:
-    """One forward per sequence, and sorts of the vocabulary wherever one will do.
+    """One forward per sequence, in the manner of the processor that the specification describes.
 
-    Five of them, as in the processor that the specification describes: for the nucleus of H, that
-    of log q and that of the diagnostics, and for the first two values of q and of a.
+    Prompts are padded on the left to the longest of them, and the vocabulary is sorted wherever a
+    sort will do: for the nucleus of H, that of log q and that of the diagnostics, and for the first
+    two values of q and of a.
     """
-    found = []
+    found, width = [], max(len(sequence.prompt_ids) for sequence in case.sequences)
     for i in case.order:
         sequence = case.sequences[i]
-        ids = torch.cat([sequence.prompt_ids, sequence.response_ids]).unsqueeze(0)
-        logits = case.model(input_ids=ids, use_cache=False).logits
-        responses = logits[0, len(sequence.prompt_ids) - 1 : -1]
-        found.append(full_sort_scores(responses, sequence.response_ids, policy))
+        ids = torch.cat([sequence.prompt_ids, sequence.response_ids])
+        padding = (width - len(sequence.prompt_ids), 0)
+        mask = functional.pad(torch.ones_like(ids), padding).unsqueeze(0)
+        logits = case.model(
+            input_ids=functional.pad(ids, padding).unsqueeze(0),
+            attention_mask=mask,
+            position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+            use_cache=False,
+        ).logits
+        found.append(full_sort_scores(logits[0, width - 1 : -1], sequence.response_ids, policy))
     return joined(found)
 
 

@@ -163,3 +163,57 @@ def test_mass_outside_and_inside_make_the_whole(dtype):
         total = found.shifted.exp().sum(-1) + found.outside
         rtol = 1e-6 if dtype == torch.float32 else 1e-13
         torch.testing.assert_close(total, whole[found.rows], rtol=rtol, atol=0)
+
+
+def test_parts_of_any_size_give_the_same_nuclei(monkeypatch):
+    logits = adversarial("gaussian", 40, 3_000, torch.float32)
+    policy = SamplingPolicy(top_p=0.9)
+    whole = support(logits, policy)
+    monkeypatch.setattr(nucleus, "_BLOCK_ELEMENTS", 7_000)  # two rows
+    monkeypatch.setattr(nucleus, "_COPIED_ELEMENTS", 10_000)  # three
+    monkeypatch.setattr(nucleus, "_LOOK_ELEMENTS", 500)
+    assert torch.equal(support(logits, policy), whole)
+
+
+def test_a_look_holds_no_more_candidates_and_rows_than_it_may(monkeypatch):
+    looks = []
+
+    def look(logits, rows, temperature, top_p, width):
+        looks.append((len(logits), width))
+        return original(logits, rows, temperature, top_p, width)
+
+    original = nucleus._look
+    monkeypatch.setattr(nucleus, "_look", look)
+    monkeypatch.setattr(nucleus, "_LOOK_ELEMENTS", 1 << 14)
+    monkeypatch.setattr(nucleus, "_COPIED_ELEMENTS", 60_000)
+    logits = torch.zeros(100, 20_000)  # one great tie: every row in full
+    logits[:50] = adversarial("peaked", 50, 20_000, torch.float32)
+    list(nucleus.nuclei(logits, 1.0, 0.95))
+    assert {width for _, width in looks} >= {128, 20_000}
+    assert all(rows == 1 or rows * width <= 1 << 14 for rows, width in looks)
+    assert all(rows <= 3 for rows, width in looks if width > 128)
+
+
+def test_exponentials_in_float32_are_as_good_as_their_arguments():
+    x = -torch.linspace(0, 87, 200_001)
+    exact = np.exp(x.numpy().astype(np.longdouble))
+    error = np.abs(nucleus.exponential(x).numpy() / exact - 1).astype(float)
+    allowed = 2.0**-23 * (1 + x.abs().numpy())  # rounding x itself moves exp(x) by half of that
+    assert (error <= allowed).all()
+    assert not (error <= allowed / 8).all()
+
+
+def test_exponentials_in_float64_are_exp():
+    x = -torch.linspace(0, 700, 1_001, dtype=torch.float64)
+    assert torch.equal(nucleus.exponential(x), x.exp())
+
+
+@pytest.mark.parametrize("power", [0.5, 0.9])
+def test_the_width_wanted_is_that_of_a_power_law(power):
+    weights = torch.arange(1, 200_001, dtype=torch.float64) ** -power
+    mass = weights.cumsum(0) / weights.sum()
+    top_p = float(mass[999])  # the first 1,000 hold this mass
+    found, within, _ = first_look(weights.log()[None], 1.0, top_p, 512)
+    assert not bool(within)
+    wanted = int(nucleus._likely_width(found, top_p, 200_000))
+    assert 900 < wanted < 1_100
