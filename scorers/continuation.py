@@ -38,7 +38,7 @@ class _PromptLayer(DynamicLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *_: object, **__: object
     ) -> tuple[Tensor, Tensor]:
-        """Keys and values ``[N, heads, P + L, width]`` of prompts and responses; nothing is kept."""
+        """Keys and values ``[N, heads, P + L, width]`` of prompts and responses; none is kept."""
         return self._follow(self.keys, key_states), self._follow(self.values, value_states)
 
     def _follow(self, prompts: Tensor, responses: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from seqproc.policy import PolicyStatistics, SamplingPolicy, TokenScores, score_
 from seqproc.scorers.chunks import in_chunks
 
 _CHUNK_ELEMENTS = 1 << 20  # logits per chunk: 4 MB in float32, which a CPU's caches hold
-_CHUNK_ELEMENTS_OF_NUCLEI = 1 << 25  # more: the search for them reads its rows in such chunks itself
+_CHUNK_ELEMENTS_OF_NUCLEI = 1 << 25  # the search for nuclei reads these in such chunks itself
 
 
 def measure(

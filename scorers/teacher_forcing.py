@@ -26,7 +26,9 @@ from seqproc.scorers.head import take_apart
 from seqproc.scorers.measure import empty_scores, measure
 from seqproc.scorers.overrides import ParamMapping, cast_up, resolve_mapping, widest
 
-_HEAD_ELEMENTS = 1 << 25  # logits of a chunk of the head: 128 MB in float32
+# Logits of a chunk of the head: 132 MB in float32, a little less than the largest blocks that
+# `keep_freed_memory` keeps. In smaller chunks a CPU packs the matrix more often.
+_HEAD_ELEMENTS = 33_000_000
 _HEAD_ELEMENTS_WITH_GRAD = 1 << 22  # fewer: a backward pass holds several tensors of this size
 
 ScoreBatch = Callable[[Batch], TokenScores]

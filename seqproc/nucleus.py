@@ -23,8 +23,8 @@ from torch.nn import functional
 # Numbers of candidates that a look at a row may take; what is still open then is sorted in full.
 _WIDTHS = (128, 512, 1024, 2048, 4096, 8192)
 
-# What is in memory at a time, in numbers of elements. Blocks are for a CPU's caches: 4 MB in float32.
-_BLOCK_ELEMENTS = 1 << 20  # logits that are read whole
+# What is in memory at a time, in numbers of elements.
+_BLOCK_ELEMENTS = 1 << 20  # logits that are read whole: 4 MB in float32, for a CPU's caches
 _LOOK_ELEMENTS = 1 << 17  # candidates of a look
 _COPIED_ELEMENTS = 1 << 22  # logits of the rows of a look, when it is not at all of them
 
@@ -36,8 +36,8 @@ _LEAST_GROUP = 4  # logits; with smaller groups a detour through their largest d
 
 # Bounds on the relative error of a sum of exponentials. In float32, x = (ℓ − max ℓ)/T carries
 # 2⁻²³·|x| and x·log₂e half of that and 2e-8·|x|, which matters down to exp(−88); exp2 and the
-# cascaded sum add 2e-6 at most. In float64
-# what counts is the cumulative sum over at most 8,192 candidates.
+# cascaded sum add 2e-6 at most. In float64 what counts is the cumulative sum over at most 8,192
+# candidates.
 _SUM_ERROR = {torch.float32: 2e-5, torch.float64: 1e-11}
 
 

@@ -1,4 +1,4 @@
-"""A cache of prompts that responses continue, against one that repeats its prompts and keeps all."""
+"""A cache of prompts that responses continue, against one that repeats prompts and keeps all."""
 
 from __future__ import annotations
 
