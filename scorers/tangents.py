@@ -71,11 +71,7 @@ def attention(
         )
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     q, dq = q * scale, _or_zeros(dq, q) * scale
-    repeats = q.shape[1] // k.shape[1]
-    k, dk, v, dv = (
-        tensor.repeat_interleave(repeats, dim=1) if repeats > 1 else tensor
-        for tensor in (k, _or_zeros(dk, k), v, _or_zeros(dv, v))
-    )
+    dk, dv = _or_zeros(dk, k), _or_zeros(dv, v)
     (count, heads, length, _), keys = q.shape, k.shape[2]
     if is_causal:
         attn_mask = torch.ones(length, keys, dtype=torch.bool, device=q.device).tril()
@@ -83,8 +79,8 @@ def attention(
     out = v.new_empty(count, heads, length, v.shape[-1])
     slope = torch.empty_like(out)
     for n, rows in _blocks(count, length, q.device):
-        seen = slice(rows.stop if is_causal else None)
-        bias = None if mask is None else _bias(mask[n, :, rows, seen], q.dtype)
+        bias = None if mask is None else _bias(mask[n, :, rows], q.dtype)
+        seen = slice(keys if bias is None else bias.shape[-1])
         out[n, :, rows], slope[n, :, rows] = _attend(
             q[n, :, rows],
             dq[n, :, rows],
@@ -100,11 +96,19 @@ def attention(
 def _attend(
     q: Tensor, dq: Tensor, k: Tensor, dk: Tensor, v: Tensor, dv: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    scores = q @ k.mT if bias is None else (q @ k.mT).add_(bias)
+    """Of one sequence. All heads of a group of queries, which has its keys in common, at once."""
+    groups = (len(k), len(q) // len(k))
+    q, dq = (tensor.unflatten(0, groups).flatten(1, 2) for tensor in (q, dq))
+    scores = q @ k.mT
+    if bias is not None:
+        each = scores.unflatten(1, (groups[1], -1))
+        each += bias.unflatten(0, groups) if len(bias) > 1 else bias
     p = torch.softmax(scores, dim=-1)
     dp = torch.baddbmm(dq @ k.mT, q, dk.mT)
     dp = dp.sub_(torch.linalg.vecdot(p, dp)[..., None]).mul_(p)
-    return p @ v, torch.baddbmm(dp @ v, p, dv)
+    heads = (p @ v, torch.baddbmm(dp @ v, p, dv))
+    out, slope = (tensor.unflatten(1, (groups[1], -1)).flatten(0, 1) for tensor in heads)
+    return out, slope
 
 
 def _blocks(count: int, length: int, device: torch.device) -> Iterator[tuple[int, slice]]:
@@ -115,22 +119,41 @@ def _blocks(count: int, length: int, device: torch.device) -> Iterator[tuple[int
 
 
 def _bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """What is added to scores. Finite, so that a row that sees nothing is not NaN."""
+    """What is added to scores, up to the last key that any row sees.
+
+    Finite, so that a row that sees nothing is not NaN.
+    """
     least = torch.finfo(dtype).min
-    if mask.dtype == torch.bool:
-        return torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, least)
-    return mask.clamp(min=least)
+    hidden = ~mask if mask.dtype == torch.bool else mask <= least
+    seen = (~hidden).any(0).any(0).nonzero()
+    last = int(seen[-1]) + 1 if len(seen) else mask.shape[-1]
+    if mask.dtype != torch.bool:
+        return mask[..., :last].clamp(min=least)
+    hidden = hidden[..., :last]
+    return torch.zeros_like(hidden, dtype=dtype).masked_fill_(hidden, least)
 
 
 def _whole(mask: Tensor, count: int, length: int, keys: int) -> Tensor:
-    """A mask as ``[N, heads or 1, length, keys]``."""
+    """A mask as ``[N, heads or 1, length, keys]``, not copied."""
     return mask[(None,) * (4 - mask.dim())].expand(count, -1, length, keys)
 
 
-def _parts(tensor: Tensor | None) -> tuple[Any, Tensor | None]:
-    """What a tensor is, and how it moves."""
-    if tensor is None:
-        return None, None
+def multiply(input: Any, other: Any, **options: Any) -> Tensor:
+    """As `torch.mul`: d(ab) = da·b + a·db, of what moves."""
+    (a, da), (b, db) = _parts(input), _parts(other)
+    if options or (da is None and db is None):
+        return torch.mul(input, other, **options)
+    if da is None or db is None:
+        slope = a * db if da is None else da * b
+    else:
+        slope = (da * b).addcmul_(a, db) if a.dtype == b.dtype else da * b + a * db
+    return forward_ad.make_dual(a * b, slope)
+
+
+def _parts(tensor: Any) -> tuple[Any, Tensor | None]:
+    """What a tensor, or something else in its place, is, and how it moves."""
+    if not isinstance(tensor, Tensor):
+        return tensor, None
     primal, tangent = forward_ad.unpack_dual(tensor)
     return primal, tangent
 
@@ -142,4 +165,6 @@ def _or_zeros(tangent: Tensor | None, like: Tensor) -> Tensor:
 _WRITTEN_OUT: Mapping[Callable[..., Any], Callable[..., Any]] = {
     functional.linear: linear,
     functional.scaled_dot_product_attention: attention,
+    torch.mul: multiply,
+    Tensor.mul: multiply,
 }

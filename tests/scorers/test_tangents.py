@@ -56,7 +56,7 @@ def assert_as_torch(
         return
     torch.testing.assert_close(own_slope, slope, rtol=0, atol=1e-12)
     assert slope is not None
-    assert slope.abs().max() > 0.1
+    assert slope.abs().max() > 0.01
 
 
 @pytest.mark.parametrize("moving", [(x, w, b) for x in (0, 1) for w in (0, 1) for b in (0, 1)])
@@ -116,10 +116,54 @@ def test_a_row_that_sees_nothing_is_finite_and_leaves_the_others_alone(boolean: 
     assert own_slope.isfinite().all()
 
 
-def test_grouped_queries() -> None:
+@pytest.mark.parametrize("masked_heads", [None, 1, 6])
+def test_grouped_queries(masked_heads: int | None) -> None:
+    mask = None if masked_heads is None else normal(3, masked_heads, LENGTH, KEYS, seed=6) > -0.5
     assert_as_torch(
-        functional.scaled_dot_product_attention, heads(queries=6), [True] * 3, enable_gqa=True
+        functional.scaled_dot_product_attention,
+        heads(queries=6),
+        [True] * 3,
+        attn_mask=mask,
+        enable_gqa=True,
     )
+
+
+def test_keys_after_the_last_that_a_block_sees_are_not_computed_on() -> None:
+    arguments = heads(seen=LENGTH)
+    mask = torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril()
+    arguments[1][:, :, 32:] = float("nan")  # the first block of 32 rows sees no such key
+    with WrittenOut():
+        found, slope = differentiated(
+            functional.scaled_dot_product_attention, arguments, [True] * 3, attn_mask=mask
+        )
+    assert slope is not None
+    assert found[:, :, :32].isfinite().all()
+    assert slope[:, :, :32].isfinite().all()
+    assert found[:, :, 32:].isnan().all()
+
+
+@pytest.mark.parametrize("moving", [(True, True), (True, False), (False, True), (False, False)])
+@pytest.mark.parametrize("shape", [(4, 5), (5,), (4, 1), ()])
+@pytest.mark.parametrize("product", [torch.mul, Tensor.mul, lambda a, b: a * b])
+def test_products_that_broadcast(
+    product: Callable[..., Tensor], shape: tuple[int, ...], moving: tuple[bool, bool]
+) -> None:
+    arguments = [normal(4, 5, seed=8), normal(*shape, seed=9)]
+    assert_as_torch(product, arguments, list(moving))
+    assert_as_torch(product, arguments[::-1], list(moving))
+
+
+def test_products_with_numbers_and_of_two_dtypes() -> None:
+    value = normal(9, seed=8)
+    assert_as_torch(lambda a: 3 * a * 0.5, [value], [True])
+    assert_as_torch(lambda a, b: a.float() * b, [value, normal(9, seed=9)], [True, True])
+
+
+def test_a_product_into_a_given_tensor() -> None:
+    out = torch.empty(2)
+    with WrittenOut():
+        assert torch.mul(torch.tensor([1.0, 2.0]), 3, out=out) is out
+    assert out.tolist() == [3, 6]
 
 
 def test_a_mask_that_moves_and_other_ranks_are_left_to_torch() -> None:
