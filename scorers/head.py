@@ -23,6 +23,7 @@ from seqproc.scorers.batching import Batch, Limits, TokenSequence, plan
 from seqproc.scorers.forward import device_of, evaluating, forward_logits
 from seqproc.scorers.overrides import widest
 from seqproc.scorers.precision import exact_forward
+from seqproc.scorers.products import TiledProducts
 
 _LOGGER = logging.getLogger("seqproc")
 
@@ -163,10 +164,8 @@ class BackboneAndHead:
         head = self._shell(self._output_class(last_hidden_state=states.unsqueeze(0)))
         placeholder = torch.zeros(1, len(states), dtype=torch.int64, device=states.device)
         arguments = {"input_ids": placeholder, "use_cache": False}
-        if mapping is None:
-            output = head(**arguments)
-        else:
-            own = _part_of(mapping, self._model, head)
+        own = {} if mapping is None else _part_of(mapping, self._model, head)
+        with TiledProducts():
             output = torch.func.functional_call(head, own, args=(), kwargs=arguments)
         logits: Tensor = output.logits
         return logits.squeeze(0)

@@ -1,0 +1,67 @@
+"""The product with a head's matrix on a CPU, in tiles of the vocabulary and sums of few terms.
+
+A BLAS that multiplies by the whole matrix at once leaves its caches with every pass over the
+logits; in tiles they stay there. And the rounding of a sum grows with the number of its terms: that
+of a logit is what a float32 log-probability owes most of its error to (docs/precision.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+_TILE = 1024  # tokens of the vocabulary: a few MB of logits
+_TERMS = 96  # of a sum that is rounded on its own; with fewer, a product takes longer
+
+_SUMMED_AS_WIDE = (torch.float32, torch.float64)  # narrower sums would be rounded in between
+
+
+class TiledProducts(TorchFunctionMode):
+    """A scope in which `torch.nn.functional.linear` goes in tiles, where that can be done."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        return (linear if func is functional.linear else func)(*args, **(kwargs or {}))
+
+
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """As `torch.nn.functional.linear`; on a CPU and without derivatives, in tiles."""
+    if not _in_tiles(input, weight):
+        return functional.linear(input, weight, bias)
+    states = input.reshape(-1, input.shape[-1])
+    out = states.new_empty(len(states), len(weight))
+    for tile, rows in zip(out.split(_TILE, dim=1), weight.split(_TILE), strict=True):
+        _multiply(states, rows, tile)
+    if bias is not None:
+        out += bias
+    return out.view(*input.shape[:-1], len(weight))
+
+
+def _multiply(states: Tensor, rows: Tensor, out: Tensor) -> None:
+    """``out = states·rowsᵀ``, few terms at a time."""
+    out.zero_()
+    for some, same in zip(states.split(_TERMS, dim=1), rows.split(_TERMS, dim=1), strict=True):
+        out.addmm_(some, same.t())
+
+
+def _in_tiles(input: Tensor, weight: Tensor) -> bool:
+    tensors = (input, weight)
+    return (
+        all(t.device.type == "cpu" and t.dtype in _SUMMED_AS_WIDE for t in tensors)
+        and input.dtype == weight.dtype
+        and weight.dim() == 2
+        and input.shape[-1:] == weight.shape[1:]
+        and not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"))
+        and all(forward_ad.unpack_dual(t).tangent is None for t in tensors)
+    )
