@@ -1,8 +1,8 @@
-"""Linear layers and attention with their forward derivatives written out.
+"""Linear layers, attention and products with their forward derivatives written out.
 
 PyTorch's forward mode multiplies by a tangent of zeros where an operand does not move, adds the
-terms of a product in a pass of their own, and has no derivative of fused attention. These two
-operations are nearly all of a transformer's work; `written_out` swaps them, and only them, for
+terms of a product in a pass of their own, and has no derivative of fused attention. These
+operations are nearly all of a transformer's work; `WrittenOut` swaps them, and only them, for
 forms that do the least.
 """
 
