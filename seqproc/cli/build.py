@@ -61,6 +61,8 @@ def build_config(policy: PolicyOptions, response: ResponseOptions | None = None)
         "temperature": policy.temperature,
         "top_p": policy.top_p,
         "tf_batch_size": policy.tf_batch_size,
+        "tf_token_budget": policy.tf_token_budget,
+        "tf_share_prompts": policy.tf_share_prompts,
         "do_sample": False if policy.greedy else None,
     }
     if response is not None:

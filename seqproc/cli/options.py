@@ -49,7 +49,18 @@ class PolicyOptions:
         bool, typer.Option("--entropy-fp64", help="Statistics in float64 over the same logits.")
     ] = False
     tf_batch_size: Annotated[
-        int | None, typer.Option(help=f"Sequences per scored batch. {_GIVEN}")
+        int | None, typer.Option(help=f"Most sequences per scoring forward. {_GIVEN}")
+    ] = None
+    tf_token_budget: Annotated[
+        int | None,
+        typer.Option(help=f"Most tokens per scoring forward, padding included. {_GIVEN}"),
+    ] = None
+    tf_share_prompts: Annotated[
+        bool | None,
+        typer.Option(
+            "--tf-share-prompts/--no-tf-share-prompts",
+            help=f"Compute a prompt once for all its responses in a forward. {_GIVEN}",
+        ),
     ] = None
 
 

@@ -100,13 +100,20 @@ def test_options_override_the_file_and_leave_the_rest_of_it(
 
 def test_every_option_reaches_the_configuration() -> None:
     policy = PolicyOptions(
-        temperature=0.5, top_p=0.6, greedy=True, entropy_fp64=True, tf_batch_size=3
+        temperature=0.5,
+        top_p=0.6,
+        greedy=True,
+        entropy_fp64=True,
+        tf_batch_size=3,
+        tf_token_budget=50,
+        tf_share_prompts=False,
     )
     engine = EngineOptions(max_new_tokens=7, stop=["a"], gen_batch_size=9)
     config = build_config(policy, engine)
     generation, precision = config["generation"], config["precision"]
     assert (generation.temperature, generation.top_p, generation.do_sample) == (0.5, 0.6, False)
     assert (generation.tf_batch_size, generation.gen_batch_size) == (3, 9)
+    assert (generation.tf_token_budget, generation.tf_share_prompts) == (50, False)
     assert (generation.max_new_tokens, generation.stop) == (7, ("a",))
     assert precision.entropy_fp64
     assert build_config(PolicyOptions())["generation"].stop == ("</answer>",)
@@ -132,6 +139,7 @@ def test_engine_options_are_json_or_else_strings() -> None:
         (["--engine-option", "nope"], 2, "--engine-option must be KEY=VALUE"),
         (["--max-new-tokens", 1000], 1, "exceeds the context of 512 tokens"),
         (["--top-p", 1.5], 2, "GenerationConfig.top_p"),
+        (["--tf-token-budget", 0], 2, "GenerationConfig.tf_token_budget"),
         (["--temperature", 0], 2, "GenerationConfig.temperature"),
         (["--draws", 0], 2, "draws must be an integer >= 1"),
         (["--seed", 2**64], 2, "seed must fit 64 bits"),
