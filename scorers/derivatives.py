@@ -30,7 +30,7 @@ from seqproc.scorers.overrides import (
     check_mapping,
     resolve_mapping,
 )
-from seqproc.scorers.tangents import WrittenOut
+from seqproc.scorers.tangents import written_out
 from seqproc.scorers.teacher_forcing import TeacherForcingScorer, checked
 
 # Attention as a composition of differentiable operations; fused kernels have no forward
@@ -94,7 +94,7 @@ def jvp(
             results[index] = _rows(found, start, stop)
             checked(results[index].scores, index)
 
-    with torch.no_grad(), differentiable_attention(model), WrittenOut():
+    with torch.no_grad(), differentiable_attention(model), written_out():
         scorer.schedule(sequences, batch_size, token_budget, share_prompts).run(work)
     return results
 

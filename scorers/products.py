@@ -7,14 +7,12 @@ of a logit is what a float32 log-probability owes most of its error to (docs/pre
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
+
+from seqproc.scorers.swapping import Swapped
 
 _TILE = 1024  # tokens of the vocabulary: a few MB of logits
 _TERMS = 96  # of a sum that is rounded on its own; with fewer, a product takes longer
@@ -22,17 +20,9 @@ _TERMS = 96  # of a sum that is rounded on its own; with fewer, a product takes 
 _SUMMED_AS_WIDE = (torch.float32, torch.float64)  # narrower sums would be rounded in between
 
 
-class TiledProducts(TorchFunctionMode):
+def tiled_products() -> Swapped:
     """A scope in which `torch.nn.functional.linear` goes in tiles, where that can be done."""
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        return (linear if func is functional.linear else func)(*args, **(kwargs or {}))
+    return Swapped({functional.linear: linear})
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -2,7 +2,7 @@
 
 PyTorch's forward mode multiplies by a tangent of zeros where an operand does not move, adds the
 terms of a product in a pass of their own, and has no derivative of fused attention. These
-operations are nearly all of a transformer's work; `WrittenOut` swaps them, and only them, for
+operations are nearly all of a transformer's work; `written_out` swaps them, and only them, for
 forms that do the least.
 """
 
@@ -16,23 +16,16 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
+
+from seqproc.scorers.swapping import Swapped
 
 # Rows of attention at a time: on a CPU, few enough for their scores to stay in a cache.
 _ROWS_ON_CPU, _ROWS_ELSEWHERE = 64, 1024
 
 
-class WrittenOut(TorchFunctionMode):
+def written_out() -> Swapped:
     """A scope in which dual tensors meet the forms of this module; only without a graph."""
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        return _WRITTEN_OUT.get(func, func)(*args, **(kwargs or {}))
+    return Swapped(_WRITTEN_OUT)
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 from torch.nn import functional
 
 from seqproc.scorers import products
-from seqproc.scorers.products import TiledProducts, linear
+from seqproc.scorers.products import linear, tiled_products
 
 STATES, WIDTH, VOCABULARY = 7, 50, 33
 
@@ -116,7 +116,7 @@ def test_only_inside_its_scope(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
     monkeypatch.setattr(products, "linear", lambda *arguments: calls.append(arguments))
     states, weight = normal(STATES, WIDTH), normal(VOCABULARY, WIDTH)
-    with TiledProducts():
+    with tiled_products():
         functional.linear(states, weight)
         assert torch.equal(torch.relu(states), states.clamp(min=0))
     assert len(calls) == 1

@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from seqproc.scorers import tangents
-from seqproc.scorers.tangents import WrittenOut
+from seqproc.scorers.tangents import written_out
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")
 
@@ -47,7 +47,7 @@ def assert_as_torch(
     function: Callable[..., Tensor], arguments: list[Tensor], moving: list[bool], **options: Any
 ) -> None:
     expected, slope = differentiated(function, arguments, moving, **options)
-    with WrittenOut():
+    with written_out():
         found, own_slope = differentiated(function, arguments, moving, **options)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-13)
     if not any(moving):
@@ -105,7 +105,7 @@ def test_a_row_that_sees_nothing_is_finite_and_leaves_the_others_alone(boolean: 
     given = mask if boolean else torch.zeros(mask.shape).double().masked_fill(~mask, -torch.inf)
     attention = functional.scaled_dot_product_attention
     expected, slope = differentiated(attention, heads(), [True] * 3, attn_mask=given)
-    with WrittenOut():
+    with written_out():
         found, own_slope = differentiated(attention, heads(), [True] * 3, attn_mask=given)
     others = [n for n in range(LENGTH) if n != 33]
     torch.testing.assert_close(found[:, :, others], expected[:, :, others], rtol=0, atol=1e-13)
@@ -132,7 +132,7 @@ def test_keys_after_the_last_that_a_block_sees_are_not_computed_on() -> None:
     arguments = heads(seen=LENGTH)
     mask = torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril()
     arguments[1][:, :, 32:] = float("nan")  # the first block of 32 rows sees no such key
-    with WrittenOut():
+    with written_out():
         found, slope = differentiated(
             functional.scaled_dot_product_attention, arguments, [True] * 3, attn_mask=mask
         )
@@ -161,7 +161,7 @@ def test_products_with_numbers_and_of_two_dtypes() -> None:
 
 def test_a_product_into_a_given_tensor() -> None:
     out = torch.empty(2)
-    with WrittenOut():
+    with written_out():
         assert torch.mul(torch.tensor([1.0, 2.0]), 3, out=out) is out
     assert out.tolist() == [3, 6]
 
@@ -186,6 +186,6 @@ def test_a_scope_that_ends_leaves_torch_as_it_was(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(tangents, "_WRITTEN_OUT", {functional.linear: refuse})
     arguments = normal(2, 5, seed=0), normal(7, 5, seed=1)
-    with WrittenOut(), pytest.raises(AssertionError, match="2 arguments"):
+    with written_out(), pytest.raises(AssertionError, match="2 arguments"):
         functional.linear(*arguments)
     assert functional.linear(*arguments).shape == (2, 7)
