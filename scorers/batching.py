@@ -1,12 +1,15 @@
 """Teacher-forcing batches: true token lists, planned by a budget of tokens, prompts shared.
 
-Sequences are sorted by length, so that little padding is computed, and a prompt that several
-responses have in common is in a batch once. Padding comes from lengths alone, never from token
-ids. The last token of a response is never an input: nothing reads what it predicts.
+Sequences are sorted by length and cut where padding would cost more than another forward, and a
+prompt that several responses have in common is in a batch once. Padding comes from lengths alone,
+never from token ids. The last token of a response is never an input: nothing reads what it
+predicts.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -15,6 +18,7 @@ import torch
 from torch import Tensor
 
 from seqproc.config import require_count
+from seqproc.scorers.packing import FORWARD_COST, Item, cheapest_runs
 from seqproc.types import BatchedSequences
 
 
@@ -42,6 +46,7 @@ class Limits:
     tokens: int  # inputs of a forward, padding included
     sequences: int | None = None  # None: as many as the tokens allow
     share_prompts: bool = True  # compute a prompt once for all its responses in a batch
+    forward_cost: int = FORWARD_COST  # of a forward beside its tokens, in tokens; saves padding
 
     def __post_init__(self) -> None:
         require_count("token_budget", self.tokens)
@@ -55,14 +60,16 @@ class Batch:
 
     Without shared prompts ``inputs`` are prompt and response together, padded on the right. With
     them ``inputs`` are the responses alone, padded on the right; ``prompts`` are padded on the
-    left, so that a response follows its prompt at the distance that it has without padding.
+    left, so that a response follows its prompt at the distance that it has without padding. Rows
+    come in falling order of length, to be read in one or more forwards.
     """
 
     indices: list[int]  # N positions in the caller's list
     inputs: Tensor  # [N, L] int64
     inputs_mask: Tensor  # [N, L] int64, 1 on real tokens
+    forwards: list[tuple[int, int]]  # how many rows each forward takes in turn, and their width
     targets: Tensor  # [R] int64, all response tokens of sequence after sequence, R = Σ T_n
-    read: Tensor  # [R] int64, where in the flattened outputs the prediction of a target stands
+    read: Tensor  # [R] int64, where in the flattened outputs of all forwards its prediction stands
     lengths: list[int]  # N response lengths T_n
     prompts: Tensor | None = None  # [M, P] int64
     prompts_mask: Tensor | None = None  # [M, P] int64
@@ -70,13 +77,21 @@ class Batch:
 
     @property
     def num_tokens(self) -> int:
-        """Inputs of the forward, padding included."""
-        return self.inputs.numel() + (0 if self.prompts is None else self.prompts.numel())
+        """Inputs of its forwards, padding included."""
+        inputs = sum(number * width for number, width in self.forwards)
+        return inputs + (0 if self.prompts is None else self.prompts.numel())
 
     @property
     def longest(self) -> int:
         """Length of its longest row, prompt included."""
         return self.inputs.shape[1] + (0 if self.prompts is None else self.prompts.shape[1])
+
+    def parts(self) -> Iterator[tuple[slice, int]]:
+        """Rows of the inputs, and their width, of each forward."""
+        start = 0
+        for number, width in self.forwards:
+            yield slice(start, start + number), width
+            start += number
 
     def spans(self) -> Iterator[tuple[int, int, int]]:
         """(index, start, stop) of each sequence: where it is in the caller's list and in [R]."""
@@ -114,7 +129,9 @@ def plan(
     chosen = range(len(sequences)) if indices is None else indices
     scored = [i for i in chosen if len(sequences[i].response_ids)]
     whole, families = _families(sequences, scored) if limits.share_prompts else (scored, [])
-    batches = [_shared(sequences, group) for group in _packed_families(sequences, families, limits)]
+    batches = [
+        _shared(sequences, group, limits) for group in _packed_families(sequences, families, limits)
+    ]
     batches += [_unshared(sequences, indices) for indices in _packed(sequences, whole, limits)]
     return sorted(batches, key=lambda batch: -batch.longest)
 
@@ -135,104 +152,105 @@ def _families(
 def _packed(
     sequences: Sequence[TokenSequence], indices: Iterable[int], limits: Limits
 ) -> Iterator[list[int]]:
-    """Longest first, as many as the limits allow."""
-    batch: list[int] = []
-    for i in sorted(indices, key=lambda i: -sequences[i].length):
-        longest = sequences[batch[0] if batch else i].length - 1
-        if batch and _full(len(batch) + 1, longest * (len(batch) + 1), limits):
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch
+    """Longest first, as many at a time as cost least."""
+    order = sorted(indices, key=lambda i: -sequences[i].length)
+    items = [Item(first=sequences[i].length - 1) for i in order]
+    return (order[run] for run in _runs(items, limits))
 
 
 def _packed_families(
     sequences: Sequence[TokenSequence], families: list[list[int]], limits: Limits
 ) -> Iterator[list[list[int]]]:
-    """Families together while they fit; one that does not fit on its own is taken in parts."""
+    """Families together; one that does not fit on its own is taken in parts."""
     parts = [part for family in families for part in _split(sequences, family, limits)]
-    parts.sort(key=lambda part: (-len(sequences[part[0]].prompt_ids), -_responses(sequences, part)))
-    group: list[list[int]] = []
-    for part in parts:
-        size = sum(map(len, group)) + len(part)
-        if group and _full(size, _tokens(sequences, [*group, part]), limits):
-            yield group
-            group = []
-        group.append(part)
-    if group:
-        yield group
+    parts.sort(key=lambda part: (-len(sequences[part[0]].prompt_ids), -sequences[part[0]].length))
+    items = [_item(sequences, part) for part in parts]
+    return (parts[run] for run in _runs(items, limits))
 
 
 def _split(
     sequences: Sequence[TokenSequence], family: list[int], limits: Limits
 ) -> Iterator[list[int]]:
+    """As many responses at a time as fit, longest first."""
     part: list[int] = []
-    for i in sorted(family, key=lambda i: -len(sequences[i].response_ids)):
-        size = len(part) + 1
-        if part and _full(size, _tokens(sequences, [[*part, i]]), limits):
+    for i in sorted(family, key=lambda i: -sequences[i].length):
+        if part and _full(_item(sequences, [*part, i]), limits):
             yield part
             part = []
         part.append(i)
     yield part
 
 
-def _full(num_sequences: int, num_tokens: int, limits: Limits) -> bool:
-    too_many = limits.sequences is not None and num_sequences > limits.sequences
-    return too_many or num_tokens > limits.tokens
+def _item(sequences: Sequence[TokenSequence], part: list[int]) -> Item:
+    """Of a family, or a part of one, its longest response first."""
+    rests = [len(sequences[i].response_ids) - 1 for i in part]
+    prompt = len(sequences[part[0]].prompt_ids)
+    return Item(first=prompt, rows=len(part), longest=rests[0], total=sum(rests))
 
 
-def _tokens(sequences: Sequence[TokenSequence], group: list[list[int]]) -> int:
-    """Inputs of a shared batch, padding included."""
-    prompt = max(len(sequences[part[0]].prompt_ids) for part in group)
-    return len(group) * prompt + sum(map(len, group)) * max(
-        _responses(sequences, part) for part in group
-    )
+def _full(item: Item, limits: Limits) -> bool:
+    too_many = limits.sequences is not None and item.rows > limits.sequences
+    return too_many or item.first + item.rows * item.longest > limits.tokens
 
 
-def _responses(sequences: Sequence[TokenSequence], part: list[int]) -> int:
-    return max(len(sequences[i].response_ids) - 1 for i in part)
+def _runs(items: Sequence[Item], limits: Limits) -> list[slice]:
+    rows = math.inf if limits.sequences is None else limits.sequences
+    return cheapest_runs(items, limits.tokens, rows, limits.forward_cost)
 
 
 def _unshared(sequences: Sequence[TokenSequence], indices: list[int]) -> Batch:
-    rows = [_whole_ids(sequences[i])[:-1] for i in indices]
-    inputs, mask = _pad(rows, left=False)
-    width = inputs.shape[1]
-    starts = [n * width + len(sequences[i].prompt_ids) - 1 for n, i in enumerate(indices)]
+    inputs, mask = _pad([_whole_ids(sequences[i])[:-1] for i in indices], left=False)
     lengths = [len(sequences[i].response_ids) for i in indices]
     return Batch(
         indices=indices,
         inputs=inputs,
         inputs_mask=mask,
-        targets=torch.cat([sequences[i].response_ids.cpu() for i in indices]),
-        read=torch.cat([torch.arange(s, s + t) for s, t in zip(starts, lengths, strict=True)]),
+        forwards=[(len(indices), inputs.shape[1])],
+        targets=_targets(sequences, indices),
+        read=_ranges(
+            [n * inputs.shape[1] + len(sequences[i].prompt_ids) - 1 for n, i in enumerate(indices)],
+            lengths,
+        ),
         lengths=lengths,
     )
 
 
-def _shared(sequences: Sequence[TokenSequence], group: list[list[int]]) -> Batch:
-    """Outputs are flattened as the M last positions of the prompts, then the responses' [N, L]."""
-    indices = [i for part in group for i in part]
-    owners = [m for m, part in enumerate(group) for _ in part]
+def _shared(sequences: Sequence[TokenSequence], group: list[list[int]], limits: Limits) -> Batch:
+    """Outputs are flattened as the M last positions of the prompts, then forward by forward."""
+    owner = {i: m for m, part in enumerate(group) for i in part}
+    indices = sorted(owner, key=lambda i: -len(sequences[i].response_ids))
     prompts, prompts_mask = _pad([sequences[part[0]].prompt_ids.cpu() for part in group], left=True)
     inputs, mask = _pad([sequences[i].response_ids.cpu()[:-1] for i in indices], left=False)
     lengths = [len(sequences[i].response_ids) for i in indices]
-    width = inputs.shape[1]
-    read = [
-        torch.cat([torch.tensor([owner]), len(group) + n * width + torch.arange(length - 1)])
-        for n, (owner, length) in enumerate(zip(owners, lengths, strict=True))
-    ]
+    runs = cheapest_runs([Item(first=t - 1) for t in lengths], forward_cost=limits.forward_cost)
+    forwards = [(run.stop - run.start, lengths[run.start] - 1) for run in runs]
+    widths = [width for number, width in forwards for _ in range(number)]
+    starts = itertools.accumulate(widths, initial=len(group))
     return Batch(
         indices=indices,
         inputs=inputs,
         inputs_mask=mask,
-        targets=torch.cat([sequences[i].response_ids.cpu() for i in indices]),
-        read=torch.cat(read),
+        forwards=forwards,
+        targets=_targets(sequences, indices),
+        read=torch.cat(
+            [
+                torch.cat([torch.tensor([owner[i]]), torch.arange(start, start + length - 1)])
+                for i, start, length in zip(indices, starts, lengths, strict=False)
+            ]
+        ),
         lengths=lengths,
         prompts=prompts,
         prompts_mask=prompts_mask,
-        owners=torch.tensor(owners),
+        owners=torch.tensor([owner[i] for i in indices]),
     )
+
+
+def _targets(sequences: Sequence[TokenSequence], indices: list[int]) -> Tensor:
+    return torch.cat([sequences[i].response_ids.cpu() for i in indices])
+
+
+def _ranges(starts: list[int], lengths: list[int]) -> Tensor:
+    return torch.cat([torch.arange(s, s + t) for s, t in zip(starts, lengths, strict=True)])
 
 
 def _whole_ids(sequence: TokenSequence) -> Tensor:

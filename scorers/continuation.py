@@ -1,4 +1,4 @@
-"""A key-value cache of prompts that responses continue, once.
+"""A key-value cache of prompts that responses continue.
 
 Knows the layers of a cache as Hugging Face models call them; nothing of models or batches.
 """
@@ -11,14 +11,15 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 
-def continued(cache: DynamicCache, owners: Tensor) -> DynamicCache:
-    """The cache for rows that continue some of its own.
+def continued(prompts: DynamicCache, owners: Tensor) -> DynamicCache:
+    """A cache for rows that continue some of another one's, which stays as it is.
 
     Args:
-        cache: of M prompts; it is used up.
+        prompts: of M prompts.
         owners: ``[N]`` int64, which of the M prompts each row continues.
     """
-    cache.layers = [_PromptLayer(layer, owners) for layer in cache.layers]
+    cache = DynamicCache()
+    cache.layers = [_PromptLayer(layer, owners) for layer in prompts.layers]
     return cache
 
 

@@ -212,19 +212,23 @@ class BackboneAndHead:
             past_key_values=cache,
             use_cache=True,
         )[:, -1]
-        if batch.inputs.shape[1] == 0:
-            return last[batch.read]
-        # Padding repeats the position before it: no position is one that the model may not have.
-        steps = (batch.inputs_mask.cumsum(-1) - 1).clamp(min=0)
-        rest = self._run(
-            mapping,
-            input_ids=batch.inputs,
-            attention_mask=torch.cat([batch.prompts_mask[batch.owners], batch.inputs_mask], dim=-1),
-            position_ids=batch.prompts_mask.sum(-1)[batch.owners].unsqueeze(-1) + steps,
-            past_key_values=continued(cache, batch.owners),
-            use_cache=True,
-        )
-        return torch.cat([last, rest.flatten(0, 1)])[batch.read]
+        ahead, rest = batch.prompts_mask.sum(-1), []
+        for rows, width in batch.parts():
+            if width == 0:  # responses of one token, which the prompt predicts
+                continue
+            owners, mask = batch.owners[rows], batch.inputs_mask[rows, :width]
+            # Padding repeats the position before it: no position is one that the model has not.
+            steps = (mask.cumsum(-1) - 1).clamp(min=0)
+            hidden = self._run(
+                mapping,
+                input_ids=batch.inputs[rows, :width],
+                attention_mask=torch.cat([batch.prompts_mask[owners], mask], dim=-1),
+                position_ids=ahead[owners].unsqueeze(-1) + steps,
+                past_key_values=continued(cache, owners),
+                use_cache=True,
+            )
+            rest.append(hidden.flatten(0, 1))
+        return torch.cat([last, *rest])[batch.read]
 
 
 class _Given(nn.Module):

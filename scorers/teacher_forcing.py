@@ -25,6 +25,7 @@ from seqproc.scorers.forward import device_of, evaluating, forward_logits
 from seqproc.scorers.head import take_apart
 from seqproc.scorers.measure import empty_scores, measure
 from seqproc.scorers.overrides import ParamMapping, cast_up, resolve_mapping, widest
+from seqproc.scorers.packing import FORWARD_COST, FORWARD_COST_ELSEWHERE
 
 # Logits of a chunk of the head: 132 MB in float32, a little less than the largest blocks that
 # `keep_freed_memory` keeps. In smaller chunks a CPU packs the matrix more often.
@@ -158,6 +159,7 @@ class TeacherForcingScorer:
             else token_budget,
             sequences=batch_size,
             share_prompts=share_prompts and self.parts.shares_prompts,
+            forward_cost=FORWARD_COST if self.device.type == "cpu" else FORWARD_COST_ELSEWHERE,
         )
         return Schedule(sequences, limits)
 

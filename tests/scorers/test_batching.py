@@ -26,7 +26,10 @@ LIMITS = [
     Limits(tokens=10_000, sequences=1),
     Limits(tokens=10_000, sequences=3),
     Limits(tokens=20, sequences=2),
+    Limits(tokens=10_000, forward_cost=1),
+    Limits(tokens=33, forward_cost=1),
     Limits(tokens=20, share_prompts=False),
+    Limits(tokens=10_000, forward_cost=1, share_prompts=False),
     Limits(tokens=10_000, sequences=4, share_prompts=False),
 ]
 
@@ -41,7 +44,11 @@ def contexts(batch: Batch) -> list[list[int]]:
     def seen(ids: torch.Tensor, mask: torch.Tensor) -> list[list[int]]:
         return [ids[: j + 1][mask[: j + 1].bool()].tolist() for j in range(len(ids))]
 
-    rows = [seen(*row) for row in zip(batch.inputs, batch.inputs_mask, strict=True)]
+    rows = [
+        seen(ids[:width], mask[:width])
+        for part, width in batch.parts()
+        for ids, mask in zip(batch.inputs[part], batch.inputs_mask[part], strict=True)
+    ]
     if batch.prompts is None:
         return [context for row in rows for context in row]
     prompts = [
@@ -193,13 +200,12 @@ def test_a_batch_is_as_full_as_the_limits_allow(share):
 
 
 def test_num_tokens_counts_the_padding():
-    for batch in plan(families(), Limits(tokens=60)):
-        counted = sum(
-            int(mask.sum()) + int((mask == 0).sum())
-            for mask in (batch.inputs_mask, batch.prompts_mask)
-            if mask is not None
-        )
-        assert batch.num_tokens == counted
+    for batch in plan(families(), Limits(tokens=60, forward_cost=1)):
+        masks = [batch.inputs_mask[rows, :width] for rows, width in batch.parts()]
+        masks += [] if batch.prompts_mask is None else [batch.prompts_mask]
+        assert batch.num_tokens == sum(mask.numel() for mask in masks)
+        real = sum(int(mask.sum()) for mask in masks)
+        assert int(batch.inputs_mask.sum()) <= real <= batch.num_tokens
 
 
 def test_longest_first_so_that_memory_fails_at_once():
@@ -296,11 +302,23 @@ def test_random_lengths_cost_little_padding(share):
     generator = torch.Generator().manual_seed(0)
     lengths = torch.randint(1, 100, (256, 2), generator=generator).tolist()
     sequences = random_sequences(1000, [tuple(pair) for pair in lengths])
-    limits = Limits(tokens=2048, share_prompts=share)
-    padded = sum(batch.num_tokens for batch in plan(sequences, limits))
-    assert real_tokens(sequences) <= padded < 1.1 * real_tokens(sequences)
-    (careless,) = plan(sequences, Limits(tokens=10**6))
+    for tokens in (2048, 10**6):
+        limits = Limits(tokens=tokens, share_prompts=share)
+        padded = sum(batch.num_tokens for batch in plan(sequences, limits))
+        assert real_tokens(sequences) <= padded < 1.1 * real_tokens(sequences)
+    (careless,) = plan(sequences, Limits(tokens=10**6, forward_cost=10**6))
     assert careless.num_tokens > 1.5 * real_tokens(sequences)
+
+
+def test_responses_of_different_length_go_on_from_their_prompt_in_forwards_of_their_own():
+    sequences = families([(40, (300, 2, 299, 1, 3, 2))])
+    (batch,) = plan(sequences, Limits(tokens=10**4))
+    assert batch.lengths == [300, 299, 3, 2, 2, 1]
+    assert list(batch.parts()) == [(slice(0, 2), 299), (slice(2, 6), 2)]
+    assert batch.num_tokens == 40 + 2 * 299 + 4 * 2
+    (careless,) = plan(sequences, Limits(tokens=10**4, forward_cost=10**6))
+    assert list(careless.parts()) == [(slice(0, 6), 299)]
+    assert careless.num_tokens == 40 + 6 * 299
 
 
 def test_sharing_saves_most_of_the_prompts():
