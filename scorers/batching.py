@@ -50,6 +50,7 @@ class Limits:
 
     def __post_init__(self) -> None:
         require_count("token_budget", self.tokens)
+        require_count("forward_cost", self.forward_cost)
         if self.sequences is not None:
             require_count("batch_size", self.sequences)
 
@@ -69,7 +70,7 @@ class Batch:
     inputs_mask: Tensor  # [N, L] int64, 1 on real tokens
     forwards: list[tuple[int, int]]  # how many rows each forward takes in turn, and their width
     targets: Tensor  # [R] int64, all response tokens of sequence after sequence, R = Σ T_n
-    read: Tensor  # [R] int64, where in the flattened outputs of all forwards its prediction stands
+    read: Tensor  # [R] int64, where in all forwards' flattened outputs each target is predicted
     lengths: list[int]  # N response lengths T_n
     prompts: Tensor | None = None  # [M, P] int64
     prompts_mask: Tensor | None = None  # [M, P] int64
@@ -200,17 +201,16 @@ def _runs(items: Sequence[Item], limits: Limits) -> list[slice]:
 
 def _unshared(sequences: Sequence[TokenSequence], indices: list[int]) -> Batch:
     inputs, mask = _pad([_whole_ids(sequences[i])[:-1] for i in indices], left=False)
+    width = inputs.shape[1]
+    starts = [n * width + len(sequences[i].prompt_ids) - 1 for n, i in enumerate(indices)]
     lengths = [len(sequences[i].response_ids) for i in indices]
     return Batch(
         indices=indices,
         inputs=inputs,
         inputs_mask=mask,
-        forwards=[(len(indices), inputs.shape[1])],
+        forwards=[(len(indices), width)],
         targets=_targets(sequences, indices),
-        read=_ranges(
-            [n * inputs.shape[1] + len(sequences[i].prompt_ids) - 1 for n, i in enumerate(indices)],
-            lengths,
-        ),
+        read=torch.cat([torch.arange(s, s + t) for s, t in zip(starts, lengths, strict=True)]),
         lengths=lengths,
     )
 
@@ -247,10 +247,6 @@ def _shared(sequences: Sequence[TokenSequence], group: list[list[int]], limits: 
 
 def _targets(sequences: Sequence[TokenSequence], indices: list[int]) -> Tensor:
     return torch.cat([sequences[i].response_ids.cpu() for i in indices])
-
-
-def _ranges(starts: list[int], lengths: list[int]) -> Tensor:
-    return torch.cat([torch.arange(s, s + t) for s, t in zip(starts, lengths, strict=True)])
 
 
 def _whole_ids(sequence: TokenSequence) -> Tensor:

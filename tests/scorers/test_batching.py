@@ -412,3 +412,8 @@ def test_limits_below_one_are_refused(name, limits):
     tokens, number = limits
     with pytest.raises(ConfigError, match=name):
         Limits(tokens=tokens, sequences=number)
+
+
+def test_a_forward_that_costs_nothing_is_refused():
+    with pytest.raises(ConfigError, match="forward_cost"):
+        Limits(tokens=5, forward_cost=0)

@@ -12,7 +12,7 @@ from scorer_helpers import distance, families, float64_profiles, random_sequence
 from torch import nn
 
 from seqproc.policy import SamplingPolicy
-from seqproc.scorers import TeacherForcingScorer, token_sequences
+from seqproc.scorers import TeacherForcingScorer, teacher_forcing, token_sequences
 from seqproc.types import BatchedSequences
 
 FULL = SamplingPolicy()
@@ -95,6 +95,22 @@ def test_a_sliding_window_slides_over_shared_prompts(tiny_gemma2, precision, bou
     wide.config.sliding_window = 100
     unlike = score(wide, sequences, precision=precision, share_prompts=False)
     assert distance(apart, unlike, ["logprobs"]) > 1e-2  # the twin: the window acts here
+
+
+@pytest.mark.parametrize(("precision", "bound"), BOUNDS)
+def test_responses_in_several_forwards_say_the_same(model, precision, bound, monkeypatch):
+    """Scores and gradients, where a forward costs so little that hardly anything is padded."""
+    sequences = families(300, [(7, (9, 1, 8, 2)), (7, (2, 12))])
+    apart = score(model, sequences, precision=precision, share_prompts=False)
+    twin = copy.deepcopy(model).double()
+    slope = gradient(twin, sequences, NUCLEUS, share=False)
+    monkeypatch.setattr(teacher_forcing, "FORWARD_COST", 1)
+    (batch,) = TeacherForcingScorer(model).schedule(sequences).batches
+    assert batch.forwards == [(1, 11), (1, 8), (1, 7), (2, 1), (1, 0)]
+    assert distance(apart, score(model, sequences, precision=precision)) < bound
+    together = gradient(twin, sequences, NUCLEUS, share=True)
+    assert slope.norm() > 0
+    assert (together - slope).norm() < 1e-10 * slope.norm()
 
 
 @pytest.mark.parametrize(("precision", "bound"), BOUNDS)
