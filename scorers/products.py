@@ -40,9 +40,9 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def _multiply(states: Tensor, rows: Tensor, out: Tensor) -> None:
     """``out = states·rowsᵀ``, few terms at a time."""
-    out.zero_()
-    for some, same in zip(states.split(_TERMS, dim=1), rows.split(_TERMS, dim=1), strict=True):
-        out.addmm_(some, same.t())
+    terms = zip(states.split(_TERMS, dim=1), rows.split(_TERMS, dim=1), strict=True)
+    for i, (some, same) in enumerate(terms):
+        out.addmm_(some, same.t(), beta=min(i, 1))
 
 
 def _in_tiles(input: Tensor, weight: Tensor) -> bool:
