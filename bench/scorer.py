@@ -40,6 +40,7 @@ from torch import Tensor
 
 from seqproc.config import NoGradProfile, OverrideProfile, PrecisionConfig
 from seqproc.models import eos_token_ids, load_model
+from seqproc.policy import SamplingPolicy
 from seqproc.prompts.gsm8k import FOLDER_VARIABLE
 from seqproc.scorers import TeacherForcingScorer, TokenSequence, build_params_override
 from seqproc.scorers import jvp as derivatives
@@ -133,16 +134,21 @@ def sharing(bench: Bench) -> Iterable[Row]:
         assert ratio is not None
         rows[name].values = {"token_ratio": tokens, "time_over_token_ratio": ratio / tokens}
     checks = (("float32", case), ("float64", bench.float64(case, 2 * NUM_RESPONSES)))
-    differences = [_sharing_difference(name, checked) for name, checked in checks]
+    differences = [
+        _sharing_difference(dtype, checked, policy)
+        for dtype, checked in checks
+        for policy in (NUCLEUS, WHOLE)
+    ]
     return [*rows.values(), *_missing("sharing", peers), *differences]
 
 
-def _sharing_difference(dtype: str, case: Case) -> Row:
-    expected = ours(case, NUCLEUS) | {"gap": cut_gaps(case, NUCLEUS)}
-    found = ours(case, NUCLEUS, share_prompts=True)
+def _sharing_difference(dtype: str, case: Case, policy: SamplingPolicy) -> Row:
+    expected = ours(case, policy) | {"gap": cut_gaps(case, policy)}
+    found = ours(case, policy, share_prompts=True)
+    number = len(case.sequences)
     return Row(
         part="sharing",
-        name=f"shared against not, {dtype}, {len(case.sequences)} sequences",
+        name=f"shared against not, {dtype}, top_p={policy.top_p:g}, {number} sequences",
         max_error=largest_errors(case, found, expected),
         note="largest differences",
     )

@@ -42,7 +42,7 @@ def _multiply(states: Tensor, rows: Tensor, out: Tensor) -> None:
     """``out = states·rowsᵀ``, few terms at a time."""
     terms = zip(states.split(_TERMS, dim=1), rows.split(_TERMS, dim=1), strict=True)
     for i, (some, same) in enumerate(terms):
-        out.addmm_(some, same.t(), beta=min(i, 1))
+        out.addmm_(some, same.t(), beta=min(i, 1))  # 0 overwrites what was in the memory
 
 
 def _in_tiles(input: Tensor, weight: Tensor) -> bool:

@@ -53,6 +53,14 @@ def test_it_is_the_product(shape: tuple[int, ...], with_bias: bool, tiles: list[
     assert [tile.shape[1] for tile in tiles] == [10, 10, 10, 3]
 
 
+@pytest.mark.parametrize("width", [WIDTH, 0])
+def test_what_was_in_the_memory_before_is_overwritten(width: int) -> None:
+    out = torch.full((STATES, VOCABULARY), torch.nan, dtype=torch.float64)
+    states, rows = normal(STATES, width), normal(VOCABULARY, width, seed=1)
+    products._multiply(states, rows, out)
+    torch.testing.assert_close(out, states @ rows.t(), rtol=0, atol=1e-13)
+
+
 def test_sums_of_few_terms_are_rounded_less(monkeypatch: pytest.MonkeyPatch) -> None:
     states, weight = normal(64, 4096), normal(256, 4096, seed=1)
     exact = states.float().double() @ weight.float().double().t()
