@@ -23,6 +23,7 @@ import argparse
 import copy
 import functools
 import os
+import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -116,23 +117,30 @@ def sharing(bench: Bench) -> Iterable[Row]:
     rows = timed_rows(
         "sharing",
         {
-            "seqproc, prompts not shared": lambda: ours(case, NUCLEUS),
-            "seqproc, prompts shared": lambda: ours(case, NUCLEUS, share_prompts=True),
+            "top_p=0.95, not shared": lambda: ours(case, NUCLEUS),
+            "top_p=0.95, shared": lambda: ours(case, NUCLEUS, share_prompts=True),
+            "top_p=1, not shared": lambda: ours(case, WHOLE),
+            "top_p=1, shared": lambda: ours(case, WHOLE, share_prompts=True),
             "backbone alone, not shared": lambda: [read(b, None) for b in whole],
             "backbone alone, shared": lambda: [read(b, None) for b in shared],
             "backbone alone, tree mask": lambda: [packed_hidden(case.model, row) for row in trees],
             **_runs(case, peers),
         },
         bench.repeats,
-        "seqproc, prompts not shared",
+        "top_p=0.95, not shared",
     )
-    for name in ("backbone alone, shared", "backbone alone, tree mask"):
-        rows[name].relate(rows["backbone alone, not shared"])
     tokens = sum(b.num_tokens for b in shared) / sum(b.num_tokens for b in whole)
-    for name in ("seqproc, prompts shared", "backbone alone, shared"):
-        ratio = rows[name].ratio
-        assert ratio is not None
-        rows[name].values = {"token_ratio": tokens, "time_over_token_ratio": ratio / tokens}
+    for what in ("top_p=0.95", "top_p=1", "backbone alone"):
+        row, base = rows[f"{what}, shared"], rows[f"{what}, not shared"]
+        row.relate(base)
+        assert row.ratio is not None
+        medians = statistics.median(row.seconds) / statistics.median(base.seconds)
+        row.values = {
+            "token_ratio": tokens,
+            "time_over_token_ratio": row.ratio / tokens,
+            "that_of_medians": medians / tokens,
+        }
+    rows["backbone alone, tree mask"].relate(rows["backbone alone, not shared"])
     checks = (("float32", case), ("float64", bench.float64(case, 2 * NUM_RESPONSES)))
     differences = [
         _sharing_difference(dtype, checked, policy)

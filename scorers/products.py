@@ -1,8 +1,9 @@
 """The product with a head's matrix on a CPU, in tiles of the vocabulary and sums of few terms.
 
 A BLAS that multiplies by the whole matrix at once leaves its caches with every pass over the
-logits; in tiles they stay there. And the rounding of a sum grows with the number of its terms: that
-of a logit is what a float32 log-probability owes most of its error to (docs/precision.md).
+logits; in tiles they stay there. And the rounding of a sum grows with the number of its terms and
+the size of the sums on the way: so it goes in parts, and the few dimensions that weigh most come
+last. That of logits is much of the error of a float32 log-probability (docs/precision.md).
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from seqproc.scorers.swapping import Swapped
 
 _TILE = 1024  # tokens of the vocabulary: a few MB of logits
 _TERMS = 96  # of a sum that is rounded on its own; with fewer, a product takes longer
+_HEAVY = 16  # dimensions that are summed last
+_SAMPLED = 1024  # rows of a matrix that tell which dimensions these are
 
 _SUMMED_AS_WIDE = (torch.float32, torch.float64)  # narrower sums would be rounded in between
 
@@ -31,11 +34,22 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return functional.linear(input, weight, bias)
     states = input.reshape(-1, input.shape[-1])
     out = states.new_empty(len(states), len(weight))
+    heavy = _heaviest(weight)
+    light, last = states.index_fill(1, heavy, 0), states[:, heavy]
     for tile, rows in zip(out.split(_TILE, dim=1), weight.split(_TILE), strict=True):
-        _multiply(states, rows, tile)
+        _multiply(light, rows, tile)
+        tile.addmm_(last, rows[:, heavy].t())
     if bias is not None:
         out += bias
     return out.view(*input.shape[:-1], len(weight))
+
+
+def _heaviest(weight: Tensor) -> Tensor:
+    """The dimensions of largest weights: the states must not decide, for the rounding of one would
+    depend on those of its batch.
+    """
+    some = weight[:: max(1, len(weight) // _SAMPLED)]
+    return some.square().mean(0).topk(min(_HEAVY, weight.shape[1])).indices
 
 
 def _multiply(states: Tensor, rows: Tensor, out: Tensor) -> None:

@@ -74,6 +74,30 @@ def test_sums_of_few_terms_are_rounded_less(monkeypatch: pytest.MonkeyPatch) -> 
     assert error(64) < 0.7 * error(4096)
 
 
+@pytest.mark.parametrize("width", [1, 5, 16, 17])
+def test_few_dimensions_are_enough(width: int) -> None:
+    states, weight = normal(STATES, width), normal(VOCABULARY, width, seed=1)
+    with torch.no_grad():
+        found = linear(states, weight)
+    torch.testing.assert_close(found, states @ weight.t(), rtol=0, atol=1e-13)
+
+
+def test_large_weights_are_summed_last_and_rounded_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    states, weight = normal(64, 512), normal(4096, 512, seed=1)
+    weight[:, ::64] *= 100
+    exact = states.float().double() @ weight.float().double().t()
+    monkeypatch.setattr(products, "_TERMS", 512)
+
+    def error(heavy: int) -> float:
+        monkeypatch.setattr(products, "_HEAVY", heavy)
+        with torch.no_grad():
+            found = linear(states.float(), weight.float())
+        return float((found - exact).square().mean().sqrt())
+
+    assert set(products._heaviest(weight).tolist()) >= set(range(0, 512, 64))
+    assert error(16) < 0.5 * error(0)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_narrow_product_is_torchs_own(dtype: torch.dtype, tiles: list[Tensor]) -> None:
     states, weight = normal(STATES, WIDTH).to(dtype), normal(VOCABULARY, WIDTH).to(dtype)
