@@ -82,11 +82,14 @@ def test_few_dimensions_are_enough(width: int) -> None:
     torch.testing.assert_close(found, states @ weight.t(), rtol=0, atol=1e-13)
 
 
-def test_large_weights_are_summed_last_and_rounded_less(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("terms", [4, 512])  # few show that they come last, many that apart
+def test_large_weights_are_summed_last_and_rounded_less(
+    terms: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     states, weight = normal(64, 512), normal(4096, 512, seed=1)
     weight[:, ::64] *= 100
     exact = states.float().double() @ weight.float().double().t()
-    monkeypatch.setattr(products, "_TERMS", 512)
+    monkeypatch.setattr(products, "_TERMS", terms)
 
     def error(heavy: int) -> float:
         monkeypatch.setattr(products, "_HEAVY", heavy)
@@ -95,7 +98,7 @@ def test_large_weights_are_summed_last_and_rounded_less(monkeypatch: pytest.Monk
         return float((found - exact).square().mean().sqrt())
 
     assert set(products._heaviest(weight).tolist()) >= set(range(0, 512, 64))
-    assert error(16) < 0.5 * error(0)
+    assert error(16) < 0.6 * error(0)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
