@@ -235,9 +235,9 @@ def _score_rows(rows: Tensor, asked: Tensor, policy: SamplingPolicy) -> TokenSco
     """Score rows ``[N, V]``; asked ``[N, 1 + E]``: each row's token, then the EOS ids. Float64."""
     log_total = None if policy.temperature == 1 else _log_total(rows)
     if not policy.truncates:
-        every = torch.arange(len(rows), device=rows.device)
-        raw = _raw(rows, every, wide(rows.detach().amax(-1)), asked, log_total)
-        return _scores(_whole(rows, asked, policy), raw, policy)
+        every, peak = torch.arange(len(rows), device=rows.device), _peak(rows)
+        raw = _raw(rows, every, wide(peak.squeeze(-1)), asked, log_total)
+        return _scores(_whole(rows - peak, rows, asked, policy), raw, policy)
     indices, parts = [], []
     for found in _nuclei(rows, policy):
         peak = wide(rows.detach()[found.rows, found.ids[:, 0]])
@@ -294,9 +294,9 @@ class _Restricted:
     contains: Tensor  # [N, 1 + E] bool, whether S contains the tokens asked for
 
 
-def _whole(rows: Tensor, asked: Tensor, policy: SamplingPolicy) -> _Restricted:
-    """No truncation: S is every token of finite logit."""
-    x = scaled(_shifted(rows), policy.temperature)
+def _whole(shifted: Tensor, rows: Tensor, asked: Tensor, policy: SamplingPolicy) -> _Restricted:
+    """No truncation: S is every token of finite logit. ``shifted``: the rows' ℓ − max ℓ."""
+    x = scaled(shifted, policy.temperature)
     weights = exponential(x)
     if bool((rows.detach().amin(-1) == _NEG_INF).any()):  # where ∞ · 0 would be NaN
         x = x.masked_fill(x == _NEG_INF, 0.0)
@@ -340,7 +340,7 @@ def _scores(r: _Restricted, raw: _Raw, policy: SamplingPolicy) -> TokenScores:
     mass = wide(r.weights.sum(-1))
     mean = wide((r.x * r.weights).sum(-1)) / mass
     from_mean = r.x - mean.unsqueeze(-1).to(r.x)
-    variance = wide((from_mean * from_mean * r.weights).sum(-1)) / mass
+    variance = wide(from_mean.square_().mul_(r.weights).sum(-1)) / mass
     log_mass, log_total = mass.log(), (mass + r.tail).log()
     entropy = log_mass - mean
     head, tail = (log_mass - log_total).exp(), r.tail / (mass + r.tail)
@@ -370,7 +370,11 @@ def _scores(r: _Restricted, raw: _Raw, policy: SamplingPolicy) -> TokenScores:
 
 
 def _shifted(logits: Tensor) -> Tensor:
-    return logits - logits.detach().amax(-1, keepdim=True)
+    return logits - _peak(logits)
+
+
+def _peak(logits: Tensor) -> Tensor:
+    return logits.detach().amax(-1, keepdim=True)
 
 
 def _entr(mass: Tensor) -> Tensor:
