@@ -23,7 +23,7 @@ from seqproc.scorers.batching import Batch, Limits, TokenSequence, plan
 from seqproc.scorers.forward import device_of, evaluating, forward_logits
 from seqproc.scorers.overrides import widest
 from seqproc.scorers.precision import exact_forward
-from seqproc.scorers.products import tiled_products
+from seqproc.scorers.products import head_products
 
 _LOGGER = logging.getLogger("seqproc")
 
@@ -165,7 +165,7 @@ class BackboneAndHead:
         placeholder = torch.zeros(1, len(states), dtype=torch.int64, device=states.device)
         arguments = {"input_ids": placeholder, "use_cache": False}
         own = {} if mapping is None else _part_of(mapping, self._model, head)
-        with tiled_products():
+        with head_products():
             output = torch.func.functional_call(head, own, args=(), kwargs=arguments)
         logits: Tensor = output.logits
         return logits.squeeze(0)

@@ -1,12 +1,25 @@
-"""The product with a head's matrix on a CPU, in tiles of the vocabulary and sums of few terms.
+"""Products with a model's matrices on a CPU: in sums of few terms, by the faster library.
 
-A BLAS that multiplies by the whole matrix at once leaves its caches with every pass over the
-logits; in tiles they stay there. And the rounding of a sum grows with the number of its terms and
-the size of the sums on the way: so it goes in parts, and the few dimensions that weigh most come
-last. That of logits is much of the error of a float32 log-probability (docs/precision.md).
+The rounding of a sum grows with the number of its terms and the size of the sums on the way. A
+BLAS therefore adds up a few hundred terms at a time, and a head, whose rounding is much of the
+error of a float32 log-probability (docs/precision.md), goes further: fewer terms, the few
+dimensions that weigh most last, and in tiles of the vocabulary, for a BLAS that multiplies by the
+whole matrix at once leaves its caches with every pass over the logits.
+
+PyTorch multiplies by MKL, which has AVX-512 kernels for Intel's processors only. On others that
+have AVX-512, oneDNN takes half the time; but it adds up all terms in one sum, so that it is given
+as many at a time as MKL takes.
 """
 
 from __future__ import annotations
+
+import contextlib
+import functools
+import platform
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,30 +28,55 @@ from torch.nn import functional
 
 from seqproc.scorers.swapping import Swapped
 
+_TERMS = 192  # of a sum that is rounded on its own: as many as in MKL's
+
 _TILE = 1024  # tokens of the vocabulary: a few MB of logits
-_TERMS = 96  # of a sum that is rounded on its own; with fewer, a product takes longer
+_TERMS_OF_HEAD = 96  # with fewer, a product takes longer
 _HEAVY = 16  # dimensions that are summed last
 _SAMPLED = 1024  # rows of a matrix that tell which dimensions these are
+
+_LEAST_WORK = 1 << 24  # multiplications; below, calls of oneDNN cost more than they save
 
 _SUMMED_AS_WIDE = (torch.float32, torch.float64)  # narrower sums would be rounded in between
 
 
-def tiled_products() -> Swapped:
+def layer_products() -> AbstractContextManager[Any]:
+    """A scope in which `torch.nn.functional.linear` is `product`, where that is faster."""
+    return (
+        Swapped({functional.linear: product}) if _onednn_is_faster() else contextlib.nullcontext()
+    )
+
+
+def head_products() -> Swapped:
     """A scope in which `torch.nn.functional.linear` goes in tiles, where that can be done."""
-    return Swapped({functional.linear: linear})
+    return Swapped({functional.linear: tiled_product})
 
 
-def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def product(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """As `torch.nn.functional.linear`, without derivatives by the faster library."""
+    if not (_is_plain(input, weight) and _is_for_onednn(input, weight)):
+        return functional.linear(input, weight, bias)
+    states = input.reshape(-1, input.shape[-1]).contiguous()
+    out = _by_onednn(_terms(states, weight, _TERMS))
+    if bias is not None:
+        out += bias
+    return out.view(*input.shape[:-1], len(weight))
+
+
+def tiled_product(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """As `torch.nn.functional.linear`; on a CPU and without derivatives, in tiles."""
-    if not _in_tiles(input, weight):
+    if not _is_plain(input, weight):
         return functional.linear(input, weight, bias)
     states = input.reshape(-1, input.shape[-1])
     out = states.new_empty(len(states), len(weight))
-    heavy = _heaviest(weight)
+    heavy, onednn = _heaviest(weight), _is_for_onednn(input, weight)
     light, last = states.index_fill(1, heavy, 0), states[:, heavy]
     for tile, rows in zip(out.split(_TILE, dim=1), weight.split(_TILE), strict=True):
-        _multiply(light, rows, tile)
-        tile.addmm_(last, rows[:, heavy].t())
+        terms = [*_terms(light, rows, _TERMS_OF_HEAD), (last, rows[:, heavy])]
+        if onednn:
+            tile.copy_(_by_onednn(terms))
+        else:
+            _by_blas(terms, tile)
     if bias is not None:
         out += bias
     return out.view(*input.shape[:-1], len(weight))
@@ -52,14 +90,58 @@ def _heaviest(weight: Tensor) -> Tensor:
     return some.square().mean(0).topk(min(_HEAVY, weight.shape[1])).indices
 
 
-def _multiply(states: Tensor, rows: Tensor, out: Tensor) -> None:
-    """``out = states·rowsᵀ``, few terms at a time."""
-    terms = zip(states.split(_TERMS, dim=1), rows.split(_TERMS, dim=1), strict=True)
-    for i, (some, same) in enumerate(terms):
-        out.addmm_(some, same.t(), beta=min(i, 1))  # 0 overwrites what was in the memory
+def _by_blas(terms: Iterable[tuple[Tensor, Tensor]], out: Tensor) -> None:
+    """``out = Σ states·rowsᵀ``."""
+    for i, (states, rows) in enumerate(terms):
+        out.addmm_(states, rows.t(), beta=min(i, 1))  # 0 overwrites what was in the memory
 
 
-def _in_tiles(input: Tensor, weight: Tensor) -> bool:
+def _by_onednn(terms: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+    """``Σ states·rowsᵀ``."""
+    total: Tensor | None = None
+    for states, rows in terms:
+        # Of rows that are not contiguous, oneDNN's product takes thousands of times as long.
+        new: Tensor = torch.ops.mkldnn._linear_pointwise(
+            states, rows.contiguous(), None, "none", [], ""
+        )
+        total = new if total is None else total.add_(new)
+    assert total is not None
+    return total
+
+
+def _terms(states: Tensor, rows: Tensor, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Both cut into ``number`` of their columns at a time."""
+    return zip(states.split(number, dim=1), rows.split(number, dim=1), strict=True)
+
+
+def _is_for_onednn(input: Tensor, weight: Tensor) -> bool:
+    return (
+        _onednn_is_faster()
+        and input.dtype == torch.float32
+        and input.numel() * len(weight) >= max(1, _LEAST_WORK)
+        and bool(torch.backends.mkldnn.enabled)
+    )
+
+
+@functools.cache
+def _onednn_is_faster() -> bool:
+    return (
+        torch.backends.mkl.is_available()
+        and torch.backends.mkldnn.is_available()
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+        and torch.backends.cpu.get_cpu_capability() == "AVX512"
+        and "AuthenticAMD" in _processor()
+    )
+
+
+def _processor() -> str:
+    """What the system says of its processor, the maker's name among it."""
+    described = Path("/proc/cpuinfo")
+    return described.read_text() if described.exists() else platform.processor()
+
+
+def _is_plain(input: Tensor, weight: Tensor) -> bool:
+    """Whether both are matrices, on a CPU, that fit, and nothing is to be differentiated."""
     tensors = (input, weight)
     return (
         all(t.device.type == "cpu" and t.dtype in _SUMMED_AS_WIDE for t in tensors)

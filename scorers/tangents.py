@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import functional
 
+from seqproc.scorers.products import product
 from seqproc.scorers.swapping import Swapped
 
 # Rows of attention at a time: on a CPU, few enough for their scores to stay in a cache.
@@ -31,14 +32,14 @@ def written_out() -> Swapped:
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """As `torch.nn.functional.linear`: d(xWᵀ + b) = dx·Wᵀ + x·dWᵀ + db, of what moves."""
     (x, dx), (w, dw), (b, db) = _parts(input), _parts(weight), _parts(bias)
-    out = functional.linear(x, w, b)
+    out = product(x, w, b)
     if dx is None and dw is None and db is None:
         return out
-    slope = torch.zeros_like(out) if dx is None else functional.linear(dx, w)
+    slope = torch.zeros_like(out) if dx is None else product(dx, w)
     if dw is not None:
-        slope.view(-1, slope.shape[-1]).addmm_(x.reshape(-1, x.shape[-1]), dw.t())
+        slope += product(x, dw)
     if db is not None:
-        slope.add_(db)
+        slope += db
     return forward_ad.make_dual(out, slope)
 
 

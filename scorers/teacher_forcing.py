@@ -26,6 +26,7 @@ from seqproc.scorers.head import take_apart
 from seqproc.scorers.measure import empty_scores, measure
 from seqproc.scorers.overrides import ParamMapping, cast_up, resolve_mapping, widest
 from seqproc.scorers.packing import FORWARD_COST, FORWARD_COST_ELSEWHERE
+from seqproc.scorers.products import layer_products
 
 # Logits of a chunk of the head: 132 MB in float32, a little less than the largest blocks that
 # `keep_freed_memory` keeps. In smaller chunks a CPU packs the matrix more often.
@@ -226,7 +227,7 @@ class TeacherForcingScorer:
 
     @contextlib.contextmanager
     def forwarding(self, width: torch.dtype, autocast: torch.dtype | None = None) -> Iterator[None]:
-        """Evaluation mode and the configured precision, around one forward."""
+        """Evaluation mode, the configured precision and the faster products, around a forward."""
         with (
             evaluating(self.model),
             precisions.matmul_mode(
@@ -234,6 +235,7 @@ class TeacherForcingScorer:
             ),
             precisions.autocast(self.device, autocast),
             precisions.exact_forward(width),
+            layer_products(),
         ):
             yield
 
