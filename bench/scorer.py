@@ -43,7 +43,7 @@ from seqproc.config import NoGradProfile, OverrideProfile, PrecisionConfig
 from seqproc.models import eos_token_ids, load_model
 from seqproc.policy import SamplingPolicy
 from seqproc.prompts.gsm8k import FOLDER_VARIABLE
-from seqproc.scorers import TeacherForcingScorer, TokenSequence, build_params_override
+from seqproc.scorers import Batch, TeacherForcingScorer, TokenSequence, build_params_override
 from seqproc.scorers import jvp as derivatives
 
 SHARED_PROMPT_TOKENS, NUM_RESPONSES = 150, 8
@@ -113,7 +113,16 @@ def sharing(bench: Bench) -> Iterable[Row]:
     """Shared prompts against the same sequences one by one, and against peers that cannot share."""
     case, peers = bench.families, (BARE, LM_EVAL)
     shared, whole = case.scorer.schedule(case.sequences).batches, case.batches
-    read, trees = case.scorer.parts.read, packed_rows(case.sequences)
+    trees = packed_rows(case.sequences)
+
+    def each(work: Callable[[Any], Any], items: Iterable[Any]) -> None:
+        with case.scorer.forwarding(torch.float32):
+            for item in items:
+                work(item)
+
+    def read(batch: Batch) -> Tensor:
+        return case.scorer.parts.read(batch, None)
+
     rows = timed_rows(
         "sharing",
         {
@@ -121,9 +130,11 @@ def sharing(bench: Bench) -> Iterable[Row]:
             "top_p=0.95, shared": lambda: ours(case, NUCLEUS, share_prompts=True),
             "top_p=1, not shared": lambda: ours(case, WHOLE),
             "top_p=1, shared": lambda: ours(case, WHOLE, share_prompts=True),
-            "backbone alone, not shared": lambda: [read(b, None) for b in whole],
-            "backbone alone, shared": lambda: [read(b, None) for b in shared],
-            "backbone alone, tree mask": lambda: [packed_hidden(case.model, row) for row in trees],
+            "backbone alone, not shared": lambda: each(read, whole),
+            "backbone alone, shared": lambda: each(read, shared),
+            "backbone alone, tree mask": lambda: each(
+                functools.partial(packed_hidden, case.model), trees
+            ),
             **_runs(case, peers),
         },
         bench.repeats,
