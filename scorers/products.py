@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional
 
@@ -141,10 +141,14 @@ def _processor() -> str:
 
 
 def _is_plain(input: Tensor, weight: Tensor) -> bool:
-    """Whether both are matrices, on a CPU, that fit, and nothing is to be differentiated."""
+    """Whether both are matrices, on a CPU, that fit, and nothing is to be differentiated.
+
+    A class of its own, such as a quantised weight's, says itself how it is multiplied.
+    """
     tensors = (input, weight)
     return (
-        all(t.device.type == "cpu" and t.dtype in _SUMMED_AS_WIDE for t in tensors)
+        all(type(t) in (Tensor, nn.Parameter) for t in tensors)
+        and all(t.device.type == "cpu" and t.dtype in _SUMMED_AS_WIDE for t in tensors)
         and input.dtype == weight.dtype
         and weight.dim() == 2
         and input.shape[-1:] == weight.shape[1:]

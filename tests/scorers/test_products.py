@@ -266,6 +266,30 @@ def test_operands_that_do_not_fit_have_torchs_error(onednn: bool) -> None:
                 multiply(states, weight)
 
 
+class Doubled(Tensor):
+    """A weight that stands for twice its numbers, as a quantised one does for others."""
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        with torch._C.DisableTorchFunctionSubclass():
+            found = func(*args, **(kwargs or {}))
+        return 2 * found if func is functional.linear else found
+
+
+@pytest.mark.parametrize("scope", [head_products, layer_products])
+def test_a_weight_of_a_class_of_its_own_is_multiplied_by_it(
+    scope: Callable[[], Any], by_onednn: list[Tensor], by_blas: list[Tensor]
+) -> None:
+    states, weight = narrow(STATES, WIDTH), narrow(VOCABULARY, WIDTH, seed=1)
+    with torch.no_grad(), scope():
+        found = functional.linear(states, weight.as_subclass(Doubled))
+    torch.testing.assert_close(found.as_subclass(Tensor), 2 * states @ weight.t())
+    assert not by_onednn
+    assert not by_blas
+
+
 def test_little_work_is_torchs_own(
     by_onednn: list[Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
