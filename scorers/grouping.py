@@ -92,6 +92,7 @@ def _gains(query: Tensor, key: Tensor, mask: Tensor, options: dict[str, Any]) ->
         and in_common > 1
         and query.shape[2] < _MOST_QUERIES
         and in_common * key.shape[2] <= _MOST_MASKED
+        and mask.dim() == 4
         and mask.shape[1] == 1
         and not any(options.get(name) for name in ("dropout", "output_attentions"))
         and all(options.get(name) is None for name in ("position_bias", "cache"))

@@ -88,12 +88,22 @@ def test_it_is_attention(
         {"heads": 2},
         {"mask": None},
         {"mask": causal().expand(-1, 6, -1, -1)},
+        {"mask": causal()[1, :, -1:]},
         {"limits": {"_MOST_QUERIES": LENGTH}},
         {"limits": {"_MOST_MASKED": 3 * KEYS - 1}},
         {"options": {"position_bias": torch.zeros(1, 6, LENGTH, KEYS, dtype=torch.float64)}},
         {"options": {"dropout": 1e-9}},
     ],
-    ids=["no heads in common", "no mask", "a mask per head", "long", "wide", "bias", "dropout"],
+    ids=[
+        "no heads in common",
+        "no mask",
+        "a mask per head",
+        "a mask of 3 dimensions",
+        "long",
+        "wide",
+        "bias",
+        "dropout",
+    ],
 )
 def test_what_would_not_gain_is_hugging_faces_own(
     changed: dict[str, Any], grouped: list[int], monkeypatch: pytest.MonkeyPatch
