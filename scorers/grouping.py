@@ -103,10 +103,9 @@ def _mask_of_rows(mask: Tensor, in_common: int, dtype: torch.dtype) -> Tensor:
     """``[N or 1, 1, heads in common · L, K]``, added to scores; made once for all layers."""
     if mask not in _MASKS:
         if mask.dtype == torch.bool:
-            hidden = ~mask
-            mask_added = torch.zeros_like(mask, dtype=dtype).masked_fill_(hidden, -torch.inf)
+            added = torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -torch.inf)
         else:
-            mask_added = mask
-        _MASKS[mask] = mask_added.repeat(1, 1, in_common, 1)
+            added = mask
+        _MASKS[mask] = added.repeat(1, 1, in_common, 1)
     found: Tensor = _MASKS[mask]
     return found
