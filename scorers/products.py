@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,8 @@ def product(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     if not (_is_plain(input, weight) and _is_for_onednn(input, weight)):
         return functional.linear(input, weight, bias)
     states = input.reshape(-1, input.shape[-1]).contiguous()
-    out = _by_onednn(_terms(states, weight, _TERMS))
+    terms = zip(states.split(_TERMS, dim=1), weight.split(_TERMS, dim=1), strict=True)
+    out = _by_onednn(terms)
     if bias is not None:
         out += bias
     return out.view(*input.shape[:-1], len(weight))
@@ -70,13 +71,10 @@ def tiled_product(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
     states = input.reshape(-1, input.shape[-1])
     out = states.new_empty(len(states), len(weight))
     heavy, onednn = _heaviest(weight), _is_for_onednn(input, weight)
-    light, last = states.index_fill(1, heavy, 0), states[:, heavy]
+    parts = _heavy_last(states.index_fill(1, heavy, 0), states[:, heavy])
     for tile, rows in zip(out.split(_TILE, dim=1), weight.split(_TILE), strict=True):
-        terms = [*_terms(light, rows, _TERMS_OF_HEAD), (last, rows[:, heavy])]
-        if onednn:
-            tile.copy_(_by_onednn(terms))
-        else:
-            _by_blas(terms, tile)
+        terms = zip(parts, _heavy_last(rows, rows[:, heavy]), strict=True)
+        (_by_onednn if onednn else _by_blas)(terms, tile)
     if bias is not None:
         out += bias
     return out.view(*input.shape[:-1], len(weight))
@@ -90,28 +88,37 @@ def _heaviest(weight: Tensor) -> Tensor:
     return some.square().mean(0).topk(min(_HEAVY, weight.shape[1])).indices
 
 
+def _heavy_last(matrix: Tensor, heavy: Tensor) -> list[Tensor]:
+    """Copies of a few columns of a matrix at a time, with heavy ones at the end of the last."""
+    *parts, last = matrix.split(_TERMS_OF_HEAD, dim=1)
+    return [*(part.contiguous() for part in parts), torch.cat([last, heavy], dim=1)]
+
+
 def _by_blas(terms: Iterable[tuple[Tensor, Tensor]], out: Tensor) -> None:
     """``out = Σ states·rowsᵀ``."""
     for i, (states, rows) in enumerate(terms):
         out.addmm_(states, rows.t(), beta=min(i, 1))  # 0 overwrites what was in the memory
 
 
-def _by_onednn(terms: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-    """``Σ states·rowsᵀ``."""
+def _by_onednn(terms: Iterable[tuple[Tensor, Tensor]], out: Tensor | None = None) -> Tensor:
+    """``Σ states·rowsᵀ``, in a given tensor or a new one."""
+    *first, last = terms
     total: Tensor | None = None
-    for states, rows in terms:
-        # Of rows that are not contiguous, oneDNN's product takes thousands of times as long.
-        new: Tensor = torch.ops.mkldnn._linear_pointwise(
-            states, rows.contiguous(), None, "none", [], ""
-        )
+    for states, rows in first:
+        new = _multiplied(states, rows)
         total = new if total is None else total.add_(new)
-    assert total is not None
-    return total
+    new = _multiplied(*last)
+    if total is None:
+        return new if out is None else out.copy_(new)
+    return torch.add(total, new, out=total if out is None else out)
 
 
-def _terms(states: Tensor, rows: Tensor, number: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Both cut into ``number`` of their columns at a time."""
-    return zip(states.split(number, dim=1), rows.split(number, dim=1), strict=True)
+def _multiplied(states: Tensor, rows: Tensor) -> Tensor:
+    # Of rows that are not contiguous, oneDNN's product takes thousands of times as long.
+    found: Tensor = torch.ops.mkldnn._linear_pointwise(
+        states, rows.contiguous(), None, "none", [], ""
+    )
+    return found
 
 
 def _is_for_onednn(input: Tensor, weight: Tensor) -> bool:

@@ -20,8 +20,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from seqproc.ranking import largest
+
 # Numbers of candidates that a look at a row may take; what is still open then is sorted in full.
-_WIDTHS = (128, 512, 1024, 2048, 4096, 8192)
+_WIDTHS = (192, 2048, 8192)
 
 # What is in memory at a time, in numbers of elements.
 _BLOCK_ELEMENTS = 1 << 20  # logits that are read whole: 4 MB in float32, for a CPU's caches
@@ -29,11 +31,6 @@ _LOOK_ELEMENTS = 1 << 17  # candidates of a look
 _COPIED_ELEMENTS = 1 << 22  # logits of the rows of a look, when it is not at all of them
 
 _LOG2_E = 1 / math.log(2)
-
-_LARGEST_STEP = 16.0  # from one look's number of candidates to the next one's
-
-_LEAST_GROUP = 4  # logits; with smaller groups a detour through their largest does not pay
-_LEAST_ADJACENT = 64  # from here on a CPU finds the largest of adjacent logits soonest
 
 # Bounds on the relative error of a sum of exponentials. In float32, x = (ℓ − max ℓ)/T carries
 # 2⁻²³·|x| and x·log₂e half of that and 2e-8·|x|, which matters down to exp(−88); exp2 and the
@@ -92,9 +89,10 @@ def _widths(vocabulary: int) -> list[int]:
 def _search(
     logits: Tensor, rows: Tensor, temperature: float, top_p: float, widths: list[int]
 ) -> Iterator[Nuclei]:
-    wanted = torch.zeros_like(rows)  # a look at fewer candidates is left out; V + 1: row is done
+    left = torch.arange(len(rows), device=rows.device)
     for i, width in enumerate(widths):
-        for now in _together((wanted < width).nonzero().squeeze(-1), width, logits.shape):
+        beyond = [left[:0]]
+        for now in _together(left, width, logits.shape):
             some = logits if len(now) == len(logits) else logits.index_select(0, now)
             found, within, certain = _look(some, rows[now], temperature, top_p, width)
             settled = within & certain
@@ -106,8 +104,8 @@ def _search(
                 better = wide(some[unsure])
                 again = widths[-1:] if better.dtype == logits.dtype else widths[i:]
                 yield from _search(better, rows[now[unsure]], temperature, top_p, again)
-            wanted[now] = _likely_width(found, top_p, logits.shape[-1])
-            wanted[now[within]] = logits.shape[-1] + 1
+            beyond.append(now[~within])
+        left = torch.cat(beyond)
 
 
 def _together(now: Tensor, width: int, shape: torch.Size) -> Sequence[Tensor]:
@@ -116,18 +114,6 @@ def _together(now: Tensor, width: int, shape: torch.Size) -> Sequence[Tensor]:
     if len(now) < shape[0]:
         most = min(most, _COPIED_ELEMENTS // shape[-1])
     return now.split(max(1, most)) if len(now) or not shape[0] else ()
-
-
-def _likely_width(found: Nuclei, top_p: float, vocabulary: int) -> Tensor:
-    """How many candidates, < V, the next look at a row should take, if weights go on falling by a
-    power of their rank as they did over the last half of the candidates.
-    """
-    weights, width = found.weights.detach(), found.weights.shape[-1]
-    power = (weights[:, (width - 1) // 2] / weights[:, -1]).log2().clamp(min=1e-3, max=0.999)
-    missing = (top_p / found.share[:, -1] - 1) * weights.sum(-1) / (width * weights[:, -1])
-    growth = (1 + missing * (1 - power)) ** (1 / (1 - power))
-    growth = growth.nan_to_num(_LARGEST_STEP).clamp(1, _LARGEST_STEP)
-    return (width * growth).long().clamp(max=vocabulary - 1)
 
 
 def _look(
@@ -197,35 +183,6 @@ def _largest(logits: Tensor, width: int) -> Tensor:
     if width == logits.shape[-1]:
         return logits.detach().sort(dim=-1, descending=True, stable=True).indices
     return largest(logits, width)
-
-
-def largest(logits: Tensor, number: int) -> Tensor:
-    """Ids of the largest logits of each row, falling: ``[N, number]``, int64. Which of equal ones
-    are taken at the end, and their order, is left open.
-
-    In a large vocabulary only the ``number`` groups of largest maximum are looked into: each of
-    them holds a logit at least as large as all in the groups left out. Their size makes the two
-    searches about equally long. Group g of G holds the ids g, g + G, g + 2G, …, or, when it is
-    large, ids that follow one another.
-    """
-    rows, vocabulary = logits.detach(), logits.shape[-1]
-    size = math.isqrt(vocabulary // number)
-    if size < _LEAST_GROUP:
-        return rows.topk(number, dim=-1).indices
-    if adjacent := size >= _LEAST_ADJACENT:
-        size -= size % _LEAST_ADJACENT
-    num_groups = vocabulary // size
-    grouped = rows[:, : num_groups * size]
-    if adjacent:
-        peaks = grouped.unflatten(-1, (num_groups, size)).amax(-1)
-    else:
-        peaks = grouped.unflatten(-1, (size, num_groups)).amax(1)
-    chosen = peaks.topk(number, dim=-1, sorted=False).indices.unsqueeze(1)
-    members = torch.arange(size, device=rows.device).unsqueeze(-1)
-    ids = chosen * size + members if adjacent else chosen + members * num_groups
-    rest = torch.arange(num_groups * size, vocabulary, device=rows.device)
-    ids = torch.cat([ids.flatten(1), rest.expand(len(rows), -1)], dim=-1)
-    return ids.gather(-1, rows.gather(-1, ids).topk(number, dim=-1).indices)
 
 
 def _smaller_ids_first(logits: Tensor, ids: Tensor) -> Tensor:

@@ -21,8 +21,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from seqproc.nucleus import largest
 from seqproc.policy import SamplingPolicy, support
+from seqproc.ranking import largest
 
 # Shapes: R rows (steps), V tokens of the vocabulary, K bins of ranks, E ids of EOS.
 

@@ -30,7 +30,8 @@ import torch
 from torch import Tensor
 
 from seqproc.errors import ConfigError
-from seqproc.nucleus import Nuclei, blocks, exponential, largest, nuclei, scaled, wide
+from seqproc.nucleus import Nuclei, blocks, exponential, nuclei, scaled, wide
+from seqproc.ranking import largest
 
 _NEG_INF = float("-inf")
 

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from seqproc.engines.base import Engine, StoppingRule
-from seqproc.nucleus import largest
 from seqproc.parity.draws import Answer, Draws, Nominal, score
 from seqproc.parity.metrics import tolerance
 from seqproc.parity.verdict import FALSE_ALARMS
 from seqproc.placement import LogDistribution
 from seqproc.policy import SamplingPolicy, log_q
+from seqproc.ranking import largest
 from seqproc.scorers import TeacherForcingScorer
 from seqproc.scorers.overrides import ParamMapping
 

@@ -45,8 +45,8 @@ def by_onednn(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     made: list[Tensor] = []
     compute = products._by_onednn
 
-    def record(terms: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
-        made.append(compute(terms))
+    def record(*arguments: Any) -> Tensor:
+        made.append(compute(*arguments))
         return made[-1]
 
     monkeypatch.setattr(products, "_by_onednn", record)
@@ -133,7 +133,7 @@ def test_no_rows(multiply: Multiply, onednn: bool) -> None:
 def test_what_was_in_the_memory_before_is_overwritten(width: int) -> None:
     out = torch.full((STATES, VOCABULARY), torch.nan, dtype=torch.float64)
     states, rows = normal(STATES, width), normal(VOCABULARY, width, seed=1)
-    products._by_blas(products._terms(states, rows, 16), out)
+    products._by_blas(zip(states.split(16, 1), rows.split(16, 1), strict=True), out)
     torch.testing.assert_close(out, states @ rows.t(), rtol=0, atol=1e-13)
 
 
