@@ -17,7 +17,8 @@ from torch import Tensor
 _LEAST_GROUP = 4  # logits; with smaller groups a detour through their largest does not pay
 _LEAST_ADJACENT = 64  # from here on a CPU finds the largest of adjacent logits soonest
 
-_FEW_THREADS = 8  # up to so many of PyTorch's, a single one of numpy's selects sooner
+# Up to so many threads of PyTorch's, one of numpy's selects sooner: estimated from two.
+_FEW_THREADS = 8
 
 _ID = (1 << 32) - 1  # the lower half of an int64
 _MAGNITUDE = (1 << 31) - 1  # all bits of an int32 but the sign

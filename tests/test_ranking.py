@@ -108,6 +108,18 @@ def test_within_transforms_of_torch_func(way):
     assert torch.equal(gradient.nonzero()[:, 1], largest(logits, 3).sort().values.flatten())
 
 
+@pytest.mark.parametrize("layout", ["columns", "every second", "one row repeated"])
+def test_rows_in_any_layout(way, layout):
+    logits = adversarial("gaussian", 6, 700, torch.float32)
+    rows = {
+        "columns": logits.t().contiguous().t(),
+        "every second": logits[::2, ::2],
+        "one row repeated": logits[:1].expand(4, -1),
+    }[layout]
+    require_largest(rows, largest(rows, 5))
+    require_largest(rows, largest(rows, 200))
+
+
 def test_no_rows(way):
     assert largest(torch.zeros(0, 300), 7).shape == (0, 7)
     assert largest(torch.zeros(0, 60_000), 7).shape == (0, 7)
