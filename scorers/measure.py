@@ -14,8 +14,8 @@ from torch import Tensor
 from seqproc.policy import PolicyStatistics, SamplingPolicy, TokenScores, score_tokens
 from seqproc.scorers.chunks import in_chunks
 
-_CHUNK_ELEMENTS = 1 << 20  # logits per chunk: 4 MB in float32, which a CPU's caches hold
-_CHUNK_ELEMENTS_OF_NUCLEI = 1 << 25  # the search for nuclei reads these in such chunks itself
+_CHUNK_ELEMENTS = 1 << 25  # logits per chunk; what reads them whole goes in smaller parts itself
+_CHUNK_ELEMENTS_WITH_GRAD = 1 << 20  # 4 MB in float32: a backward pass holds several of this size
 
 
 def measure(
@@ -29,8 +29,8 @@ def measure(
     def score(part: Tensor, ids: Tensor) -> TokenScores:
         return score_tokens(part, ids, policy, eos_token_ids)
 
-    itself = policy.truncates and not torch.is_grad_enabled()
-    elements = _CHUNK_ELEMENTS_OF_NUCLEI if itself else _CHUNK_ELEMENTS
+    with_grad = torch.is_grad_enabled() and logits.requires_grad
+    elements = _CHUNK_ELEMENTS_WITH_GRAD if with_grad else _CHUNK_ELEMENTS
     return in_chunks(score, max(1, elements // logits.shape[-1]), logits, tokens)
 
 

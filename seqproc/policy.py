@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from seqproc.errors import ConfigError
 from seqproc.nucleus import Nuclei, blocks, exponential, nuclei, scaled, wide
@@ -236,9 +237,9 @@ def _score_rows(rows: Tensor, asked: Tensor, policy: SamplingPolicy) -> TokenSco
     """Score rows ``[N, V]``; asked ``[N, 1 + E]``: each row's token, then the EOS ids. Float64."""
     log_total = None if policy.temperature == 1 else _log_total(rows)
     if not policy.truncates:
-        every, peak = torch.arange(len(rows), device=rows.device), _peak(rows)
-        raw = _raw(rows, every, wide(peak.squeeze(-1)), asked, log_total)
-        return _scores(_whole(rows - peak, rows, asked, policy), raw, policy)
+        every = torch.arange(len(rows), device=rows.device)
+        peak, restricted = _whole(rows, asked, policy)
+        return _scores(restricted, _raw(rows, every, peak, asked, log_total), policy)
     indices, parts = [], []
     for found in _nuclei(rows, policy):
         peak = wide(rows.detach()[found.rows, found.ids[:, 0]])
@@ -280,43 +281,63 @@ def _log_total(rows: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Restricted:
-    """M tokens of each of N rows, the support S among them, and what is left of the row.
+    """What is summed over the support S of each of N rows, and what is left of the row. Float64.
 
     x = (ℓ − max ℓ)/T throughout. The shift costs nothing and keeps logsumexp_S(a) − Σ q·a free of
     cancellation in float32. Nor is `torch.softmax` used: over 49,152 tokens its float32 sum on a
     CPU is off by 1e-5 and more, that of `Tensor.sum` by 1e-7.
     """
 
-    x: Tensor  # [N, M], finite
-    weights: Tensor  # [N, M] exp(x) on S, 0 elsewhere
+    moments: Tensor  # [N, 4], see `_moments`
     tail: Tensor  # [N] Σ exp(x) outside S
     margin: Tensor  # [N] first − second x on S; 0 when |S| = 1
     cut_margin: Tensor  # [N] last x kept − first dropped; +∞ when nothing is dropped
     contains: Tensor  # [N, 1 + E] bool, whether S contains the tokens asked for
 
 
-def _whole(shifted: Tensor, rows: Tensor, asked: Tensor, policy: SamplingPolicy) -> _Restricted:
-    """No truncation: S is every token of finite logit. ``shifted``: the rows' ℓ − max ℓ."""
-    x = scaled(shifted, policy.temperature)
-    weights = exponential(x)
-    if bool((rows.detach().amin(-1) == _NEG_INF).any()):  # where ∞ · 0 would be NaN
-        x = x.masked_fill(x == _NEG_INF, 0.0)
-    nothing = wide(torch.zeros_like(rows[:, 0]))
-    return _Restricted(
-        x=x,
-        weights=weights,
-        tail=nothing,
-        margin=_gap(rows, policy.temperature),
-        cut_margin=nothing + float("inf"),
+def _moments(x: Tensor, weights: Tensor) -> Tensor:
+    """``[N, 4]`` float64: Σ w, the mean of x under w, its variance, Σ w². Summed in x's dtype.
+
+    Args:
+        x: ``[N, M]``, finite.
+        weights: ``[N, M]``, exp(x) on S, 0 elsewhere.
+    """
+    mass = wide(weights.sum(-1))
+    mean = wide((x * weights).sum(-1)) / mass
+    from_mean = x - mean.unsqueeze(-1).to(x)
+    variance = wide(from_mean.square_().mul_(weights).sum(-1)) / mass
+    return torch.stack([mass, mean, variance, wide((weights * weights).sum(-1))], dim=-1)
+
+
+def _whole(rows: Tensor, asked: Tensor, policy: SamplingPolicy) -> tuple[Tensor, _Restricted]:
+    """No truncation: S is every token of finite logit. The rows' max ℓ ``[N]``, and the rest.
+
+    Only what reads the whole vocabulary goes in blocks.
+    """
+    tops, moments = [], []
+    for block in blocks(rows):
+        tops.append(_two_largest(block))
+        x = scaled(block - tops[-1][:, :1].detach().to(block), policy.temperature)
+        weights = exponential(x)
+        if bool((block.detach().amin(-1) == _NEG_INF).any()):  # where ∞ · 0 would be NaN
+            x = x.masked_fill(x == _NEG_INF, 0.0)
+        moments.append(_moments(x, weights))
+    first, second = torch.cat(tops).unbind(-1)
+    margin = torch.where(second > _NEG_INF, first - second, torch.zeros_like(first))
+    return first.detach(), _Restricted(
+        moments=torch.cat(moments),
+        tail=torch.zeros_like(first),
+        margin=margin / policy.temperature,
+        cut_margin=torch.full_like(first, float("inf")),
         contains=rows.detach().gather(-1, asked) > _NEG_INF,
     )
 
 
-def _gap(rows: Tensor, temperature: float) -> Tensor:
-    if rows.shape[-1] < 2:
-        return wide(torch.zeros_like(rows[:, 0]))
-    first, second = wide(rows.gather(-1, largest(rows, 2))).unbind(-1)
-    return torch.where(second > _NEG_INF, first - second, torch.zeros_like(first)) / temperature
+def _two_largest(rows: Tensor) -> Tensor:
+    """The two largest logits of each row, ``[N, 2]`` float64; −∞ where there is no second."""
+    if rows.shape[-1] == 1:
+        return functional.pad(wide(rows), (0, 1), value=_NEG_INF)
+    return wide(rows.gather(-1, largest(rows, 2)))
 
 
 def _truncated(found: Nuclei, asked: Tensor) -> _Restricted:
@@ -327,8 +348,7 @@ def _truncated(found: Nuclei, asked: Tensor) -> _Restricted:
     first_dropped = x.gather(-1, count.clamp(max=candidates - 1))
     first_dropped = first_dropped.masked_fill(count == candidates, _NEG_INF)
     return _Restricted(
-        x=x.masked_fill(~kept, 0.0),
-        weights=weights.masked_fill(~kept, 0.0),
+        moments=_moments(x.masked_fill(~kept, 0.0), weights.masked_fill(~kept, 0.0)),
         tail=weights.masked_fill(kept, 0.0).sum(-1) + found.outside,
         margin=torch.where(count[:, 0] > 1, x[:, 0] - second, torch.zeros_like(second)),
         cut_margin=(x.gather(-1, count - 1) - first_dropped).squeeze(-1),
@@ -337,15 +357,12 @@ def _truncated(found: Nuclei, asked: Tensor) -> _Restricted:
 
 
 def _scores(r: _Restricted, raw: _Raw, policy: SamplingPolicy) -> TokenScores:
-    """The formulas of q on S. Sums over a row are in the dtype of ``r``, the rest in float64."""
-    mass = wide(r.weights.sum(-1))
-    mean = wide((r.x * r.weights).sum(-1)) / mass
-    from_mean = r.x - mean.unsqueeze(-1).to(r.x)
-    variance = wide(from_mean.square_().mul_(r.weights).sum(-1)) / mass
+    """The formulas of q on S."""
+    mass, mean, variance, squares = r.moments.unbind(-1)
     log_mass, log_total = mass.log(), (mass + r.tail).log()
     entropy = log_mass - mean
     head, tail = (log_mass - log_total).exp(), r.tail / (mass + r.tail)
-    renyi2 = 2 * log_mass - wide((r.weights * r.weights).sum(-1)).log()
+    renyi2 = 2 * log_mass - squares.log()
     log_raw_total = log_total if raw.log_total is None else raw.log_total
     logqs = raw.asked / policy.temperature - log_mass.unsqueeze(-1)
     logqs = logqs.masked_fill(~r.contains, _NEG_INF)
@@ -371,11 +388,7 @@ def _scores(r: _Restricted, raw: _Raw, policy: SamplingPolicy) -> TokenScores:
 
 
 def _shifted(logits: Tensor) -> Tensor:
-    return logits - _peak(logits)
-
-
-def _peak(logits: Tensor) -> Tensor:
-    return logits.detach().amax(-1, keepdim=True)
+    return logits - logits.detach().amax(-1, keepdim=True)
 
 
 def _entr(mass: Tensor) -> Tensor:

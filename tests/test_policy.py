@@ -14,6 +14,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from seqproc import nucleus
 from seqproc.errors import ConfigError
 from seqproc.policy import (
     SamplingPolicy,
@@ -110,6 +111,26 @@ def test_everything_matches_mpmath(size, dtype):
         for name, error in all_gaps(logits, policy, policy).items():
             worst[name] = max(worst.get(name, 0.0), error)
     assert max(worst.values()) <= BOUND[dtype], worst
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.95])
+def test_rows_read_in_blocks_score_as_those_read_together(monkeypatch, top_p):
+    """Values and gradients; −∞ is in some of the blocks."""
+    logits, policy = rows_of(16), SamplingPolicy(temperature=0.7, top_p=top_p)
+    tokens = logits.argmax(-1)
+
+    def read() -> list[torch.Tensor]:
+        leaf = logits.clone().requires_grad_()
+        scores = score_tokens(leaf, tokens, policy, eos_of(16))
+        values = [getattr(scores.stats, f.name) for f in dataclasses.fields(scores.stats)]
+        mixed = scores.stats.rb_entropy + scores.logqs + 2 * scores.logprobs
+        return [scores.logprobs, scores.logqs, *values, *torch.autograd.grad(mixed.sum(), leaf)]
+
+    together = read()
+    monkeypatch.setattr(nucleus, "_BLOCK_ELEMENTS", 2 * 16)
+    assert len(nucleus.blocks(logits)) > 1
+    for one, other in zip(together, read(), strict=True):
+        assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize(

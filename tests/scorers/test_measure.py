@@ -35,7 +35,8 @@ def small_chunks(monkeypatch):
         sizes.append(len(logits))
         return original(logits, *args)
 
-    monkeypatch.setattr(module, "_CHUNK_ELEMENTS", 125)
+    for name in ("_CHUNK_ELEMENTS", "_CHUNK_ELEMENTS_WITH_GRAD"):
+        monkeypatch.setattr(module, name, 125)
     monkeypatch.setattr(module, "score_tokens", counted)
     return sizes
 
@@ -139,7 +140,7 @@ def test_a_constant_statistic_has_no_gradient():
 
 def test_parts_have_the_derivatives_of_the_whole(monkeypatch):
     module = sys.modules[measure.__module__]
-    monkeypatch.setattr(module, "_CHUNK_ELEMENTS", 14)  # two rows of seven
+    monkeypatch.setattr(module, "_CHUNK_ELEMENTS_WITH_GRAD", 14)  # two rows of seven
     logits = torch.randn(5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     tokens = logits.argmax(-1)
     for policy in (SamplingPolicy(temperature=0.7), SamplingPolicy(top_p=0.6)):

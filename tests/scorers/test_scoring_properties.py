@@ -174,6 +174,7 @@ def test_chunks_do_not_matter(family, precision, policy, sequences, rows, fewer)
     with (
         mock.patch.object(TEACHER_FORCING, "_HEAD_ELEMENTS", rows * V),
         mock.patch.object(MEASURE, "_CHUNK_ELEMENTS", fewer * V),
+        mock.patch.object(MEASURE, "_CHUNK_ELEMENTS_WITH_GRAD", fewer * V),
     ):
         assert case.gap(case.score()) < case.bound
         graphed = case.scorer.score_with_grad(sequences, case.policy)
