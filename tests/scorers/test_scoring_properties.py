@@ -219,10 +219,13 @@ def test_the_families_do_share_and_every_field_is_compared(name):
         assert distance(plain, scorer.score(sequences, warmer)[0], [name]) > BOUNDS["float32"]
 
 
-def test_chunks_are_really_made():
+@pytest.mark.parametrize(
+    ("rows", "chunks"), [(4, [4, 4, 4, 4, 4, 4, 4, 4, 4, 4]), (16, [16, 16, 8]), (37, [32, 8])]
+)
+def test_chunks_are_really_made(rows, chunks):
     """The twin of the chunk sizes: the head is called as often as they say."""
     scorer = scorer_of("llama", "float32")
-    sequences = random_sequences(V, [(3, 10)])
+    sequences = random_sequences(V, [(3, 40)])
     calls: list[int] = []
     logits = scorer.parts.logits
 
@@ -231,8 +234,8 @@ def test_chunks_are_really_made():
         return logits(states, mapping)
 
     with (
-        mock.patch.object(TEACHER_FORCING, "_HEAD_ELEMENTS", 4 * V),
+        mock.patch.object(TEACHER_FORCING, "_HEAD_ELEMENTS", rows * V),
         mock.patch.object(scorer.parts, "logits", counting),
     ):
         scorer.score(sequences, POLICIES["full"])
-    assert calls == [4, 4, 2]
+    assert calls == chunks
