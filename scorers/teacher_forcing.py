@@ -32,7 +32,7 @@ from seqproc.scorers.products import layer_products
 # `keep_freed_memory` keeps. In smaller chunks a CPU packs the matrix more often.
 _HEAD_ELEMENTS = 33_000_000
 _HEAD_ELEMENTS_WITH_GRAD = 1 << 22  # fewer: a backward pass holds several tensors of this size
-_HEAD_ROWS = 16  # larger chunks are multiples of: oneDNN takes up to 1.6 times as long for others
+_HEAD_ROWS = 16  # a larger chunk is a multiple: for some others oneDNN takes 1.6 times as long
 
 ScoreBatch = Callable[[Batch], TokenScores]
 Progress = Callable[[int], None]  # called with the number of sequences just scored
