@@ -220,7 +220,7 @@ def test_the_families_do_share_and_every_field_is_compared(name):
 
 
 @pytest.mark.parametrize(
-    ("rows", "chunks"), [(4, [4, 4, 4, 4, 4, 4, 4, 4, 4, 4]), (16, [16, 16, 8]), (37, [32, 8])]
+    ("rows", "chunks"), [(4, [4] * 10), (16, [16, 16, 8]), (37, [32, 8])], ids=str
 )
 def test_chunks_are_really_made(rows, chunks):
     """The twin of the chunk sizes: the head is called as often as they say."""
