@@ -57,12 +57,12 @@ class _InChunks(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:
         twice = torch.is_grad_enabled()  # whoever differentiates wants to do so again
         with torch.enable_grad():
-            values, *shared = (_alias(x, twice) for x in ctx.saved_tensors)
+            values, *shared = (alias(x, twice) for x in ctx.saved_tensors)
             of_shared = [torch.zeros_like(x) if x.requires_grad else None for x in shared]
             of_values: list[Any] = []
             for start in range(0, len(values), ctx.num_rows):
                 rows = slice(start, start + ctx.num_rows)
-                some = _alias(values[rows], twice)
+                some = alias(values[rows], twice)
                 weights = [None if g is None else g[rows] for g in gradients]
                 # In one expression, so that a chunk's gradients are gone before the next ones.
                 first, *of_shared = map(
@@ -79,7 +79,7 @@ class _InChunks(torch.autograd.Function):
         return None, None, torch.cat(of_values), None, *of_shared
 
 
-def _alias(tensor: Tensor, twice: bool) -> Tensor:
+def alias(tensor: Tensor, twice: bool) -> Tensor:
     """The same numbers under another name, so that gradients of chunks end here.
 
     Were it the tensor itself, what leads from one input to another would be followed as well: a

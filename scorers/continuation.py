@@ -43,4 +43,6 @@ class _PromptLayer(DynamicLayer):
         return self._follow(self.keys, key_states), self._follow(self.values, value_states)
 
     def _follow(self, prompts: Tensor, responses: Tensor) -> Tensor:
-        return torch.cat([prompts[self._owners], responses], dim=-2)
+        # Of a position's heads together, which is how a model's layers lay them out.
+        some = prompts.transpose(1, 2).index_select(0, self._owners)
+        return torch.cat([some, responses.transpose(1, 2)], dim=1).transpose(1, 2)

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from seqproc.modules import without_adapters
 from seqproc.scorers.batching import Batch, Limits, TokenSequence, plan
 from seqproc.scorers.forward import device_of, evaluating, forward_logits
-from seqproc.scorers.grouping import grouped_attention
 from seqproc.scorers.overrides import widest
 from seqproc.scorers.precision import exact_forward
 from seqproc.scorers.products import head_products
@@ -220,15 +219,14 @@ class BackboneAndHead:
             owners, mask = batch.owners[rows], batch.inputs_mask[rows, :width]
             # Padding repeats the position before it: no position is one that the model has not.
             steps = (mask.cumsum(-1) - 1).clamp(min=0)
-            with grouped_attention(self._backbone):
-                hidden = self._run(
-                    mapping,
-                    input_ids=batch.inputs[rows, :width],
-                    attention_mask=torch.cat([batch.prompts_mask[owners], mask], dim=-1),
-                    position_ids=ahead[owners].unsqueeze(-1) + steps,
-                    past_key_values=continued(cache, owners),
-                    use_cache=True,
-                )
+            hidden = self._run(
+                mapping,
+                input_ids=batch.inputs[rows, :width],
+                attention_mask=torch.cat([batch.prompts_mask[owners], mask], dim=-1),
+                position_ids=ahead[owners].unsqueeze(-1) + steps,
+                past_key_values=continued(cache, owners),
+                use_cache=True,
+            )
             rest.append(hidden.flatten(0, 1))
         return torch.cat([last, *rest])[batch.read]
 

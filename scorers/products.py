@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import platform
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
@@ -35,6 +36,10 @@ _TERMS_OF_HEAD = 96  # with fewer, a product takes longer
 _HEAVY = 16  # dimensions that are summed last
 _SAMPLED = 1024  # rows of a matrix that tell which dimensions these are
 
+# Fewer rows are filled up: a BLAS sums a few of them in another order. So are those of a head, to a
+# multiple: for some others oneDNN takes 1.6 times as long.
+_MULTIPLE = 16
+
 _LEAST_WORK = 1 << 24  # multiplications; below, calls of oneDNN cost more than they save
 
 _SUMMED_AS_WIDE = (torch.float32, torch.float64)  # narrower sums would be rounded in between
@@ -54,11 +59,18 @@ def head_products() -> Swapped:
 
 def product(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """As `torch.nn.functional.linear`, without derivatives by the faster library."""
-    if not (_is_plain(input, weight) and _is_for_onednn(input, weight)):
+    if not _is_plain(input, weight):
         return functional.linear(input, weight, bias)
-    states = input.reshape(-1, input.shape[-1]).contiguous()
-    terms = zip(states.split(_TERMS, dim=1), weight.split(_TERMS, dim=1), strict=True)
-    out = _by_onednn(terms)
+    states = input.reshape(-1, input.shape[-1])
+    onednn, few = _is_for_onednn(input, weight), 0 < len(states) < _MULTIPLE
+    if not onednn and not few:
+        return functional.linear(input, weight, bias)
+    some = _filled_up(states) if few else states.contiguous()
+    if onednn:
+        terms = zip(some.split(_TERMS, dim=1), weight.split(_TERMS, dim=1), strict=True)
+        out = _by_onednn(terms)[: len(states)]
+    else:
+        out = functional.linear(some, weight)[: len(states)]
     if bias is not None:
         out += bias
     return out.view(*input.shape[:-1], len(weight))
@@ -68,16 +80,29 @@ def tiled_product(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
     """As `torch.nn.functional.linear`; on a CPU and without derivatives, in tiles."""
     if not _is_plain(input, weight):
         return functional.linear(input, weight, bias)
-    states = input.reshape(-1, input.shape[-1])
+    states = _filled_up(input.reshape(-1, input.shape[-1]))
     out = states.new_empty(len(states), len(weight))
     heavy, onednn = _heaviest(weight), _is_for_onednn(input, weight)
     parts = _heavy_last(states.index_fill(1, heavy, 0), states[:, heavy])
     for tile, rows in zip(out.split(_TILE, dim=1), weight.split(_TILE), strict=True):
         terms = zip(parts, _heavy_last(rows, rows[:, heavy]), strict=True)
         (_by_onednn if onednn else _by_blas)(terms, tile)
+    out = out[: math.prod(input.shape[:-1])]
     if bias is not None:
         out += bias
     return out.view(*input.shape[:-1], len(weight))
+
+
+def _filled_up(states: Tensor) -> Tensor:
+    """Contiguous, with rows of zeros up to a multiple."""
+    count = len(states)
+    missing = -count % _MULTIPLE
+    if not missing:
+        return states.contiguous()
+    filled = states.new_empty(count + missing, states.shape[1])
+    filled[:count] = states
+    filled[count:] = 0
+    return filled
 
 
 def _heaviest(weight: Tensor) -> Tensor:

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from seqproc.config import PrecisionConfig, torch_dtype
 from seqproc.errors import ScoringError
-from seqproc.modules import unwrap
+from seqproc.modules import unwrap, without_adapters
 from seqproc.policy import SamplingPolicy, TokenScores
 from seqproc.scorers import precision as precisions
 from seqproc.scorers.allocator import keep_freed_memory
+from seqproc.scorers.attention import attention_in_order
 from seqproc.scorers.batching import Batch, Limits, TokenSequence
 from seqproc.scorers.budget import Schedule, default_tokens
 from seqproc.scorers.chunks import in_chunks
@@ -32,7 +33,7 @@ from seqproc.scorers.products import layer_products
 # `keep_freed_memory` keeps. In smaller chunks a CPU packs the matrix more often.
 _HEAD_ELEMENTS = 33_000_000
 _HEAD_ELEMENTS_WITH_GRAD = 1 << 22  # fewer: a backward pass holds several tensors of this size
-_HEAD_ROWS = 16  # a larger chunk is a multiple: for some others oneDNN takes 1.6 times as long
+_HEAD_ROWS = 16  # a larger chunk is a multiple, which need not be filled up to one
 
 ScoreBatch = Callable[[Batch], TokenScores]
 Progress = Callable[[int], None]  # called with the number of sequences just scored
@@ -229,7 +230,7 @@ class TeacherForcingScorer:
 
     @contextlib.contextmanager
     def forwarding(self, width: torch.dtype, autocast: torch.dtype | None = None) -> Iterator[None]:
-        """Evaluation mode, the configured precision and the faster products, around a forward."""
+        """Evaluation mode, precision as configured, sums in order and fast, around a forward."""
         with (
             evaluating(self.model),
             precisions.matmul_mode(
@@ -237,6 +238,7 @@ class TeacherForcingScorer:
             ),
             precisions.autocast(self.device, autocast),
             precisions.exact_forward(width),
+            attention_in_order(without_adapters(self.model)),
             layer_products(),
         ):
             yield

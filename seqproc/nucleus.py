@@ -147,7 +147,7 @@ def _candidates(logits: Tensor, temperature: float, width: int) -> tuple[Tensor,
         peak = block.detach().gather(-1, chosen[:, :1])
         others = scaled(block - peak, temperature).scatter_(-1, chosen, -inf)
         ids.append(chosen)
-        outside.append(wide(exponential(others).sum(-1)))
+        outside.append(wide(sums(exponential(others))))
     return torch.cat(ids), torch.cat(outside)
 
 
@@ -189,6 +189,14 @@ def _smaller_ids_first(logits: Tensor, ids: Tensor) -> Tensor:
     ids = ids.sort(dim=-1).values
     falling = logits.detach().gather(-1, ids).sort(dim=-1, descending=True, stable=True)
     return ids.gather(-1, falling.indices)
+
+
+def sums(rows: Tensor) -> Tensor:
+    """The sum of each row, ``[N]``.
+
+    A row alone goes twice: PyTorch would share it among its threads, which rounds otherwise.
+    """
+    return rows.sum(-1) if len(rows) != 1 else rows.expand(2, -1).sum(-1)[:1]
 
 
 def exponential(x: Tensor) -> Tensor:

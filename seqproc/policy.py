@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from seqproc.errors import ConfigError
-from seqproc.nucleus import Nuclei, blocks, exponential, nuclei, scaled, wide
+from seqproc.nucleus import Nuclei, blocks, exponential, nuclei, scaled, sums, wide
 from seqproc.ranking import largest
 
 _NEG_INF = float("-inf")
@@ -276,7 +276,7 @@ def _raw(
 
 
 def _log_total(rows: Tensor) -> Tensor:
-    return torch.cat([wide(exponential(_shifted(block)).sum(-1)) for block in blocks(rows)]).log()
+    return torch.cat([wide(sums(exponential(_shifted(block)))) for block in blocks(rows)]).log()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -302,11 +302,11 @@ def _moments(x: Tensor, weights: Tensor) -> Tensor:
         x: ``[N, M]``, finite.
         weights: ``[N, M]``, exp(x) on S, 0 elsewhere.
     """
-    mass = wide(weights.sum(-1))
-    mean = wide((x * weights).sum(-1)) / mass
+    mass = wide(sums(weights))
+    mean = wide(sums(x * weights)) / mass
     from_mean = x - mean.unsqueeze(-1).to(x)
-    variance = wide(from_mean.square_().mul_(weights).sum(-1)) / mass
-    return torch.stack([mass, mean, variance, wide((weights * weights).sum(-1))], dim=-1)
+    variance = wide(sums(from_mean.square_().mul_(weights))) / mass
+    return torch.stack([mass, mean, variance, wide(sums(weights * weights))], dim=-1)
 
 
 def _whole(rows: Tensor, asked: Tensor, policy: SamplingPolicy) -> tuple[Tensor, _Restricted]:

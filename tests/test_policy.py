@@ -133,6 +133,28 @@ def test_rows_read_in_blocks_score_as_those_read_together(monkeypatch, top_p):
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("policy", [SamplingPolicy(top_p=0.95), SamplingPolicy()])
+@pytest.mark.parametrize("number", [2, 20, 22, 43])
+def test_a_row_has_the_same_bits_alone_and_among_others(policy, number):
+    logits = 3 * torch.randn(number, 49_152, generator=torch.Generator().manual_seed(0))
+    tokens = logits.argmax(-1)
+    together = score_tokens(logits, tokens, policy, [0])
+    for row in {0, 1, number - 1}:
+        one = score_tokens(logits[row : row + 1], tokens[row : row + 1], policy, [0])
+        same = together.rows(row, row + 1)
+        assert torch.equal(one.logprobs, same.logprobs)
+        assert torch.equal(one.logqs, same.logqs)
+        for f in dataclasses.fields(one.stats):
+            assert torch.equal(getattr(one.stats, f.name), getattr(same.stats, f.name)), f.name
+
+
+def test_the_sum_of_a_row_alone_is_its_sum_among_others():
+    rows = torch.randn(2, 49_152, generator=torch.Generator().manual_seed(0)).exp()
+    assert torch.equal(nucleus.sums(rows[:1]), rows.sum(-1)[:1])
+    if torch.get_num_threads() > 1:  # several would share it
+        assert not torch.equal(rows[:1].sum(-1), rows.sum(-1)[:1])
+
+
 @pytest.mark.parametrize(
     ("changed", "notices"),
     [

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from scorer_helpers import distance, random_sequences
+from scorer_helpers import distance, random_sequences, same_bits
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import functional
@@ -186,13 +186,37 @@ def test_large_weights_are_summed_last_and_rounded_less(
     assert error(16) < 0.6 * error(1)
 
 
-def test_a_row_does_not_depend_on_its_batch(by_onednn: list[Tensor]) -> None:
-    states, weight = narrow(300, 400), narrow(256, 400, seed=1)
+@same_bits
+@pytest.mark.parametrize("multiply", [product, tiled_product])
+@pytest.mark.parametrize("size", [(64, 96), (256, 400), (2048, 192)])
+def test_a_row_does_not_depend_on_its_batch(
+    multiply: Multiply, size: tuple[int, int], onednn: bool
+) -> None:
+    states, weight = narrow(300, size[1]), narrow(*size, seed=1)
     with torch.no_grad():
-        whole = product(states, weight)
-        for rows in (slice(0, 2), slice(5, 14), slice(170, 300)):
-            assert torch.equal(product(states[rows], weight), whole[rows])
-    assert len(by_onednn) == 4
+        whole = multiply(states, weight)
+        for start, stop in ((0, 1), (299, 300), (0, 2), (5, 12), (7, 22), (3, 20), (170, 300)):
+            rows = slice(start, stop)
+            assert torch.equal(multiply(states[rows], weight), whole[rows])
+
+
+@same_bits
+def test_it_does_in_torchs_own() -> None:
+    """Else the test above would show nothing."""
+    states, weight = narrow(300, 400), narrow(256, 400, seed=1)
+    whole = functional.linear(states, weight)
+    assert not torch.equal(functional.linear(states[:1], weight), whole[:1])
+
+
+@pytest.mark.parametrize("multiply", [product, tiled_product])
+@pytest.mark.parametrize("shape", [(0, WIDTH), (1, WIDTH), (2, 3, WIDTH), (1, 2, 17, WIDTH)])
+def test_rows_are_filled_up_unseen(
+    multiply: Multiply, shape: tuple[int, ...], onednn: bool
+) -> None:
+    states, weight, bias = narrow(*shape), narrow(VOCABULARY, WIDTH, seed=1), narrow(1, VOCABULARY)
+    with torch.no_grad():
+        found = multiply(states, weight, bias[0])
+    torch.testing.assert_close(found, functional.linear(states, weight, bias[0]), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("multiply", [product, tiled_product])
@@ -208,7 +232,7 @@ def test_a_narrow_product_is_torchs_own(
 
 
 def test_float64_stays_with_torchs_own(by_onednn: list[Tensor], by_blas: list[Tensor]) -> None:
-    states, weight = normal(STATES, WIDTH), normal(VOCABULARY, WIDTH)
+    states, weight = normal(16, WIDTH), normal(VOCABULARY, WIDTH)
     with torch.no_grad():
         assert torch.equal(product(states, weight), functional.linear(states, weight))
         tiled_product(states, weight)
