@@ -45,7 +45,8 @@ def attention_in_order(model: nn.Module) -> Iterator[None]:
     On a CPU, where fused kernels are allowed; any other attention stays as it is.
     """
     config: Any = getattr(model, "config", None)
-    if getattr(config, "_attn_implementation", None) != "sdpa":
+    fused = torch.backends.cuda.flash_sdp_enabled()  # on any device, whatever its name
+    if not fused or getattr(config, "_attn_implementation", None) != "sdpa":
         yield
         return
     _register()
@@ -106,8 +107,7 @@ def _is_plain(
     """Whether a mask says which keys a query sees, and that is all that matters."""
     operands = (query, key, value)
     return (
-        torch.backends.cuda.flash_sdp_enabled()  # on any device, whatever its name
-        and all(t.device.type == "cpu" and t.dtype in _DTYPES for t in operands)
+        all(t.device.type == "cpu" and t.dtype in _DTYPES for t in operands)
         and all(forward_ad.unpack_dual(t).tangent is None for t in operands)
         and query.dtype == key.dtype == value.dtype
         and key.shape == value.shape
