@@ -80,7 +80,7 @@ class _InChunks(torch.autograd.Function):
 
 
 def alias(tensor: Tensor, twice: bool) -> Tensor:
-    """The same numbers under another name, so that gradients of chunks end here.
+    """The same numbers under another name, so that gradients end here.
 
     Were it the tensor itself, what leads from one input to another would be followed as well: a
     tied head is also behind the hidden states.

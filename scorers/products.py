@@ -38,7 +38,7 @@ _SAMPLED = 1024  # rows of a matrix that tell which dimensions these are
 
 # Fewer rows are filled up: a BLAS sums a few of them in another order. So are those of a head, to a
 # multiple: for some others oneDNN takes 1.6 times as long.
-_MULTIPLE = 16
+MULTIPLE = 16
 
 _LEAST_WORK = 1 << 24  # multiplications; below, calls of oneDNN cost more than they save
 
@@ -62,7 +62,7 @@ def product(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     if not _is_plain(input, weight):
         return functional.linear(input, weight, bias)
     states = input.reshape(-1, input.shape[-1])
-    onednn, few = _is_for_onednn(input, weight), 0 < len(states) < _MULTIPLE
+    onednn, few = _is_for_onednn(input, weight), 0 < len(states) < MULTIPLE
     if not onednn and not few:
         return functional.linear(input, weight, bias)
     some = _filled_up(states) if few else states.contiguous()
@@ -96,7 +96,7 @@ def tiled_product(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
 def _filled_up(states: Tensor) -> Tensor:
     """Contiguous, with rows of zeros up to a multiple."""
     count = len(states)
-    missing = -count % _MULTIPLE
+    missing = -count % MULTIPLE
     if not missing:
         return states.contiguous()
     filled = states.new_empty(count + missing, states.shape[1])

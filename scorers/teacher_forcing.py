@@ -27,13 +27,12 @@ from seqproc.scorers.head import take_apart
 from seqproc.scorers.measure import empty_scores, measure
 from seqproc.scorers.overrides import ParamMapping, cast_up, resolve_mapping, widest
 from seqproc.scorers.packing import FORWARD_COST, FORWARD_COST_ELSEWHERE
-from seqproc.scorers.products import layer_products
+from seqproc.scorers.products import MULTIPLE, layer_products
 
 # Logits of a chunk of the head: 132 MB in float32, a little less than the largest blocks that
 # `keep_freed_memory` keeps. In smaller chunks a CPU packs the matrix more often.
 _HEAD_ELEMENTS = 33_000_000
 _HEAD_ELEMENTS_WITH_GRAD = 1 << 22  # fewer: a backward pass holds several tensors of this size
-_HEAD_ROWS = 16  # a larger chunk is a multiple, which need not be filled up to one
 
 ScoreBatch = Callable[[Batch], TokenScores]
 Progress = Callable[[int], None]  # called with the number of sequences just scored
@@ -200,7 +199,7 @@ class TeacherForcingScorer:
     def _head_rows(self, with_grad: bool) -> int:
         elements = _HEAD_ELEMENTS_WITH_GRAD if with_grad else _HEAD_ELEMENTS
         rows = max(1, elements // self.parts.vocabulary)
-        return rows - rows % _HEAD_ROWS if rows > _HEAD_ROWS else rows
+        return rows - rows % MULTIPLE if rows > MULTIPLE else rows
 
     def logits(
         self, input_ids: Tensor, attention_mask: Tensor, mapping: ParamMapping | None = None
