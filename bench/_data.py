@@ -35,6 +35,7 @@ def sample(
     if len(prompts) < num_prompts:
         raise SystemExit(f"only {len(prompts)} prompts have about {prompt_tokens} tokens")
     inputs = tokenizer.pad({"input_ids": prompts}, padding_side="left", return_tensors="pt")
+    inputs = inputs.to(model.device)
     torch.manual_seed(seed)
     outputs = model.generate(
         **inputs,
@@ -47,6 +48,7 @@ def sample(
         num_return_sequences=num_responses,
         pad_token_id=tokenizer.pad_token_id,
     )
+    outputs = outputs.cpu()
     owners = [torch.tensor(prompt) for prompt in prompts for _ in range(num_responses)]
     return [
         TokenSequence(prompt_ids=prompt, response_ids=output[-RESPONSE_TOKENS:].clone())

@@ -75,9 +75,17 @@ def interleaved(runs: Mapping[str, Run], repeats: int) -> dict[str, list[float]]
 
 def _seconds(run: Run) -> float:
     gc.collect()
+    _finish()
     start = time.perf_counter()
     run()
+    _finish()
     return time.perf_counter() - start
+
+
+def _finish() -> None:
+    """Wait for what an accelerator still has to do."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
 
 
 def timed_rows(part: str, runs: Mapping[str, Run], repeats: int, baseline: str) -> dict[str, Row]:
@@ -189,9 +197,16 @@ def give_back_freed_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def high_water(run: Run) -> int | None:
-    """The process's largest resident size during a run, in bytes; None where Linux is not."""
+def high_water(run: Run, device: torch.device) -> int | None:
+    """Most bytes during a run, weights and all: that PyTorch took of a GPU, or the process's
+    largest resident size; None where Linux is not.
+    """
     gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        run()
+        return int(torch.cuda.max_memory_reserved(device))
     give_back_freed_memory()
     try:
         Path("/proc/self/clear_refs").write_text("5")  # starts the mark anew

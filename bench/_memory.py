@@ -43,7 +43,7 @@ class StatesUncounted:
 
 def memory_rows(model: Any, few: int) -> list[Row]:
     """Peaks at the model's vocabulary and at a wide one, for few sequences and eight times more."""
-    wide = wide_model()
+    wide = wide_model().to(model.device)
     rows = [
         _head_row(m, number, policy)
         for m in (model, wide)
@@ -117,6 +117,7 @@ def _our_backward(model: Any, sequences: list[TokenSequence]) -> None:
 def _naive_backward(model: Any, sequences: list[TokenSequence]) -> None:
     prompt = len(sequences[0].prompt_ids)  # all of one length here: nothing is padded
     ids = torch.stack([torch.cat([s.prompt_ids, s.response_ids]) for s in sequences])
+    ids = ids.to(model.device)
     logprobs = model(input_ids=ids[:, :-1], use_cache=False).logits.log_softmax(-1)
     chosen = logprobs.gather(-1, ids[:, 1:].unsqueeze(-1)).squeeze(-1)
     chosen[:, prompt - 1 :].sum().backward()

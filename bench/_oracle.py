@@ -20,12 +20,13 @@ _CLEAR = 1e-4
 def oracle(case: Case, policy: SamplingPolicy) -> Found:
     """Scores ``[R]`` in the order of the batches; the case's scorer is to be a float64 one."""
     found = [full_sort_scores(logits, tokens, policy) for logits, tokens in _single(case)]
-    return joined(found) | {"gap": cut_gaps(case, policy)}
+    on_cpu = {name: values.cpu() for name, values in joined(found).items()}
+    return on_cpu | {"gap": cut_gaps(case, policy)}
 
 
 def cut_gaps(case: Case, policy: SamplingPolicy) -> Tensor:
     """How far top_p is from the nearest mass at which the support would change; ``[R]``."""
-    return torch.cat([_gap(logits.double(), policy) for logits, _ in _single(case)])
+    return torch.cat([_gap(logits.double(), policy) for logits, _ in _single(case)]).cpu()
 
 
 def _gap(logits: Tensor, policy: SamplingPolicy) -> Tensor:
@@ -38,9 +39,11 @@ def _gap(logits: Tensor, policy: SamplingPolicy) -> Tensor:
 def _single(case: Case) -> Iterator[tuple[Tensor, Tensor]]:
     """Logits ``[T, V]`` and tokens ``[T]`` of each sequence on its own."""
     for sequence in (case.sequences[i] for i in case.order):
-        ids = torch.cat([sequence.prompt_ids, sequence.response_ids]).unsqueeze(0)
+        ids = torch.cat([sequence.prompt_ids, sequence.response_ids]).to(case.scorer.device)
+        ids = ids.unsqueeze(0)
         logits = case.scorer.logits(ids, torch.ones_like(ids))
-        yield logits[0, len(sequence.prompt_ids) - 1 : -1], sequence.response_ids
+        start = len(sequence.prompt_ids)
+        yield logits[0, start - 1 : -1], ids[0, start:]
 
 
 def largest_errors(case: Case, found: Found, expected: Found) -> dict[str, float]:

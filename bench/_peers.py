@@ -50,7 +50,10 @@ class Case:
             tokenizer=tokenizer,
             scorer=scorer,
             sequences=sequences,
-            batches=scorer.schedule(sequences, share_prompts=False).batches,
+            batches=[
+                batch.to(scorer.device)
+                for batch in scorer.schedule(sequences, share_prompts=False).batches
+            ],
         )
 
     @property
@@ -78,7 +81,8 @@ class Contestant:
     def score(self, case: Case) -> Found:
         """Score the case's tokens."""
         with self.allocator():
-            return self.run(case, self.policy)
+            found = self.run(case, self.policy)
+        return {name: values.cpu() for name, values in found.items()}
 
     @property
     def missing(self) -> str | None:
@@ -131,7 +135,7 @@ def per_sequence(case: Case, policy: SamplingPolicy) -> Found:
     found, width = [], max(len(sequence.prompt_ids) for sequence in case.sequences)
     for i in case.order:
         sequence = case.sequences[i]
-        ids = torch.cat([sequence.prompt_ids, sequence.response_ids])
+        ids = torch.cat([sequence.prompt_ids, sequence.response_ids]).to(case.scorer.device)
         padding = (width - len(sequence.prompt_ids), 0)
         mask = functional.pad(torch.ones_like(ids), padding).unsqueeze(0)
         logits = case.model(
@@ -140,7 +144,9 @@ def per_sequence(case: Case, policy: SamplingPolicy) -> Found:
             position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
             use_cache=False,
         ).logits
-        found.append(full_sort_scores(logits[0, width - 1 : -1], sequence.response_ids, policy))
+        found.append(
+            full_sort_scores(logits[0, width - 1 : -1], ids[-len(sequence.response_ids) :], policy)
+        )
     return joined(found)
 
 

@@ -24,12 +24,14 @@ class PackedRow:
     mask: Tensor  # [1, 1, L, L] float, 0 where a token may look and −∞ elsewhere
 
 
-def packed_rows(sequences: Sequence[TokenSequence]) -> list[PackedRow]:
+def packed_rows(sequences: Sequence[TokenSequence], device: torch.device) -> list[PackedRow]:
     """A row for each prompt; the last tokens of responses are no inputs."""
     families: dict[tuple[int, ...], list[Tensor]] = {}
     for s in sequences:
         families.setdefault(tuple(s.prompt_ids.tolist()), []).append(s.response_ids[:-1])
-    return [_packed(torch.tensor(prompt), responses) for prompt, responses in families.items()]
+    return [
+        _packed(torch.tensor(prompt), responses, device) for prompt, responses in families.items()
+    ]
 
 
 def packed_hidden(model: Any, row: PackedRow) -> Tensor:
@@ -41,7 +43,7 @@ def packed_hidden(model: Any, row: PackedRow) -> Tensor:
     return hidden
 
 
-def _packed(prompt: Tensor, responses: list[Tensor]) -> PackedRow:
+def _packed(prompt: Tensor, responses: list[Tensor], device: torch.device) -> PackedRow:
     start, pieces = len(prompt), [torch.arange(len(prompt))]
     pieces += [start + torch.arange(len(r)) for r in responses]
     branch = torch.cat([torch.full((len(p),), i) for i, p in enumerate(pieces)])
@@ -50,7 +52,7 @@ def _packed(prompt: Tensor, responses: list[Tensor]) -> PackedRow:
     looks = same_or_prompt & (index <= index[:, None])
     mask = torch.zeros(looks.shape).masked_fill(~looks, float("-inf"))
     return PackedRow(
-        ids=torch.cat([prompt, *responses])[None],
-        positions=torch.cat(pieces)[None],
-        mask=mask[None, None],
+        ids=torch.cat([prompt, *responses])[None].to(device),
+        positions=torch.cat(pieces)[None].to(device),
+        mask=mask[None, None].to(device),
     )

@@ -2,7 +2,7 @@
 
     python bench/scorer.py [--parts speed,sharing,memory,overrides,jvp,accuracy]
 
-In float32 on the CPU, T = 1. Parts:
+In float32, T = 1, on the CPU or with --device cuda. Parts:
 
 - speed: every contestant of `_peers.py` on the same batches; prompts of ~90, responses of 100
   tokens, nothing shared. Ratios are to the bare forward.
@@ -62,7 +62,7 @@ class Bench:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options, self.repeats = options, options.repeats
-        self.model, self.tokenizer = load_model(options.model, device="cpu")
+        self.model, self.tokenizer = load_model(options.model, device=options.device)
         self.eos = eos_token_ids(self.model, None, self.tokenizer)
         self.scorer = TeacherForcingScorer(self.model, self.eos)
 
@@ -103,7 +103,7 @@ def speed(bench: Bench) -> Iterable[Row]:
     for name, row in rows.items():
         row.tensor_peak_bytes, row.high_water_bytes = (
             tensor_peak(runs[name]),
-            high_water(runs[name]),
+            high_water(runs[name], bench.scorer.device),
         )
     return [*rows.values(), *_missing("speed", CONTESTANTS)]
 
@@ -112,8 +112,9 @@ def speed(bench: Bench) -> Iterable[Row]:
 def sharing(bench: Bench) -> Iterable[Row]:
     """Shared prompts against the same sequences one by one, and against peers that cannot share."""
     case, peers = bench.families, (BARE, LM_EVAL)
-    shared, whole = case.scorer.schedule(case.sequences).batches, case.batches
-    trees = packed_rows(case.sequences)
+    whole = case.batches
+    shared = [b.to(case.scorer.device) for b in case.scorer.schedule(case.sequences).batches]
+    trees = packed_rows(case.sequences, case.scorer.device)
 
     def each(work: Callable[[Any], Any], items: Iterable[Any]) -> None:
         with case.scorer.forwarding(torch.float32):
@@ -234,7 +235,7 @@ def random_direction(model: torch.nn.Module) -> dict[str, Tensor]:
     """A direction that moves every trained parameter by about a hundredth of its size."""
     generator = torch.Generator().manual_seed(0)
     return {
-        name: torch.randn(p.shape, generator=generator) * (0.01 * p.detach().abs().mean())
+        name: torch.randn(p.shape, generator=generator).to(p) * (0.01 * p.detach().abs().mean())
         for name, p in model.named_parameters()
         if p.requires_grad
     }
@@ -325,6 +326,9 @@ def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--model", default="smollm2-135m", help="embedded name, folder or hub id")
+    parser.add_argument(
+        "--device", default="cpu", help="where the model is; cuda takes more sequences"
+    )
     parser.add_argument("--sequences", type=int, default=16, help="other numbers follow from it")
     parser.add_argument(
         "--repeats", type=int, default=5, help="interleaved rounds, after a warm-up"

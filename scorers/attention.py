@@ -24,6 +24,7 @@ from torch.nn import functional
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from seqproc.scorers.chunks import alias
+from seqproc.scorers.forward import device_of
 
 _NAME = "seqproc_in_order"  # by which Hugging Face finds it
 
@@ -45,8 +46,9 @@ def attention_in_order(model: nn.Module) -> Iterator[None]:
     On a CPU, where fused kernels are allowed; any other attention stays as it is.
     """
     config: Any = getattr(model, "config", None)
-    fused = torch.backends.cuda.flash_sdp_enabled()  # on any device, whatever its name
-    if not fused or getattr(config, "_attn_implementation", None) != "sdpa":
+    fused = torch.backends.cuda.flash_sdp_enabled()  # on a CPU too, whatever its name
+    of_torch = getattr(config, "_attn_implementation", None) == "sdpa"
+    if device_of(model).type != "cpu" or not (fused and of_torch):
         yield
         return
     _register()

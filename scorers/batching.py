@@ -46,7 +46,7 @@ class Limits:
     tokens: int  # inputs of a forward, padding included
     sequences: int | None = None  # None: as many as the tokens allow
     share_prompts: bool = True  # compute a prompt once for all its responses in a batch
-    forward_cost: int = FORWARD_COST  # of a forward beside its tokens, in tokens; saves padding
+    forward_cost: int = FORWARD_COST.cpu  # of a forward beside its tokens, in tokens; saves padding
 
     def __post_init__(self) -> None:
         require_count("token_budget", self.tokens)

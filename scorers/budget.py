@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from seqproc.by_device import ByDevice
 from seqproc.errors import ScoringError
 from seqproc.scorers.batching import Batch, Limits, TokenSequence, plan
 
 _LOGGER = logging.getLogger("seqproc")
 
 # Above this many tokens a forward gets no faster, it only takes more memory.
-_ENOUGH_TOKENS = {"cpu": 4_096}
-_ENOUGH_TOKENS_ELSEWHERE = 32_768
+_ENOUGH_TOKENS = ByDevice(cpu=4_096, elsewhere=32_768)
 
 _SHARE_OF_FREE_MEMORY = 0.25
 _LIVE_HIDDEN_STATES = 64  # activations alive at once, in hidden states: generous for an MLP
@@ -36,13 +36,16 @@ def default_tokens(model: nn.Module, device: torch.device) -> int:
     fitting = int(
         _SHARE_OF_FREE_MEMORY * free_memory(device) / (_LIVE_HIDDEN_STATES * width * itemsize)
     )
-    return max(1, min(fitting, _ENOUGH_TOKENS.get(device.type, _ENOUGH_TOKENS_ELSEWHERE)))
+    return max(1, min(fitting, _ENOUGH_TOKENS.on(device)))
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes free on the device; on the CPU what the system can hand out without swapping."""
+    """Bytes free on the device, with what PyTorch keeps of a GPU's for later; on the CPU what the
+    system can hand out without swapping.
+    """
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + cached
     try:
         with open("/proc/meminfo", encoding="ascii") as file:
             fields = dict(line.split(":", 1) for line in file)

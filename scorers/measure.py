@@ -11,11 +11,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from seqproc.by_device import ByDevice
 from seqproc.policy import PolicyStatistics, SamplingPolicy, TokenScores, score_tokens
 from seqproc.scorers.chunks import in_chunks
 
-_CHUNK_ELEMENTS = 1 << 25  # logits per chunk; what reads them whole goes in smaller parts itself
-_CHUNK_ELEMENTS_WITH_GRAD = 1 << 20  # 4 MB in float32: a backward pass holds several of this size
+# Logits per chunk. What reads them whole goes in smaller parts itself; but a backward pass holds
+# several tensors of this size.
+_CHUNK_ELEMENTS = ByDevice(cpu=1 << 25, elsewhere=1 << 27)
+_CHUNK_ELEMENTS_WITH_GRAD = ByDevice(cpu=1 << 20, elsewhere=1 << 25)
 
 
 def measure(
@@ -30,7 +33,7 @@ def measure(
         return score_tokens(part, ids, policy, eos_token_ids)
 
     with_grad = torch.is_grad_enabled() and logits.requires_grad
-    elements = _CHUNK_ELEMENTS_WITH_GRAD if with_grad else _CHUNK_ELEMENTS
+    elements = (_CHUNK_ELEMENTS_WITH_GRAD if with_grad else _CHUNK_ELEMENTS).on(logits.device)
     return in_chunks(score, max(1, elements // logits.shape[-1]), logits, tokens)
 
 

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from seqproc.by_device import ByDevice
+
 # What a forward costs beside its tokens, in tokens. On a CPU, where it reads all weights once, from
 # times of SmolLM2-135M; elsewhere, where kernels are launched, an estimate that was not measured.
-FORWARD_COST, FORWARD_COST_ELSEWHERE = 64, 1_024
+FORWARD_COST = ByDevice(cpu=64, elsewhere=1_024)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +32,7 @@ def cheapest_runs(
     items: Sequence[Item],
     tokens: float = np.inf,
     rows: float = np.inf,
-    forward_cost: int = FORWARD_COST,
+    forward_cost: int = FORWARD_COST.cpu,
 ) -> list[slice]:
     """Cut items into consecutive runs at the least cost: what is padded counts, and every run.
 

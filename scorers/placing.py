@@ -11,11 +11,13 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from seqproc.by_device import ByDevice
 from seqproc.scorers.batching import Batch, TokenSequence
 from seqproc.scorers.overrides import ParamMapping, resolve_mapping
 from seqproc.scorers.teacher_forcing import Progress, TeacherForcingScorer
 
-_CHUNK_ELEMENTS = 1 << 21  # logits of a chunk: 16 MB in float64, of which several are alive
+# Logits of a chunk: 16 MB in float64 on a CPU. Several tensors of the size are alive.
+_CHUNK_ELEMENTS = ByDevice(cpu=1 << 21, elsewhere=1 << 24)
 
 Reading = Callable[[Tensor, Tensor], dict[str, Tensor]]  # logits [R, V], tokens [R] to columns [R…]
 
@@ -70,7 +72,7 @@ def _read_batch(
         states = scorer.parts.read(batch, mapping)
         head = scorer.parts.head(mapping)
         vocabulary = max(scorer.parts.vocabulary, states.shape[-1])
-        num_rows = max(1, _CHUNK_ELEMENTS // vocabulary)
+        num_rows = max(1, _CHUNK_ELEMENTS.on(scorer.device) // vocabulary)
         for some, tokens in zip(states.split(num_rows), batch.targets.split(num_rows), strict=True):
             columns = reading(scorer.parts.logits(some, head), tokens)
             parts.append({name: column.cpu() for name, column in columns.items()})

@@ -17,11 +17,12 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import functional
 
+from seqproc.by_device import ByDevice
 from seqproc.scorers.products import product
 from seqproc.scorers.swapping import Swapped
 
 # Rows of attention at a time: on a CPU, few enough for their scores to stay in a cache.
-_ROWS_ON_CPU, _ROWS_ELSEWHERE = 64, 1024
+_ROWS = ByDevice(cpu=64, elsewhere=1024)
 
 
 def written_out() -> Swapped:
@@ -106,7 +107,7 @@ def _attend(
 
 
 def _blocks(count: int, length: int, device: torch.device) -> Iterator[tuple[int, slice]]:
-    rows = _ROWS_ON_CPU if device.type == "cpu" else _ROWS_ELSEWHERE
+    rows = _ROWS.on(device)
     for n in range(count):
         for start in range(0, length, rows):
             yield n, slice(start, min(start + rows, length))

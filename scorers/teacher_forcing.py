@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from seqproc.by_device import ByDevice
 from seqproc.config import PrecisionConfig, torch_dtype
 from seqproc.errors import ScoringError
 from seqproc.modules import unwrap, without_adapters
@@ -26,13 +27,14 @@ from seqproc.scorers.forward import device_of, evaluating, forward_logits
 from seqproc.scorers.head import take_apart
 from seqproc.scorers.measure import empty_scores, measure
 from seqproc.scorers.overrides import ParamMapping, cast_up, resolve_mapping, widest
-from seqproc.scorers.packing import FORWARD_COST, FORWARD_COST_ELSEWHERE
+from seqproc.scorers.packing import FORWARD_COST
 from seqproc.scorers.products import MULTIPLE, layer_products
 
-# Logits of a chunk of the head: 132 MB in float32, a little less than the largest blocks that
-# `keep_freed_memory` keeps. In smaller chunks a CPU packs the matrix more often.
-_HEAD_ELEMENTS = 33_000_000
-_HEAD_ELEMENTS_WITH_GRAD = 1 << 22  # fewer: a backward pass holds several tensors of this size
+# Logits of a chunk of the head: 132 MB in float32 on a CPU, a little less than the largest blocks
+# that `keep_freed_memory` keeps. In smaller chunks a CPU packs the matrix more often.
+_HEAD_ELEMENTS = ByDevice(cpu=33_000_000, elsewhere=1 << 27)
+# Fewer, as a backward pass holds several tensors of this size.
+_HEAD_ELEMENTS_WITH_GRAD = ByDevice(cpu=1 << 22, elsewhere=1 << 25)
 
 ScoreBatch = Callable[[Batch], TokenScores]
 Progress = Callable[[int], None]  # called with the number of sequences just scored
@@ -161,7 +163,7 @@ class TeacherForcingScorer:
             else token_budget,
             sequences=batch_size,
             share_prompts=share_prompts and self.parts.shares_prompts,
-            forward_cost=FORWARD_COST if self.device.type == "cpu" else FORWARD_COST_ELSEWHERE,
+            forward_cost=FORWARD_COST.on(self.device),
         )
         return Schedule(sequences, limits)
 
@@ -198,7 +200,7 @@ class TeacherForcingScorer:
 
     def _head_rows(self, with_grad: bool) -> int:
         elements = _HEAD_ELEMENTS_WITH_GRAD if with_grad else _HEAD_ELEMENTS
-        rows = max(1, elements // self.parts.vocabulary)
+        rows = max(1, elements.on(self.device) // self.parts.vocabulary)
         return rows - rows % MULTIPLE if rows > MULTIPLE else rows
 
     def logits(

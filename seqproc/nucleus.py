@@ -20,15 +20,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from seqproc.by_device import ByDevice
 from seqproc.ranking import largest
 
 # Numbers of candidates that a look at a row may take; what is still open then is sorted in full.
-_WIDTHS = (192, 2048, 8192)
+# A GPU finds the 2,048 largest logits as soon as the 192 largest.
+_WIDTHS: ByDevice[tuple[int, ...]] = ByDevice(cpu=(192, 2048, 8192), elsewhere=(2048,))
 
 # What is in memory at a time, in numbers of elements.
-_BLOCK_ELEMENTS = 1 << 20  # logits that are read whole: 4 MB in float32, for a CPU's caches
-_LOOK_ELEMENTS = 1 << 17  # candidates of a look
-_COPIED_ELEMENTS = 1 << 22  # logits of the rows of a look, when it is not at all of them
+_BLOCK_ELEMENTS = ByDevice(cpu=1 << 20, elsewhere=1 << 24)  # logits that are read whole
+_LOOK_ELEMENTS = ByDevice(cpu=1 << 17, elsewhere=1 << 22)  # candidates of a look
+_COPIED_ELEMENTS = ByDevice(cpu=1 << 22, elsewhere=1 << 25)  # of a look's rows, if not all rows
 
 _LOG2_E = 1 / math.log(2)
 
@@ -37,6 +39,10 @@ _LOG2_E = 1 / math.log(2)
 # cascaded sum add 2e-6 at most. In float64 what counts is the cumulative sum over at most 8,192
 # candidates.
 _SUM_ERROR = {torch.float32: 2e-5, torch.float64: 1e-11}
+
+# Whether float32 logits outside the candidates are summed in float64. It leaves hardly a row to be
+# asked again, which takes a GPU longer; on a CPU it would take longer than all else.
+_SUMS_ARE_WIDE = ByDevice(cpu=False, elsewhere=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,12 +74,12 @@ def nuclei(logits: Tensor, temperature: float, top_p: float) -> Iterator[Nuclei]
         top_p: nucleus mass in [0, 1); 0 keeps the first token alone.
     """
     rows = torch.arange(len(logits), device=logits.device)
-    yield from _search(logits, rows, temperature, top_p, _widths(logits.shape[-1]))
+    yield from _search(logits, rows, temperature, top_p, _widths(logits))
 
 
 def blocks(logits: Tensor) -> Sequence[Tensor]:
-    """Rows ``[n, V]`` that fit into a CPU's caches, of logits ``[N, V]``."""
-    return logits.split(max(1, _BLOCK_ELEMENTS // logits.shape[-1]))
+    """Rows ``[n, V]`` of logits ``[N, V]`` to read at a time: on a CPU what fits in its caches."""
+    return logits.split(max(1, _BLOCK_ELEMENTS.on(logits.device) // logits.shape[-1]))
 
 
 def wide(values: Tensor) -> Tensor:
@@ -81,9 +87,10 @@ def wide(values: Tensor) -> Tensor:
     return values if values.device.type == "mps" else values.double()
 
 
-def _widths(vocabulary: int) -> list[int]:
+def _widths(logits: Tensor) -> list[int]:
     """Numbers of candidates to try in turn; the last is the whole vocabulary."""
-    return [*(width for width in _WIDTHS if width < vocabulary), vocabulary]
+    vocabulary = logits.shape[-1]
+    return [*(width for width in _WIDTHS.on(logits.device) if width < vocabulary), vocabulary]
 
 
 def _search(
@@ -92,7 +99,7 @@ def _search(
     left = torch.arange(len(rows), device=rows.device)
     for i, width in enumerate(widths):
         beyond = [left[:0]]
-        for now in _together(left, width, logits.shape):
+        for now in _together(left, width, logits):
             some = logits if len(now) == len(logits) else logits.index_select(0, now)
             found, within, certain = _look(some, rows[now], temperature, top_p, width)
             settled = within & certain
@@ -108,12 +115,13 @@ def _search(
         left = torch.cat(beyond)
 
 
-def _together(now: Tensor, width: int, shape: torch.Size) -> Sequence[Tensor]:
+def _together(now: Tensor, width: int, logits: Tensor) -> Sequence[Tensor]:
     """Rows to look at, in parts that bound what is in memory."""
-    most = _LOOK_ELEMENTS // width
-    if len(now) < shape[0]:
-        most = min(most, _COPIED_ELEMENTS // shape[-1])
-    return now.split(max(1, most)) if len(now) or not shape[0] else ()
+    (number, vocabulary), device = logits.shape, logits.device
+    most = _LOOK_ELEMENTS.on(device) // width
+    if len(now) < number:
+        most = min(most, _COPIED_ELEMENTS.on(device) // vocabulary)
+    return now.split(max(1, most)) if len(now) or not number else ()
 
 
 def _look(
@@ -133,7 +141,7 @@ def _look(
     if bool((within & (following == cut)[:, 0]).any()):  # the cut parts a tie
         ids = _smaller_ids_first(logits, found.ids)
         found = _head(logits, rows, temperature, top_p, ids, found.outside)
-    return found, within, _certain(found, last, top_p, _SUM_ERROR[logits.dtype])
+    return found, within, _certain(found, last, top_p, _SUM_ERROR[_summed_as(logits)])
 
 
 def _candidates(logits: Tensor, temperature: float, width: int) -> tuple[Tensor, Tensor]:
@@ -145,7 +153,8 @@ def _candidates(logits: Tensor, temperature: float, width: int) -> tuple[Tensor,
     for block in blocks(logits):
         chosen = _largest(block, width)
         peak = block.detach().gather(-1, chosen[:, :1])
-        others = scaled(block - peak, temperature).scatter_(-1, chosen, -inf)
+        others = block.to(_summed_as(block)) - peak
+        others = scaled(others, temperature).scatter_(-1, chosen, -inf)
         ids.append(chosen)
         outside.append(wide(sums(exponential(others))))
     return torch.cat(ids), torch.cat(outside)
@@ -177,6 +186,11 @@ def _certain(found: Nuclei, last: Tensor, top_p: float, sum_error: float) -> Ten
     before = found.share.gather(-1, (last - 1).clamp(min=0)).masked_fill(last == 0, -inf)
     error = sum_error * (1 - found.share[:, -1:]) + _SUM_ERROR[torch.float64]
     return ((top_p - before > error) & (after - top_p > error)).squeeze(-1)
+
+
+def _summed_as(logits: Tensor) -> torch.dtype:
+    """The dtype in which the mass outside the candidates is summed."""
+    return wide(logits[:0]).dtype if _SUMS_ARE_WIDE.on(logits.device) else logits.dtype
 
 
 def _largest(logits: Tensor, width: int) -> Tensor:

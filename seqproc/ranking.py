@@ -14,7 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_LEAST_GROUP = 4  # logits; with smaller groups a detour through their largest does not pay
+from seqproc.by_device import ByDevice
+
+# Logits; with smaller groups a detour through their largest does not pay.
+_LEAST_GROUP = ByDevice(cpu=4, elsewhere=64)
 _LEAST_ADJACENT = 64  # from here on a CPU finds the largest of adjacent logits soonest
 
 # Up to so many threads of PyTorch's, one of numpy's selects sooner: estimated from two.
@@ -40,7 +43,7 @@ def largest(logits: Tensor, number: int) -> Tensor:
     """
     rows, vocabulary = logits.detach(), logits.shape[-1]
     size = math.isqrt(vocabulary // number)
-    if size < _LEAST_GROUP:
+    if size < _LEAST_GROUP.on(rows.device):
         return _top(rows, number)
     if adjacent := size >= _LEAST_ADJACENT:
         size -= size % _LEAST_ADJACENT

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from adversarial import KINDS, adversarial
+from devices import as_on_an_accelerator, everywhere
 
 from seqproc import nucleus, ranking
 from seqproc.policy import SamplingPolicy, support
@@ -43,13 +44,33 @@ def near_thresholds(logits: torch.Tensor, temperature: float, gap: float) -> np.
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_hundred_thousand_adversarial_rows(monkeypatch, kind, dtype, vocabulary):
     """The larger vocabulary is seen through groups of 2, as a real one is through larger ones."""
-    monkeypatch.setattr(ranking, "_LEAST_GROUP", 2)
+    monkeypatch.setattr(ranking, "_LEAST_GROUP", everywhere(2))
     logits = adversarial(kind, ROWS_PER_KIND, vocabulary, dtype)
     for part, temperature in zip(logits.split(ROWS_PER_KIND // 3), (1.0, 0.7, 2.5), strict=True):
         for third, top_p in zip(part.split(len(part) // 3), (0.3, 0.95, 0.999), strict=True):
             policy = SamplingPolicy(temperature=temperature, top_p=top_p)
             wanted = full_sort(third, temperature, np.float64(top_p))
             assert np.array_equal(support(third, policy).numpy(), wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["fp32", "fp64"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_accelerator_s_way_finds_the_same(monkeypatch, kind, dtype):
+    as_on_an_accelerator(monkeypatch)
+    logits = adversarial(kind, 300, 2_500, dtype)  # more than it takes for candidates
+    for part, top_p in zip(logits.split(100), (0.3, 0.95, 0.999), strict=True):
+        wanted = full_sort(part, 0.7, np.float64(top_p))
+        found = support(part, SamplingPolicy(temperature=0.7, top_p=top_p))
+        assert np.array_equal(found.numpy(), wanted)
+
+
+def test_sums_in_float64_settle_what_float32_leaves_open(monkeypatch):
+    row = adversarial("gaussian", 1, 2_500, torch.float32)
+    share = row.double().softmax(-1).sort(descending=True).values.cumsum(-1)
+    top_p = float(share[0, 20]) + 1e-8
+    assert not bool(first_look(row, 1.0, top_p, 192)[2])
+    as_on_an_accelerator(monkeypatch)
+    assert bool(first_look(row, 1.0, top_p, 192)[2])
 
 
 @pytest.mark.parametrize("gap", [1e-4, 1e-6, 1e-8, 1e-10])
@@ -129,9 +150,9 @@ def test_parts_of_any_size_give_the_same_nuclei(monkeypatch):
     logits = adversarial("gaussian", 40, 3_000, torch.float32)
     policy = SamplingPolicy(top_p=0.9)
     whole = support(logits, policy)
-    monkeypatch.setattr(nucleus, "_BLOCK_ELEMENTS", 7_000)  # two rows
-    monkeypatch.setattr(nucleus, "_COPIED_ELEMENTS", 10_000)  # three
-    monkeypatch.setattr(nucleus, "_LOOK_ELEMENTS", 500)
+    monkeypatch.setattr(nucleus, "_BLOCK_ELEMENTS", everywhere(7_000))  # two rows
+    monkeypatch.setattr(nucleus, "_COPIED_ELEMENTS", everywhere(10_000))  # three
+    monkeypatch.setattr(nucleus, "_LOOK_ELEMENTS", everywhere(500))
     assert torch.equal(support(logits, policy), whole)
 
 
@@ -144,8 +165,8 @@ def test_a_look_holds_no_more_candidates_and_rows_than_it_may(monkeypatch):
 
     original = nucleus._look
     monkeypatch.setattr(nucleus, "_look", look)
-    monkeypatch.setattr(nucleus, "_LOOK_ELEMENTS", 1 << 14)
-    monkeypatch.setattr(nucleus, "_COPIED_ELEMENTS", 60_000)
+    monkeypatch.setattr(nucleus, "_LOOK_ELEMENTS", everywhere(1 << 14))
+    monkeypatch.setattr(nucleus, "_COPIED_ELEMENTS", everywhere(60_000))
     logits = torch.zeros(100, 20_000)  # one great tie: every row in full
     logits[:50] = adversarial("peaked", 50, 20_000, torch.float32)
     list(nucleus.nuclei(logits, 1.0, 0.95))

@@ -11,6 +11,7 @@ import numpy as np
 import policy_oracle as oracle
 import pytest
 import torch
+from devices import everywhere
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -127,7 +128,7 @@ def test_rows_read_in_blocks_score_as_those_read_together(monkeypatch, top_p):
         return [scores.logprobs, scores.logqs, *values, *torch.autograd.grad(mixed.sum(), leaf)]
 
     together = read()
-    monkeypatch.setattr(nucleus, "_BLOCK_ELEMENTS", 2 * 16)
+    monkeypatch.setattr(nucleus, "_BLOCK_ELEMENTS", everywhere(2 * 16))
     assert len(nucleus.blocks(logits)) > 1
     for one, other in zip(together, read(), strict=True):
         assert torch.equal(one, other)

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from devices import everywhere
 
 from seqproc.policy import PolicyStatistics, SamplingPolicy
 from seqproc.scorers import baseline_features
@@ -36,7 +37,7 @@ def small_chunks(monkeypatch):
         return original(logits, *args)
 
     for name in ("_CHUNK_ELEMENTS", "_CHUNK_ELEMENTS_WITH_GRAD"):
-        monkeypatch.setattr(module, name, 125)
+        monkeypatch.setattr(module, name, everywhere(125))
     monkeypatch.setattr(module, "score_tokens", counted)
     return sizes
 
@@ -140,7 +141,7 @@ def test_a_constant_statistic_has_no_gradient():
 
 def test_parts_have_the_derivatives_of_the_whole(monkeypatch):
     module = sys.modules[measure.__module__]
-    monkeypatch.setattr(module, "_CHUNK_ELEMENTS_WITH_GRAD", 14)  # two rows of seven
+    monkeypatch.setattr(module, "_CHUNK_ELEMENTS_WITH_GRAD", everywhere(14))  # two rows of seven
     logits = torch.randn(5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     tokens = logits.argmax(-1)
     for policy in (SamplingPolicy(temperature=0.7), SamplingPolicy(top_p=0.6)):

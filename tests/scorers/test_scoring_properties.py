@@ -14,6 +14,7 @@ from unittest import mock
 
 import pytest
 import torch
+from devices import everywhere
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scorer_helpers import as_batch, distance, float64_profiles, random_sequences
@@ -172,9 +173,9 @@ def test_chunks_do_not_matter(family, precision, policy, sequences, rows, fewer)
     """Those of the head, and within them those of the statistics; with a graph too."""
     case = Case(family, precision, policy, sequences)
     with (
-        mock.patch.object(TEACHER_FORCING, "_HEAD_ELEMENTS", rows * V),
-        mock.patch.object(MEASURE, "_CHUNK_ELEMENTS", fewer * V),
-        mock.patch.object(MEASURE, "_CHUNK_ELEMENTS_WITH_GRAD", fewer * V),
+        mock.patch.object(TEACHER_FORCING, "_HEAD_ELEMENTS", everywhere(rows * V)),
+        mock.patch.object(MEASURE, "_CHUNK_ELEMENTS", everywhere(fewer * V)),
+        mock.patch.object(MEASURE, "_CHUNK_ELEMENTS_WITH_GRAD", everywhere(fewer * V)),
     ):
         assert case.gap(case.score()) < case.bound
         graphed = case.scorer.score_with_grad(sequences, case.policy)
@@ -234,7 +235,7 @@ def test_chunks_are_really_made(rows, chunks):
         return logits(states, mapping)
 
     with (
-        mock.patch.object(TEACHER_FORCING, "_HEAD_ELEMENTS", rows * V),
+        mock.patch.object(TEACHER_FORCING, "_HEAD_ELEMENTS", everywhere(rows * V)),
         mock.patch.object(scorer.parts, "logits", counting),
     ):
         scorer.score(sequences, POLICIES["full"])

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from devices import everywhere
 from scorer_helpers import distance, families, float64_profiles, random_sequences
 from torch import nn
 
@@ -104,7 +105,7 @@ def test_responses_in_several_forwards_say_the_same(model, precision, bound, mon
     apart = score(model, sequences, precision=precision, share_prompts=False)
     twin = copy.deepcopy(model).double()
     slope = gradient(twin, sequences, NUCLEUS, share=False)
-    monkeypatch.setattr(teacher_forcing, "FORWARD_COST", 1)
+    monkeypatch.setattr(teacher_forcing, "FORWARD_COST", everywhere(1))
     (batch,) = TeacherForcingScorer(model).schedule(sequences).batches
     assert batch.forwards == [(1, 11), (1, 8), (1, 7), (2, 1), (1, 0)]
     assert distance(apart, score(model, sequences, precision=precision)) < bound

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from devices import everywhere
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import functional
@@ -22,7 +23,7 @@ LENGTH, KEYS, WIDTH = 70, 75, 8  # more rows than one block has
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tangents, "_ROWS_ON_CPU", 32)
+    monkeypatch.setattr(tangents, "_ROWS", everywhere(32))
 
 
 def normal(*shape: int, seed: int) -> Tensor:
