@@ -32,13 +32,13 @@ class StatesUncounted:
         with self._storages.paused():
             return self._parts.read(batch, mapping)
 
-    def logits(self, states: Tensor, mapping: Any, /) -> Tensor:
-        """As the parts do."""
-        return self._parts.logits(states, mapping)
-
     def head(self, mapping: Any, /) -> dict[str, Tensor]:
         """As the parts do."""
         return self._parts.head(mapping)
+
+    def logits(self, states: Tensor, head: Any, /) -> Tensor:
+        """As the parts do."""
+        return self._parts.logits(states, head)
 
 
 def memory_rows(model: Any, few: int) -> list[Row]:

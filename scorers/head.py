@@ -48,11 +48,11 @@ class CausalParts(Protocol):
     def read(self, batch: Batch, mapping: Mapped) -> Tensor:
         """The states ``[R, D]`` that predict the batch's targets."""
 
-    def logits(self, states: Tensor, mapping: Mapped, /) -> Tensor:
-        """Logits ``[r, V]`` of some of the states."""
-
     def head(self, mapping: Mapped, /) -> dict[str, Tensor]:
-        """The tensors that `logits` reads, by the model's names: of a mapping or its own."""
+        """The tensors that `logits` reads, by names of its own: of a mapping or the model's own."""
+
+    def logits(self, states: Tensor, head: Mapped, /) -> Tensor:
+        """Logits ``[r, V]`` of some of the states; None: by the model's own head."""
 
 
 def take_apart(model: nn.Module) -> CausalParts:
@@ -127,13 +127,13 @@ class WholeModel:
         logits = forward_logits(self._model, batch.inputs, batch.inputs_mask, mapping)
         return logits.flatten(0, 1)[batch.read]
 
-    def logits(self, states: Tensor, _: Mapped) -> Tensor:
-        """The states themselves."""
-        return states
-
     def head(self, _: Mapped) -> dict[str, Tensor]:
         """Nothing: the logits are there already."""
         return {}
+
+    def logits(self, states: Tensor, _: Mapped) -> Tensor:
+        """The states themselves."""
+        return states
 
 
 class BackboneAndHead:
@@ -159,23 +159,21 @@ class BackboneAndHead:
             return hidden.flatten(0, 1)[batch.read]
         return self._read_shared(batch, mapping)
 
-    def logits(self, states: Tensor, mapping: Mapped) -> Tensor:
-        """Logits ``[r, V]`` by the model's own forward behind its backbone."""
-        head = self._shell(self._output_class(last_hidden_state=states.unsqueeze(0)))
-        placeholder = torch.zeros(1, len(states), dtype=torch.int64, device=states.device)
-        arguments = {"input_ids": placeholder, "use_cache": False}
-        own = {} if mapping is None else _part_of(mapping, self._model, head)
-        with head_products():
-            output = torch.func.functional_call(head, own, args=(), kwargs=arguments)
-        logits: Tensor = output.logits
-        return logits.squeeze(0)
-
     def head(self, mapping: Mapped) -> dict[str, Tensor]:
         """The head's parameters and buffers."""
-        if mapping is None:
-            mapping = dict(self._model.named_buffers()) | dict(self._model.named_parameters())
-        names = _names_of_part(self._model, self._shell(None)).values()
-        return {name: mapping[name] for name in names if name in mapping}
+        shell = self._shell(None)
+        own = dict(shell.named_buffers()) | dict(shell.named_parameters())
+        return own if mapping is None else own | _part_of(mapping, self._model, shell)
+
+    def logits(self, states: Tensor, head: Mapped) -> Tensor:
+        """Logits ``[r, V]`` by the model's own forward behind its backbone."""
+        shell = self._shell(self._output_class(last_hidden_state=states.unsqueeze(0)))
+        placeholder = torch.zeros(1, len(states), dtype=torch.int64, device=states.device)
+        arguments = {"input_ids": placeholder, "use_cache": False}
+        with head_products(states.device):
+            output = torch.func.functional_call(shell, dict(head or {}), (), arguments)
+        logits: Tensor = output.logits
+        return logits.squeeze(0)
 
     def _shell(self, output: Any) -> nn.Module:
         """The model with its backbone's output given; it shares everything else."""

@@ -17,7 +17,7 @@ import contextlib
 import functools
 import math
 import platform
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -45,16 +45,19 @@ _LEAST_WORK = 1 << 24  # multiplications; below, calls of oneDNN cost more than 
 _SUMMED_AS_WIDE = (torch.float32, torch.float64)  # narrower sums would be rounded in between
 
 
-def layer_products() -> AbstractContextManager[Any]:
-    """A scope in which `torch.nn.functional.linear` is `product`, where that is faster."""
-    return (
-        Swapped({functional.linear: product}) if _onednn_is_faster() else contextlib.nullcontext()
-    )
+def layer_products(device: torch.device) -> AbstractContextManager[Any]:
+    """A scope in which `torch.nn.functional.linear` is `product`, on a CPU."""
+    return _on_a_cpu(device, product)
 
 
-def head_products() -> Swapped:
-    """A scope in which `torch.nn.functional.linear` goes in tiles, where that can be done."""
-    return Swapped({functional.linear: tiled_product})
+def head_products(device: torch.device) -> AbstractContextManager[Any]:
+    """A scope in which `torch.nn.functional.linear` goes in tiles, on a CPU."""
+    return _on_a_cpu(device, tiled_product)
+
+
+def _on_a_cpu(device: torch.device, linear: Callable[..., Tensor]) -> AbstractContextManager[Any]:
+    here = device.type == "cpu"
+    return Swapped({functional.linear: linear}) if here else contextlib.nullcontext()
 
 
 def product(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

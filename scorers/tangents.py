@@ -21,8 +21,10 @@ from seqproc.by_device import ByDevice
 from seqproc.scorers.products import product
 from seqproc.scorers.swapping import Swapped
 
-# Rows of attention at a time: on a CPU, few enough for their scores to stay in a cache.
+# Rows of attention at a time: on a CPU, few enough for their scores to stay in a cache. Elsewhere,
+# those of as many sequences as have so many scores.
 _ROWS = ByDevice(cpu=64, elsewhere=1024)
+_SCORES = ByDevice(cpu=1, elsewhere=1 << 26)
 
 
 def written_out() -> Swapped:
@@ -73,7 +75,7 @@ def attention(
     mask = None if attn_mask is None else _whole(attn_mask, count, length, keys)
     out = v.new_empty(count, heads, length, v.shape[-1])
     slope = torch.empty_like(out)
-    for n, rows in _blocks(count, length, q.device):
+    for n, rows in _blocks((count, heads, length, keys), q.device):
         bias = None if mask is None else _bias(mask[n, :, rows], q.dtype)
         seen = slice(keys if bias is None else bias.shape[-1])
         out[n, :, rows], slope[n, :, rows] = _attend(
@@ -91,26 +93,35 @@ def attention(
 def _attend(
     q: Tensor, dq: Tensor, k: Tensor, dk: Tensor, v: Tensor, dv: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Of one sequence. All heads of a group of queries, which has its keys in common, at once."""
-    groups = (len(k), len(q) // len(k))
-    q, dq = (tensor.unflatten(0, groups).flatten(1, 2) for tensor in (q, dq))
+    """All heads of a group of queries, which has its keys in common, at once."""
+    count, groups = len(q), (k.shape[1], q.shape[1] // k.shape[1])
+    q, dq = (tensor.unflatten(1, groups).flatten(2, 3).flatten(0, 1) for tensor in (q, dq))
+    k, dk, v, dv = (tensor.flatten(0, 1) for tensor in (k, dk, v, dv))
     scores = q @ k.mT
     if bias is not None:
-        each = scores.unflatten(1, (groups[1], -1))
-        each += bias.unflatten(0, groups) if len(bias) > 1 else bias
+        each = scores.view(count, *groups, -1, scores.shape[-1])
+        each += bias.unflatten(1, groups) if bias.shape[1] > 1 else bias.unsqueeze(1)
     p = torch.softmax(scores, dim=-1)
     dp = torch.baddbmm(dq @ k.mT, q, dk.mT)
     dp = dp.sub_(torch.linalg.vecdot(p, dp)[..., None]).mul_(p)
     heads = (p @ v, torch.baddbmm(dp @ v, p, dv))
-    out, slope = (tensor.unflatten(1, (groups[1], -1)).flatten(0, 1) for tensor in heads)
+    out, slope = (
+        tensor.unflatten(0, (count, -1)).unflatten(2, (groups[1], -1)).flatten(1, 2)
+        for tensor in heads
+    )
     return out, slope
 
 
-def _blocks(count: int, length: int, device: torch.device) -> Iterator[tuple[int, slice]]:
-    rows = _ROWS.on(device)
-    for n in range(count):
+def _blocks(
+    shape: tuple[int, int, int, int], device: torch.device
+) -> Iterator[tuple[slice, slice]]:
+    """Sequences and rows of scores ``[N, heads, length, keys]`` to take at a time."""
+    count, heads, length, keys = shape
+    rows = min(_ROWS.on(device), length)
+    together = max(1, _SCORES.on(device) // (heads * rows * keys))
+    for n in range(0, count, together):
         for start in range(0, length, rows):
-            yield n, slice(start, min(start + rows, length))
+            yield slice(n, n + together), slice(start, min(start + rows, length))
 
 
 def _bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
@@ -120,7 +131,7 @@ def _bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """
     least = torch.finfo(dtype).min
     hidden = ~mask if mask.dtype == torch.bool else mask <= least
-    seen = (~hidden).any(0).any(0).nonzero()
+    seen = (~hidden).flatten(0, -2).any(0).nonzero()
     last = int(seen[-1]) + 1 if len(seen) else mask.shape[-1]
     if mask.dtype != torch.bool:
         return mask[..., :last].clamp(min=least)

@@ -34,7 +34,7 @@ from seqproc.scorers.products import MULTIPLE, layer_products
 # that `keep_freed_memory` keeps. In smaller chunks a CPU packs the matrix more often.
 _HEAD_ELEMENTS = ByDevice(cpu=33_000_000, elsewhere=1 << 27)
 # Fewer, as a backward pass holds several tensors of this size.
-_HEAD_ELEMENTS_WITH_GRAD = ByDevice(cpu=1 << 22, elsewhere=1 << 25)
+_HEAD_ELEMENTS_WITH_GRAD = ByDevice(cpu=1 << 22, elsewhere=1 << 26)
 
 ScoreBatch = Callable[[Batch], TokenScores]
 Progress = Callable[[int], None]  # called with the number of sequences just scored
@@ -240,7 +240,7 @@ class TeacherForcingScorer:
             precisions.autocast(self.device, autocast),
             precisions.exact_forward(width),
             attention_in_order(without_adapters(self.model)),
-            layer_products(),
+            layer_products(self.device),
         ):
             yield
 

@@ -29,7 +29,7 @@ _WIDTHS: ByDevice[tuple[int, ...]] = ByDevice(cpu=(192, 2048, 8192), elsewhere=(
 
 # What is in memory at a time, in numbers of elements.
 _BLOCK_ELEMENTS = ByDevice(cpu=1 << 20, elsewhere=1 << 24)  # logits that are read whole
-_LOOK_ELEMENTS = ByDevice(cpu=1 << 17, elsewhere=1 << 22)  # candidates of a look
+_LOOK_ELEMENTS = ByDevice(cpu=1 << 17, elsewhere=1 << 23)  # candidates of a look
 _COPIED_ELEMENTS = ByDevice(cpu=1 << 22, elsewhere=1 << 25)  # of a look's rows, if not all rows
 
 _LOG2_E = 1 / math.log(2)
@@ -99,8 +99,7 @@ def _search(
     left = torch.arange(len(rows), device=rows.device)
     for i, width in enumerate(widths):
         beyond = [left[:0]]
-        for now in _together(left, width, logits):
-            some = logits if len(now) == len(logits) else logits.index_select(0, now)
+        for now, some in _together(logits, left, width):
             found, within, certain = _look(some, rows[now], temperature, top_p, width)
             settled = within & certain
             if bool(settled.all()):
@@ -115,13 +114,15 @@ def _search(
         left = torch.cat(beyond)
 
 
-def _together(now: Tensor, width: int, logits: Tensor) -> Sequence[Tensor]:
-    """Rows to look at, in parts that bound what is in memory."""
+def _together(logits: Tensor, left: Tensor, width: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rows to look at, and their logits, in parts that bound what is in memory."""
     (number, vocabulary), device = logits.shape, logits.device
     most = _LOOK_ELEMENTS.on(device) // width
-    if len(now) < number:
+    if len(left) == number:  # all rows, in order
+        yield from zip(left.split(max(1, most)), logits.split(max(1, most)), strict=True)
+    elif len(left):
         most = min(most, _COPIED_ELEMENTS.on(device) // vocabulary)
-    return now.split(max(1, most)) if len(now) or not number else ()
+        yield from ((now, logits.index_select(0, now)) for now in left.split(max(1, most)))
 
 
 def _look(

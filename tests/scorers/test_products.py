@@ -18,6 +18,7 @@ from seqproc.scorers.products import head_products, layer_products, product, til
 
 STATES, WIDTH, VOCABULARY = 7, 50, 33
 AMD = "vendor_id\t: AuthenticAMD\nmodel name\t: AMD EPYC"
+CPU = torch.device("cpu")
 INTEL = "vendor_id\t: GenuineIntel\nmodel name\t: Intel(R) Xeon(R)"
 
 Multiply = Callable[..., Tensor]
@@ -304,10 +305,10 @@ class Doubled(Tensor):
 
 @pytest.mark.parametrize("scope", [head_products, layer_products])
 def test_a_weight_of_a_class_of_its_own_is_multiplied_by_it(
-    scope: Callable[[], Any], by_onednn: list[Tensor], by_blas: list[Tensor]
+    scope: Callable[[torch.device], Any], by_onednn: list[Tensor], by_blas: list[Tensor]
 ) -> None:
     states, weight = narrow(STATES, WIDTH), narrow(VOCABULARY, WIDTH, seed=1)
-    with torch.no_grad(), scope():
+    with torch.no_grad(), scope(CPU):
         found = functional.linear(states, weight.as_subclass(Doubled))
     torch.testing.assert_close(found.as_subclass(Tensor), 2 * states @ weight.t())
     assert not by_onednn
@@ -362,7 +363,7 @@ def test_where_onednn_is_faster(
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: mkl)
     assert products._onednn_is_faster() is faster
-    with layer_products(), torch.no_grad():
+    with layer_products(CPU), torch.no_grad():
         found = functional.linear(narrow(STATES, WIDTH), narrow(VOCABULARY, WIDTH, seed=1))
     expected = narrow(STATES, WIDTH) @ narrow(VOCABULARY, WIDTH, seed=1).t()
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
@@ -372,11 +373,13 @@ def test_only_inside_its_scope(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
     for name in ("product", "tiled_product"):
         monkeypatch.setattr(products, name, lambda *arguments: calls.append(arguments))
-    monkeypatch.setattr(products, "_onednn_is_faster", lambda: True)
     states, weight = normal(STATES, WIDTH), normal(VOCABULARY, WIDTH)
     for scope in (head_products, layer_products):
         calls.clear()
-        with scope():
+        with scope(torch.device("cuda")):
+            functional.linear(states, weight)
+        assert not calls
+        with scope(CPU):
             functional.linear(states, weight)
             assert torch.equal(torch.relu(states), states.clamp(min=0))
         assert len(calls) == 1

@@ -21,9 +21,10 @@ pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWa
 LENGTH, KEYS, WIDTH = 70, 75, 8  # more rows than one block has
 
 
-@pytest.fixture(autouse=True)
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True, params=[1, 1 << 20], ids=["one at a time", "together"])
+def small_blocks(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     monkeypatch.setattr(tangents, "_ROWS", everywhere(32))
+    monkeypatch.setattr(tangents, "_SCORES", everywhere(request.param))
 
 
 def normal(*shape: int, seed: int) -> Tensor:
