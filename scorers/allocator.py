@@ -13,13 +13,15 @@ import functools
 import platform
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
-KEPT_BYTES = 512 << 20  # freed memory that the process may hold on to
+# Freed memory that the process may hold on to: what a pass makes and frees, and beside it the
+# parameters of an override of some 100 million.
+KEPT_BYTES = 1 << 30
 _LARGEST_BLOCKS = (128 << 20, 32 << 20)  # larger ones still come from the system; old glibc: 32 MB
 
 
 @functools.cache
 def keep_freed_memory() -> bool:
-    """Let the process keep up to 512 MB of freed memory; once, and for good.
+    """Let the process keep up to 1 GB of freed memory; once, and for good.
 
     Returns:
         Whether the allocator took the setting.

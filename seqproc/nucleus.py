@@ -35,10 +35,11 @@ _COPIED_ELEMENTS = ByDevice(cpu=1 << 22, elsewhere=1 << 25)  # of a look's rows,
 _LOG2_E = 1 / math.log(2)
 
 # Bounds on the relative error of a sum of exponentials. In float32, x = (ℓ − max ℓ)/T carries
-# 2⁻²³·|x| and x·log₂e half of that and 2e-8·|x|, which matters down to exp(−88); exp2 and the
-# cascaded sum add 2e-6 at most. In float64 what counts is the cumulative sum over at most 8,192
-# candidates.
-_SUM_ERROR = {torch.float32: 2e-5, torch.float64: 1e-11}
+# 2⁻²³·|x| and x·log₂e half of that and 2e-8·|x|; exp2 and the cascaded sum add 2e-6 at most. That
+# is 8e-6 down to x = −30. What is below has no part in it: of a million tokens it is 1e-7 of a
+# row's mass, so that its own error, 2e-5 of it down to exp(−88), is within the bound of float64,
+# which is always added. In float64 what counts is the cumulative sum over at most 8,192 candidates.
+_SUM_ERROR = {torch.float32: 8e-6, torch.float64: 1e-11}
 
 # Whether float32 logits outside the candidates are summed in float64. It leaves hardly a row to be
 # asked again, which takes a GPU longer; on a CPU it would take longer than all else.

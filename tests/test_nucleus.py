@@ -184,6 +184,27 @@ def test_exponentials_in_float32_are_as_good_as_their_arguments():
     assert not (error <= allowed / 8).all()
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 2.5])
+@pytest.mark.parametrize("number", [1_000, 49_152, 151_936])
+def test_sums_in_float32_are_within_their_bound(number, temperature):
+    """Near and far from the largest logit, many alike, so that roundings do not cancel out."""
+    worst = 0.0
+    for depth in (0.1, 1.0, 5.0, 17.0, 29.99):
+        for spread in (0.0, 0.5, 1.0):
+            below = depth * (1 - spread * torch.linspace(0, 0.999, number))
+            rows = torch.cat([torch.tensor([37.1]), 37.1 - temperature * below])[None]
+            ids, (found,) = nucleus._candidates(rows, temperature, 1)
+            x = (rows[0].numpy().astype(np.longdouble) - rows[0, 0].item()) / temperature
+            exact = np.exp(np.delete(x, int(ids))).sum()
+            worst = max(worst, abs(float(np.longdouble(found.item()) / exact) - 1))
+    assert 5e-7 < worst < nucleus._SUM_ERROR[torch.float32] / 2
+
+
+def test_what_lies_deeper_is_too_little_to_matter():
+    beyond = 1e6 * np.exp(-30.0) * 2e-5
+    assert beyond < nucleus._SUM_ERROR[torch.float64]
+
+
 def test_exponentials_in_float64_are_exp():
     x = -torch.linspace(0, 700, 1_001, dtype=torch.float64)
     assert torch.equal(nucleus.exponential(x), x.exp())
