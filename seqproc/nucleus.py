@@ -62,7 +62,7 @@ class Nuclei:
     share: Tensor  # [M, k] float64, mass up to each token and with it, over that of the whole row
 
     def take(self, which: Tensor) -> Nuclei:
-        """Some of the rows, by index or mask."""
+        """Some of the rows, by index."""
         return Nuclei(**{f.name: getattr(self, f.name)[which] for f in fields(self)})
 
 
@@ -106,7 +106,7 @@ def _search(
             if bool(settled.all()):
                 yield found
             elif bool(settled.any()):
-                yield found.take(settled)
+                yield found.take(settled.nonzero()[:, 0])
             if bool((unsure := within & ~certain).any()):
                 better = wide(some[unsure])
                 again = widths[-1:] if better.dtype == logits.dtype else widths[i:]
@@ -155,8 +155,8 @@ def _candidates(logits: Tensor, temperature: float, width: int) -> tuple[Tensor,
     for block in blocks(logits):
         chosen = _largest(block, width)
         peak = block.detach().gather(-1, chosen[:, :1])
-        others = block.to(_summed_as(block)) - peak
-        others = scaled(others, temperature).scatter_(-1, chosen, -inf)
+        others = scaled(block - peak.to(_summed_as(block)), temperature)
+        others = others.scatter_(-1, chosen, -inf)
         ids.append(chosen)
         outside.append(wide(sums(exponential(others))))
     return torch.cat(ids), torch.cat(outside)

@@ -227,8 +227,9 @@ def score_tokens(
         `TokenScores`, each field ``[...]``, differentiable with the support held fixed.
     """
     rows = _rows(logits)
-    eos = torch.tensor(list(eos_token_ids), dtype=torch.int64, device=rows.device)
-    asked = torch.cat([tokens.reshape(-1, 1), eos.expand(len(rows), -1)], dim=-1)
+    each = tokens.reshape(-1, 1).long()
+    # Filled in where they are: copies to a GPU would wait for what it is at.
+    asked = torch.cat([each, *(torch.full_like(each, token) for token in eos_token_ids)], dim=-1)
     scores = _score_rows(rows, asked, policy)
     return scores.map(lambda field: field.to(rows.dtype).view(logits.shape[:-1]))
 
