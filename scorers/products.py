@@ -31,7 +31,7 @@ from seqproc.scorers.swapping import Swapped
 
 _TERMS = 192  # of a sum that is rounded on its own: as many as in MKL's
 
-_TILE = 1024  # tokens of the vocabulary: a few MB of logits
+_TILE = 2048  # tokens of the vocabulary: a few MB of logits
 _TERMS_OF_HEAD = 96  # with fewer, a product takes longer
 _HEAVY = 16  # dimensions that are summed last
 _SAMPLED = 1024  # rows of a matrix that tell which dimensions these are
