@@ -109,7 +109,7 @@ def _search(
                 yield found.take(settled.nonzero()[:, 0])
             if bool((unsure := within & ~certain).any()):
                 better = wide(some[unsure])
-                again = widths[-1:] if better.dtype == logits.dtype else widths[i:]
+                again = widths[-1:] if better.dtype == _summed_as(logits) else widths[i:]
                 yield from _search(better, rows[now[unsure]], temperature, top_p, again)
             beyond.append(now[~within])
         left = torch.cat(beyond)
