@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from devices import everywhere
+from devices import as_on_an_accelerator, everywhere
 from scorer_helpers import distance, families, float64_profiles, random_sequences
 from torch import nn
 
 from seqproc.policy import SamplingPolicy
-from seqproc.scorers import TeacherForcingScorer, teacher_forcing, token_sequences
+from seqproc.scorers import TeacherForcingScorer, jvp, teacher_forcing, token_sequences
 from seqproc.types import BatchedSequences
 
 FULL = SamplingPolicy()
@@ -274,3 +274,28 @@ def test_prompts_that_differ_are_computed_each(counted):
     scorer, counter = counted
     scorer.score(random_sequences(300, [(7, 5)] * 4), NUCLEUS)
     assert counter.take() == 4 * (7 + 4)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")
+@pytest.mark.parametrize("top_p", [0.9, 1.0])
+def test_the_sizes_of_an_accelerator_change_nothing(tiny_llama, monkeypatch, top_p):
+    """Scores, gradients and derivatives, in float64, with everything taken in larger parts."""
+    model, policy = tiny_llama().double(), SamplingPolicy(top_p=top_p)
+    scorer, sequences = TeacherForcingScorer(model), families(300)
+    direction = {name: torch.ones_like(p) for name, p in model.named_parameters()}
+
+    def read() -> tuple[Any, Any, Any]:
+        (scores,) = scorer.score(sequences, policy)
+        graph = scorer.score_with_grad(sequences, policy)
+        loss = sum(s.logprobs.sum() + s.stats.rb_entropy.sum() for s in graph)
+        gradients = torch.autograd.grad(loss, list(model.parameters()))
+        return scores, gradients, jvp(scorer, sequences, policy, direction)
+
+    small = read()
+    as_on_an_accelerator(monkeypatch)
+    large = read()
+    assert distance(small[0], large[0]) < 1e-11
+    for one, other in zip(small[1], large[1], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+    for one, other in zip(small[2], large[2], strict=True):
+        torch.testing.assert_close(one.rb_entropy, other.rb_entropy, rtol=1e-9, atol=1e-9)
