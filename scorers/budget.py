@@ -1,4 +1,4 @@
-"""How many tokens a forward takes: from free memory, and fewer when that was too many.
+"""How much a forward and a head take at a time: from free memory, less when that was too much.
 
 Knows batches and memory; nothing of what is computed on a batch.
 """
@@ -26,6 +26,7 @@ _ENOUGH_TOKENS = ByDevice(cpu=4_096, elsewhere=32_768)
 
 _SHARE_OF_FREE_MEMORY = 0.25
 _LIVE_HIDDEN_STATES = 64  # activations alive at once, in hidden states: generous for an MLP
+_LIVE_BYTES_PER_LOGIT = 12  # of a head and its statistics: 9 measured, in float32 and on a GPU
 
 
 def default_tokens(model: nn.Module, device: torch.device) -> int:
@@ -37,6 +38,13 @@ def default_tokens(model: nn.Module, device: torch.device) -> int:
         _SHARE_OF_FREE_MEMORY * free_memory(device) / (_LIVE_HIDDEN_STATES * width * itemsize)
     )
     return max(1, min(fitting, _ENOUGH_TOKENS.on(device)))
+
+
+def default_logits(most: int, device: torch.device) -> int:
+    """Logits of a chunk of the head: as many as are worth while, if they fit easily."""
+    return max(
+        1, min(most, int(_SHARE_OF_FREE_MEMORY * free_memory(device)) // _LIVE_BYTES_PER_LOGIT)
+    )
 
 
 def free_memory(device: torch.device) -> int:

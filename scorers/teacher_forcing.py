@@ -21,7 +21,7 @@ from seqproc.scorers import precision as precisions
 from seqproc.scorers.allocator import keep_freed_memory
 from seqproc.scorers.attention import attention_in_order
 from seqproc.scorers.batching import Batch, Limits, TokenSequence
-from seqproc.scorers.budget import Schedule, default_tokens
+from seqproc.scorers.budget import Schedule, default_logits, default_tokens
 from seqproc.scorers.chunks import in_chunks
 from seqproc.scorers.forward import device_of, evaluating, forward_logits
 from seqproc.scorers.head import take_apart
@@ -199,8 +199,8 @@ class TeacherForcingScorer:
         return in_chunks(score_states, num_rows, states, batch.targets, *head.values())
 
     def _head_rows(self, with_grad: bool) -> int:
-        elements = _HEAD_ELEMENTS_WITH_GRAD if with_grad else _HEAD_ELEMENTS
-        rows = max(1, elements.on(self.device) // self.parts.vocabulary)
+        elements = (_HEAD_ELEMENTS_WITH_GRAD if with_grad else _HEAD_ELEMENTS).on(self.device)
+        rows = max(1, default_logits(elements, self.device) // self.parts.vocabulary)
         return rows - rows % MULTIPLE if rows > MULTIPLE else rows
 
     def logits(

@@ -28,11 +28,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from seqproc.errors import ConfigError
 from seqproc.nucleus import Nuclei, blocks, exponential, nuclei, scaled, sums, wide
-from seqproc.ranking import largest
+from seqproc.restricted import Restricted, truncated, whole
 
 _NEG_INF = float("-inf")
 
@@ -239,14 +238,14 @@ def _score_rows(rows: Tensor, asked: Tensor, policy: SamplingPolicy) -> TokenSco
     log_total = None if policy.temperature == 1 else _log_total(rows)
     if not policy.truncates:
         every = torch.arange(len(rows), device=rows.device)
-        peak, restricted = _whole(rows, asked, policy)
+        peak, restricted = whole(rows, asked, policy.temperature)
         return _scores(restricted, _raw(rows, every, peak, asked, log_total), policy)
     indices, parts = [], []
     for found in _nuclei(rows, policy):
         peak = wide(rows.detach()[found.rows, found.ids[:, 0]])
         raw = _raw(rows, found.rows, peak, asked, log_total)
         indices.append(found.rows)
-        parts.append(_scores(_truncated(found, asked[found.rows]), raw, policy))
+        parts.append(_scores(truncated(found, asked[found.rows]), raw, policy))
     order = torch.cat(indices).argsort()
     return TokenScores.concatenate(parts).map(lambda field: field[order])
 
@@ -280,84 +279,7 @@ def _log_total(rows: Tensor) -> Tensor:
     return torch.cat([wide(sums(exponential(_shifted(block)))) for block in blocks(rows)]).log()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Restricted:
-    """What is summed over the support S of each of N rows, and what is left of the row. Float64.
-
-    x = (ℓ − max ℓ)/T throughout. The shift costs nothing and keeps logsumexp_S(a) − Σ q·a free of
-    cancellation in float32. Nor is `torch.softmax` used: over 49,152 tokens its float32 sum on a
-    CPU is off by 1e-5 and more, that of `Tensor.sum` by 1e-7.
-    """
-
-    moments: Tensor  # [N, 4], see `_moments`
-    tail: Tensor  # [N] Σ exp(x) outside S
-    margin: Tensor  # [N] first − second x on S; 0 when |S| = 1
-    cut_margin: Tensor  # [N] last x kept − first dropped; +∞ when nothing is dropped
-    contains: Tensor  # [N, 1 + E] bool, whether S contains the tokens asked for
-
-
-def _moments(x: Tensor, weights: Tensor) -> Tensor:
-    """``[N, 4]`` float64: Σ w, the mean of x under w, its variance, Σ w². Summed in x's dtype.
-
-    Args:
-        x: ``[N, M]``, finite.
-        weights: ``[N, M]``, exp(x) on S, 0 elsewhere.
-    """
-    mass = wide(sums(weights))
-    mean = wide(sums(x * weights)) / mass
-    from_mean = x - mean.unsqueeze(-1).to(x)
-    variance = wide(sums(from_mean.square_().mul_(weights))) / mass
-    return torch.stack([mass, mean, variance, wide(sums(weights * weights))], dim=-1)
-
-
-def _whole(rows: Tensor, asked: Tensor, policy: SamplingPolicy) -> tuple[Tensor, _Restricted]:
-    """No truncation: S is every token of finite logit. The rows' max ℓ ``[N]``, and the rest.
-
-    Only what reads the whole vocabulary goes in blocks.
-    """
-    tops, moments = [], []
-    for block in blocks(rows):
-        tops.append(_two_largest(block))
-        x = scaled(block - tops[-1][:, :1].detach().to(block), policy.temperature)
-        weights = exponential(x)
-        if bool((block.detach().amin(-1) == _NEG_INF).any()):  # where ∞ · 0 would be NaN
-            x = x.masked_fill(x == _NEG_INF, 0.0)
-        moments.append(_moments(x, weights))
-    first, second = torch.cat(tops).unbind(-1)
-    margin = torch.where(second > _NEG_INF, first - second, torch.zeros_like(first))
-    return first.detach(), _Restricted(
-        moments=torch.cat(moments),
-        tail=torch.zeros_like(first),
-        margin=margin / policy.temperature,
-        cut_margin=torch.full_like(first, float("inf")),
-        contains=rows.detach().gather(-1, asked) > _NEG_INF,
-    )
-
-
-def _two_largest(rows: Tensor) -> Tensor:
-    """The two largest logits of each row, ``[N, 2]`` float64; −∞ where there is no second."""
-    if rows.shape[-1] == 1:
-        return functional.pad(wide(rows), (0, 1), value=_NEG_INF)
-    return wide(rows.gather(-1, largest(rows, 2)))
-
-
-def _truncated(found: Nuclei, asked: Tensor) -> _Restricted:
-    x, weights, kept = found.shifted, found.weights, found.kept
-    second = x[:, min(1, x.shape[-1] - 1)]
-    same = (found.ids.unsqueeze(1) == asked.unsqueeze(-1)) & kept.unsqueeze(1)
-    count, candidates = kept.sum(-1, keepdim=True), x.shape[-1]
-    first_dropped = x.gather(-1, count.clamp(max=candidates - 1))
-    first_dropped = first_dropped.masked_fill(count == candidates, _NEG_INF)
-    return _Restricted(
-        moments=_moments(x.masked_fill(~kept, 0.0), weights.masked_fill(~kept, 0.0)),
-        tail=weights.masked_fill(kept, 0.0).sum(-1) + found.outside,
-        margin=torch.where(count[:, 0] > 1, x[:, 0] - second, torch.zeros_like(second)),
-        cut_margin=(x.gather(-1, count - 1) - first_dropped).squeeze(-1),
-        contains=same.any(-1),
-    )
-
-
-def _scores(r: _Restricted, raw: _Raw, policy: SamplingPolicy) -> TokenScores:
+def _scores(r: Restricted, raw: _Raw, policy: SamplingPolicy) -> TokenScores:
     """The formulas of q on S."""
     mass, mean, variance, squares = r.moments.unbind(-1)
     log_mass, log_total = mass.log(), (mass + r.tail).log()

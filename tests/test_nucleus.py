@@ -200,9 +200,15 @@ def test_sums_in_float32_are_within_their_bound(number, temperature):
     assert 5e-7 < worst < nucleus._SUM_ERROR[torch.float32] / 2
 
 
-def test_what_lies_deeper_is_too_little_to_matter():
-    beyond = 1e6 * np.exp(-30.0) * 2e-5
-    assert beyond < nucleus._SUM_ERROR[torch.float64]
+@pytest.mark.parametrize("depth", [30.0, 45.0, 80.0])
+def test_what_lies_deeper_is_wrong_by_too_little_to_matter(depth):
+    """A million tokens, more than 30 below the largest: their error, of the mass of the row."""
+    deeper = 37.1 - depth * torch.linspace(1, 1.05, 1_000_000)
+    rows = torch.cat([torch.tensor([37.1]), deeper])[None]
+    ids, (found,) = nucleus._candidates(rows, 1.0, 1)
+    exact = np.exp(np.delete(rows[0].numpy().astype(np.longdouble), int(ids)) - rows[0, 0].item())
+    assert ids.item() == 0
+    assert abs(float(np.longdouble(found.item()) - exact.sum())) < nucleus._SUM_ERROR[torch.float64]
 
 
 def test_exponentials_in_float64_are_exp():

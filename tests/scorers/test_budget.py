@@ -10,12 +10,20 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from devices import everywhere
 from scorer_helpers import distance, float64_profiles, random_sequences
 from torch import nn
 
 from seqproc.errors import ScoringError
 from seqproc.policy import SamplingPolicy
-from seqproc.scorers import Batch, Limits, TeacherForcingScorer, TokenSequence, budget
+from seqproc.scorers import (
+    Batch,
+    Limits,
+    TeacherForcingScorer,
+    TokenSequence,
+    budget,
+    teacher_forcing,
+)
 from seqproc.scorers.budget import Schedule, default_tokens, free_memory, is_out_of_memory
 
 CPU = torch.device("cpu")
@@ -302,6 +310,21 @@ def test_default_tokens_shrink_with_the_model(monkeypatch, tiny_llama):
     assert default_tokens(tiny_llama().double(), CPU) == small // 2
     assert 1 <= default_tokens(nn.Linear(2, 2), CPU) < small  # of unknown width
     assert default_tokens(nn.Identity(), CPU) >= 1
+
+
+@pytest.mark.parametrize(("fitting", "rows"), [(1e9, 48), (40, 32), (9, 9), (0, 1)])
+def test_a_chunk_of_the_head_shrinks_with_free_memory(monkeypatch, tiny_llama, fitting, rows):
+    """And nothing else changes: a long response still fits where its hidden states do."""
+    scorer = TeacherForcingScorer(tiny_llama().double())
+    vocabulary = scorer.parts.vocabulary
+    sequences = random_sequences(vocabulary, [(4, 60)])
+    (expected,) = scorer.score(sequences, POLICY, token_budget=64)
+    free = int(fitting * vocabulary * budget._LIVE_BYTES_PER_LOGIT * 4) + 4
+    monkeypatch.setattr(teacher_forcing, "_HEAD_ELEMENTS", everywhere(48 * vocabulary))
+    monkeypatch.setattr(budget, "free_memory", lambda device: free)
+    assert scorer._head_rows(False) == rows
+    (found,) = scorer.score(sequences, POLICY, token_budget=64)
+    assert distance(found, expected) < 1e-12
 
 
 def test_free_memory_is_plausible():
