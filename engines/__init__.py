@@ -11,6 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from seqproc.engines.base import Completion, Engine, Request, StoppingRule
+from seqproc.engines.noise import Noise, NotReplayable
 from seqproc.engines.registry import create_engine, engine_names, register_engine
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ __all__ = [
     "Engine",
     "HFEngine",
     "ModelSource",
+    "Noise",
+    "NotReplayable",
     "Request",
     "ScriptedEngine",
     "StopWatcher",

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+from seqproc.engines.noise import Noise, NotReplayable
 from seqproc.errors import EngineError
 from seqproc.policy import SamplingPolicy
 from seqproc.types import FinishReason
@@ -91,6 +92,14 @@ class Engine(ABC):
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """What samples, JSON-ready: name, library versions, resolved options, dtype."""
+
+    def noise(self, policy: SamplingPolicy) -> Noise | NotReplayable:
+        """What the engine's draws under a policy are a function of, if anybody can compute it.
+
+        With it `seqproc.parity` checks every token instead of testing many.
+        """
+        del policy
+        return NotReplayable(f"the engine {self.name!r} does not say what noise it draws with")
 
     def load_weights(self, weights: Mapping[str, Tensor] | str | os.PathLike[str] | None) -> None:
         """Sample with other weights from the next `generate` on. The live model stays as it is.

@@ -10,8 +10,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from seqproc.by_device import ByDevice
 from seqproc.engines.gumbel import gumbel_noise_batch
 from seqproc.policy import SamplingPolicy, log_q
+
+# Logits read at a time: several tensors of as many float64 numbers are alive meanwhile.
+_BLOCK_ELEMENTS = ByDevice(cpu=1 << 20, elsewhere=1 << 24)
 
 
 def choose(
@@ -27,10 +31,25 @@ def choose(
 
     Returns:
         Token ids ``[N]`` and their log q ``[N]`` in nats, float64; NaN where the logits are.
+
+    On an accelerator nothing is copied from the device or waited for.
     """
     if logits_NV.device.type == "mps":  # it has no float64
         logits_NV, seeds_N, steps_N = logits_NV.cpu(), seeds_N.cpu(), steps_N.cpu()
-    log_q_NV = log_q(logits_NV.double(), policy)
+    num_rows = max(1, _BLOCK_ELEMENTS.on(logits_NV.device) // logits_NV.shape[-1])
+    blocks = zip(
+        logits_NV.split(num_rows), seeds_N.split(num_rows), steps_N.split(num_rows), strict=True
+    )
+    chosen = [_choose(logits, seeds, steps, policy) for logits, seeds, steps in blocks]
+    tokens, log_qs = zip(*chosen, strict=True)
+    return torch.cat(tokens), torch.cat(log_qs)
+
+
+def _choose(
+    logits_NV: Tensor, seeds_N: Tensor, steps_N: Tensor, policy: SamplingPolicy
+) -> tuple[Tensor, Tensor]:
+    on_cpu = logits_NV.device.type == "cpu"
+    log_q_NV = log_q(logits_NV.double(), policy, may_wait=on_cpu)
     keys_NV = log_q_NV
     if policy.do_sample:
         keys_NV = log_q_NV + gumbel_noise_batch(seeds_N, steps_N, log_q_NV.shape[-1])

@@ -33,18 +33,18 @@ _TWO_63, _TWO_64 = 1 << 63, 1 << 64
 
 def mix64(bits: int) -> int:
     """SplitMix64's finaliser on one unsigned 64-bit integer: a bijection that mixes every bit."""
-    mixed = int(_mix(torch.tensor(_signed(bits), dtype=torch.int64)))
+    mixed = int(finalise64(torch.tensor(signed64(bits), dtype=torch.int64)))
     return mixed % _TWO_64
 
 
-def _signed(bits: int) -> int:
-    """The int64 with the same 64 bits."""
+def signed64(bits: int) -> int:
+    """The signed 64-bit integer with the same bits as an unsigned one (two's complement)."""
     return bits - _TWO_64 if bits >= _TWO_63 else bits
 
 
-_GAMMA = _signed(0x9E3779B97F4A7C15)
-_MULTIPLIER_1 = _signed(0xBF58476D1CE4E5B9)
-_MULTIPLIER_2 = _signed(0x94D049BB133111EB)
+_GAMMA = signed64(0x9E3779B97F4A7C15)
+_MULTIPLIER_1 = signed64(0xBF58476D1CE4E5B9)
+_MULTIPLIER_2 = signed64(0x94D049BB133111EB)
 _UNIFORM_BITS = 52
 
 
@@ -91,16 +91,16 @@ def seed_tensor(seeds: list[int], device: torch.device | str | None = None) -> T
     for seed in seeds:
         if not 0 <= seed < _TWO_64:
             raise ConfigError(f"a seed must be an integer in [0, 2**64), got {seed}")
-    return torch.tensor([_signed(seed) for seed in seeds], dtype=torch.int64, device=device)
+    return torch.tensor([signed64(seed) for seed in seeds], dtype=torch.int64, device=device)
 
 
 def split64(seeds: Tensor, indices: Tensor) -> Tensor:
     """S(seed, index): output ``index`` of SplitMix64 seeded with ``seed``; int64, element-wise."""
-    return _mix(seeds + (indices + 1) * _GAMMA)
+    return finalise64(seeds + (indices + 1) * _GAMMA)
 
 
-def _mix(bits: Tensor) -> Tensor:
-    """SplitMix64's finaliser, a bijection of 64 bits."""
+def finalise64(bits: Tensor) -> Tensor:
+    """SplitMix64's finaliser, a bijection of 64 bits; int64, element-wise."""
     bits = (bits ^ _unsigned_shift(bits, 30)) * _MULTIPLIER_1
     bits = (bits ^ _unsigned_shift(bits, 27)) * _MULTIPLIER_2
     return bits ^ _unsigned_shift(bits, 31)

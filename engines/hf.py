@@ -25,6 +25,7 @@ from seqproc.engines.base import Completion, Engine, Request, StoppingRule
 from seqproc.engines.coupling import choose, only
 from seqproc.engines.gumbel import seed_tensor
 from seqproc.engines.loading import checked, private, read_weights, swapped, weights_directory
+from seqproc.engines.noise import COUPLED, GREEDY, Noise, NotReplayable
 from seqproc.engines.source import ModelSource
 from seqproc.engines.stopping import StopWatcher, check_request, finish
 from seqproc.engines.weights import FingerprintCache
@@ -118,6 +119,10 @@ class HFEngine(Engine):
         tensors: dict[str, Tensor] = dict(self._model.named_parameters())
         tensors |= {name: buffer for name, buffer in buffers if name in persistent}
         return self._fingerprints.fingerprint(tensors | self._weights)
+
+    def noise(self, policy: SamplingPolicy) -> Noise | NotReplayable:
+        """Coupled sampling's; none when it decodes greedily."""
+        return COUPLED if policy.do_sample else GREEDY
 
     def describe(self) -> dict[str, Any]:
         """What samples, JSON-ready."""

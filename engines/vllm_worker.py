@@ -1,6 +1,6 @@
 """What our engine asks of vLLM's workers: mixed into their class by vLLM, called by name.
 
-Knows how vLLM keeps weights; nothing about where they come from.
+Knows how vLLM keeps weights and which of its parts work; nothing about where weights come from.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from seqproc.engines.weights import fingerprint
 
+_MODEL_RUNNER_V2 = "vllm.v1.worker.gpu.model_runner"
 _PROBED_ROWS = 512  # of a weight that vLLM keeps packed, read at a time
 
 
@@ -28,6 +29,17 @@ class WeightsExtension:
             if _is_packed_beside_its_weight(module):
                 # A head that is tied to the embedding gets no weights, and keeps its old packing.
                 module.quant_method.process_weights_after_loading(module)
+
+    def seqproc_runner(self) -> dict[str, Any]:
+        """What this worker samples with: the fields of `vllm_runner.Runner`."""
+        from vllm.v1.sample.ops import topk_topp_sampler
+
+        bases = {base.__module__ for base in type(self.model_runner).__mro__}
+        return {
+            "model_runner": "V2" if _MODEL_RUNNER_V2 in bases else "V1",
+            "top_p_backend": "triton" if topk_topp_sampler.HAS_TRITON else "sort",
+            "fp64_gumbel": bool(self.model_runner.model_config.use_fp64_gumbel),
+        }
 
     def seqproc_fingerprint(self, lora_id: int | None) -> str:
         """Digest of this worker's part of the weights, and of an active LoRA adapter."""

@@ -6,7 +6,8 @@ functions of logits; not engines.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,7 +20,24 @@ from seqproc.scorers.teacher_forcing import Progress, TeacherForcingScorer
 # Logits of a chunk: 16 MB in float64 on a CPU. Several tensors of the size are alive.
 _CHUNK_ELEMENTS = ByDevice(cpu=1 << 21, elsewhere=1 << 24)
 
-Reading = Callable[[Tensor, Tensor], dict[str, Tensor]]  # logits [R, V], tokens [R] to columns [R…]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rows:
+    """R generated tokens, of one sequence after the other; on the scorer's device."""
+
+    tokens: Tensor  # [R] int64 ids
+    sequences: Tensor  # [R] int64, each one's place in the caller's list
+    steps: Tensor  # [R] int64, each one's place in its response, from 0
+
+    def split(self, num_rows: int) -> Iterator[Rows]:
+        """So many at a time."""
+        columns = (self.tokens, self.sequences, self.steps)
+        for tokens, owners, steps in zip(*(c.split(num_rows) for c in columns), strict=True):
+            yield Rows(tokens=tokens, sequences=owners, steps=steps)
+
+
+# Logits [R, V], and the tokens that followed them, to columns [R, …] by name.
+Reading = Callable[[Tensor, Rows], dict[str, Tensor]]
 
 
 def read_columns(
@@ -73,7 +91,19 @@ def _read_batch(
         head = scorer.parts.head(mapping)
         vocabulary = max(scorer.parts.vocabulary, states.shape[-1])
         num_rows = max(1, _CHUNK_ELEMENTS.on(scorer.device) // vocabulary)
-        for some, tokens in zip(states.split(num_rows), batch.targets.split(num_rows), strict=True):
-            columns = reading(scorer.parts.logits(some, head), tokens)
+        rows = _rows(batch).split(num_rows)
+        for some, of_some in zip(states.split(num_rows), rows, strict=True):
+            columns = reading(scorer.parts.logits(some, head), of_some)
             parts.append({name: column.cpu() for name, column in columns.items()})
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _rows(batch: Batch) -> Rows:
+    spans, device = list(batch.spans()), batch.targets.device
+    owners = [torch.full((stop - start,), index) for index, start, stop in spans]
+    steps = [torch.arange(stop - start) for _, start, stop in spans]
+    return Rows(
+        tokens=batch.targets,
+        sequences=torch.cat(owners).to(device),
+        steps=torch.cat(steps).to(device),
+    )

@@ -22,7 +22,7 @@ References: Holtzman et al., "The Curious Case of Neural Text Degeneration" (202
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -30,7 +30,16 @@ import torch
 from torch import Tensor
 
 from seqproc.errors import ConfigError
-from seqproc.nucleus import Nuclei, blocks, exponential, nuclei, scaled, sums, wide
+from seqproc.nucleus import (
+    Nuclei,
+    blocks,
+    exponential,
+    nuclei,
+    nuclei_by_sorting,
+    scaled,
+    sums,
+    wide,
+)
 from seqproc.restricted import Restricted, truncated, whole
 
 _NEG_INF = float("-inf")
@@ -134,7 +143,7 @@ class TokenScores:
         )
 
 
-def support(logits: Tensor, policy: SamplingPolicy) -> Tensor:
+def support(logits: Tensor, policy: SamplingPolicy, *, may_wait: bool = True) -> Tensor:
     """Which tokens the policy can sample.
 
     A token of logit −∞ has no mass and is never in the support.
@@ -142,6 +151,8 @@ def support(logits: Tensor, policy: SamplingPolicy) -> Tensor:
     Args:
         logits: ``[..., V]``, floating.
         policy: the sampling policy.
+        may_wait: False for the same support by a full sort, which reads nothing back from the
+            device, so that the host never waits for an accelerator. On a CPU it takes longer.
 
     Returns:
         Boolean mask ``[..., V]``, decided in float64.
@@ -150,15 +161,18 @@ def support(logits: Tensor, policy: SamplingPolicy) -> Tensor:
     if not policy.truncates:
         return (rows > _NEG_INF).view(logits.shape)
     mask = torch.zeros_like(rows, dtype=torch.bool)
-    for found in _nuclei(rows, policy):
+    for found in _nuclei(rows, policy, may_wait=may_wait):
         mask[found.rows] = torch.zeros_like(mask[found.rows]).scatter(-1, found.ids, found.kept)
     return mask.view(logits.shape)
 
 
-def log_q(logits: Tensor, policy: SamplingPolicy) -> Tensor:
-    """log q of the whole vocabulary: ``[..., V]``, −∞ outside the support. Differentiable."""
+def log_q(logits: Tensor, policy: SamplingPolicy, *, may_wait: bool = True) -> Tensor:
+    """log q of the whole vocabulary: ``[..., V]``, −∞ outside the support. Differentiable.
+
+    ``may_wait`` is that of `support`.
+    """
     shifted = scaled(_shifted(_at_least_fp32(logits)), policy.temperature)
-    inside = shifted.masked_fill(~support(logits, policy), _NEG_INF)
+    inside = shifted.masked_fill(~support(logits, policy, may_wait=may_wait), _NEG_INF)
     return inside - inside.logsumexp(-1, keepdim=True)
 
 
@@ -250,9 +264,12 @@ def _score_rows(rows: Tensor, asked: Tensor, policy: SamplingPolicy) -> TokenSco
     return TokenScores.concatenate(parts).map(lambda field: field[order])
 
 
-def _nuclei(rows: Tensor, policy: SamplingPolicy) -> Iterator[Nuclei]:
+def _nuclei(rows: Tensor, policy: SamplingPolicy, *, may_wait: bool = True) -> Iterable[Nuclei]:
     # The token of largest logit is the only one with no mass before it.
-    return nuclei(rows, policy.temperature, policy.top_p if policy.do_sample else 0.0)
+    top_p = policy.top_p if policy.do_sample else 0.0
+    if may_wait:
+        return nuclei(rows, policy.temperature, top_p)
+    return [nuclei_by_sorting(rows, policy.temperature, top_p)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,16 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from seqproc.engines import Completion, Engine, ModelSource, Request, StoppingRule, create_engine
+from seqproc.engines import (
+    Completion,
+    Engine,
+    ModelSource,
+    Noise,
+    NotReplayable,
+    Request,
+    StoppingRule,
+    create_engine,
+)
 from seqproc.policy import SamplingPolicy
 
 
@@ -69,6 +78,10 @@ class WrappedEngine(Engine):
         """The engine inside, under the name of this one."""
         own = {"log": self._log, "forget_temperature": self._forgets_temperature}
         return self._inner.describe() | {"name": self.name, "wraps": self._inner.name, **own}
+
+    def noise(self, policy: SamplingPolicy) -> Noise | NotReplayable:
+        """That of the engine inside: a wrapper changes no token."""
+        return self._inner.noise(policy)
 
     def load_weights(self, weights: Mapping[str, Tensor] | str | os.PathLike[str] | None) -> None:
         """Load them into the engine inside."""

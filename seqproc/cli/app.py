@@ -13,6 +13,7 @@ from seqproc.cli.demo import demo
 from seqproc.cli.parity import parity
 from seqproc.cli.sample import sample
 from seqproc.cli.score import score
+from seqproc.versions import library_versions
 
 app = typer.Typer(
     name="seqproc",
@@ -28,7 +29,8 @@ for function in (sample, score, parity, demo, models, datasets):
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"seqproc {__version__}")
+        libraries = ", ".join(f"{name} {v}" for name, v in library_versions().items())
+        typer.echo(f"seqproc {__version__} ({libraries})")
         raise typer.Exit
 
 
@@ -36,7 +38,9 @@ def _print_version(wanted: bool) -> None:
 def root(
     _version: Annotated[
         bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Show all versions."
+        ),
     ] = False,
 ) -> None:
     """Language-model sequences, sampled fast and scored exactly."""

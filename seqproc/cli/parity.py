@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from seqproc.parity.run import EngineChoice, ParityReport
     from seqproc.policy import SamplingPolicy
 
+_SHOWN_TIES = 5  # of a check; parity.json lists them
+
 _Engines = Annotated[
     str, typer.Option(help="With commas: hf, vllm, an installed one; options as NAME:KEY=VALUE.")
 ]
@@ -160,13 +162,35 @@ def print_check(label: str, check: Check) -> None:
         f"\n[bold]{printable(label)}[/] at {measure if policy.do_sample else 'greedy'}: "
         f"{check.num_draws:,} draws of {check.num_prompts:,} prompts, {check.num_tokens:,} tokens"
     )
+    out.print(f"[dim]{printable(_how_it_samples(check))}[/]")
     out.print(_findings_table(check))
     if check.mismatch is not None:
         out.print(_mismatch_table(check))
+    for token in () if check.replay is None else check.replay.near_ties[:_SHOWN_TIES]:
+        out.print(
+            f"  near-tie: draw {token.index} step {token.step}, {token.sampled} for {token.due}, "
+            f"{token.margin:.2g} nats"
+        )
     for cause in check.causes:
         out.print(printable(f"cause, {cause.link}: {cause.description} ({cause.detail})"))
     said = "[green]parity holds[/]" if verdict.holds else "[bold red]parity does not hold[/]"
     out.print(f"{said} ({verdict.num_tests} tests, false alarms {verdict.false_alarms:g}, Holm)")
+
+
+def _how_it_samples(check: Check) -> str:
+    """Versions, and what decides which tokens come out, on a line."""
+    engine = check.engine
+    versions = engine.get("versions") or {}
+    facts = {
+        "model runner": engine.get("model_runner"),
+        "sampler": engine.get("sampler"),
+        "noise": check.noise,
+        "top-p": engine.get("top_p_backend"),
+        "logprobs_mode": engine.get("logprobs_mode"),
+        "seeds": engine.get("seeds"),
+    }
+    told = [f"{name} {value}" for name, value in facts.items() if value is not None]
+    return "; ".join([", ".join(f"{name} {v}" for name, v in versions.items()), *told])
 
 
 def _findings_table(check: Check) -> Table:

@@ -16,6 +16,7 @@ import numpy as np
 
 from seqproc.engines.base import Completion
 from seqproc.parity.draws import Answer, Draws, Floats, score
+from seqproc.parity.replay import REPLAY
 from seqproc.parity.sampler import sampler_findings
 from seqproc.parity.structure import ENDINGS
 from seqproc.parity.suspects import Case, of_policy, other_policies, other_weights
@@ -54,7 +55,9 @@ def attribute(case: Case, failed: Sequence[Finding]) -> list[Cause]:
     causes = [_plain(finding) for finding in failed if finding.link in (Link.PROMPT, Link.TEXT)]
     if Link.PROMPT in links:  # then everything behind it differs
         return [cause for cause in causes if cause.link is Link.PROMPT]
-    dependence = _dependence(case, failed) if Link.TOKENS in links else None
+    chances = [finding for finding in failed if finding.name != REPLAY]
+    is_dependent = any(finding.link is Link.TOKENS for finding in chances)
+    dependence = _dependence(case, chances) if is_dependent else None
     if dependence is not None and dependence.explains:  # what is drawn twice also counts twice
         links -= {Link.POLICY}
     if links & {Link.POLICY, Link.LOG_Q}:
@@ -64,12 +67,25 @@ def attribute(case: Case, failed: Sequence[Finding]) -> list[Cause]:
         causes += found
     if dependence is not None and (dependence.explains or Link.POLICY not in links):
         causes.append(dependence)
+    if len(chances) < len(failed) and not any(cause.explains for cause in causes):
+        causes.append(_other_tokens(failed))
     order = list(Link)
     return sorted(causes, key=lambda cause: order.index(cause.link))
 
 
 def _plain(finding: Finding) -> Cause:
     return Cause(link=finding.link, description=finding.detail, explains=True)
+
+
+def _other_tokens(failed: Sequence[Finding]) -> Cause:
+    """The replay failed, and nothing else explains it."""
+    finding = next(finding for finding in failed if finding.name == REPLAY)
+    return Cause(
+        link=finding.link,
+        description="the tokens are not those that the engine's noise and the scorer's logits give",
+        explains=False,
+        detail=finding.detail,
+    )
 
 
 def _dependence(case: Case, failed: Sequence[Finding]) -> Cause:

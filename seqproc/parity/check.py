@@ -10,12 +10,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from seqproc.engines.base import Engine, Request, StoppingRule
+from seqproc.engines.noise import Noise, NotReplayable
 from seqproc.errors import ConfigError, SequenceError
 from seqproc.parity import metrics, structure
 from seqproc.parity.attribution import Cause, attribute
-from seqproc.parity.draws import Answer, Draws, Nominal, sample, score_nominal
+from seqproc.parity.draws import (
+    Answer,
+    Draws,
+    Nominal,
+    sample,
+    score_nominal,
+    with_tokens,
+)
 from seqproc.parity.metrics import Metric
+from seqproc.parity.replay import Replay, replay, replay_finding
 from seqproc.parity.sampler import sampler_findings
 from seqproc.parity.suspects import Case, Suspects
 from seqproc.parity.verdict import FALSE_ALARMS, Finding, Verdict, decide, require_rate
@@ -23,12 +34,15 @@ from seqproc.policy import SamplingPolicy
 from seqproc.scorers import TeacherForcingScorer
 from seqproc.scorers.overrides import ParamMapping
 
+_ENOUGH_GAPS = 100  # reported log q whose largest error is near that of all logits
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
     """What one engine was found to do under one policy."""
 
     engine: dict[str, Any]  # as it describes itself
+    noise: str | None  # name of the noise it draws with; None when it cannot be computed again
     policy: SamplingPolicy
     num_prompts: int
     num_draws: int
@@ -37,6 +51,7 @@ class Check:
     findings: tuple[Finding, ...]
     verdict: Verdict
     mismatch: dict[str, Metric] | None  # None: the engine reports no log q
+    replay: Replay | None  # None: the noise cannot be computed again
     causes: tuple[Cause, ...]  # empty when the verdict holds
     answers: tuple[Answer, ...] = field(repr=False)  # what it sampled
 
@@ -81,10 +96,18 @@ def check_engine(
     """
     require_rate(false_alarms)
     _require_requests(requests, prompts)
-    description = engine.describe()
+    description, noise = engine.describe(), engine.noise(policy)
     error = _logit_error(logit_error, description)
     answers = sample(engine, requests, prompts, policy, stopping)
-    draws, nominal = score_nominal(answers, scorer, policy, error, override=override, seed=seed)
+    draws, nominal = score_nominal(
+        answers,
+        scorer,
+        policy,
+        error,
+        noise=noise if isinstance(noise, Noise) else None,
+        override=override,
+        seed=seed,
+    )
     case = Case(
         engine=engine,
         answers=answers,
@@ -98,19 +121,24 @@ def check_engine(
         logit_error=error,
         false_alarms=false_alarms,
     )
-    return _judged(case, tokenizer, description)
+    return _judged(case, tokenizer, description, noise)
 
 
-def _judged(case: Case, tokenizer: Any, description: dict[str, Any]) -> Check:
+def _judged(
+    case: Case, tokenizer: Any, description: dict[str, Any], noise: Noise | NotReplayable
+) -> Check:
     """Test, decide, and look for causes of what failed."""
     draws, logqs = case.draws, case.nominal.engine_logqs
     findings = all_findings(
         case.answers, draws, case.nominal, tokenizer, case.stopping, case.tolerance
     )
+    replayed = None if isinstance(noise, NotReplayable) else _replay(case, noise)
+    findings.append(replay_finding(replayed, getattr(noise, "reason", "")))
     verdict = decide(findings, case.false_alarms)
     failed = [finding for finding in findings if finding.name in verdict.failed]
     return Check(
         engine=description,
+        noise=noise.name if isinstance(noise, Noise) else None,
         policy=case.policy,
         num_prompts=len(set(draws.prompts)),
         num_draws=len(case.answers),
@@ -119,8 +147,29 @@ def _judged(case: Case, tokenizer: Any, description: dict[str, Any]) -> Check:
         findings=tuple(findings),
         verdict=verdict,
         mismatch=None if logqs is None else metrics.mismatch(draws, logqs),
+        replay=replayed,
         causes=tuple(attribute(case, failed)) if failed else (),
         answers=tuple(case.answers),
+    )
+
+
+def _replay(case: Case, noise: Noise) -> Replay | None:
+    nominal, draws, answers = case.nominal, case.draws, with_tokens(case.answers)
+    if nominal.replayed is None:
+        return None
+    allowed = case.tolerance
+    if nominal.engine_logqs is not None:
+        gaps = metrics.settled_gaps(draws, nominal.engine_logqs, nominal.is_settled)
+        if len(gaps) >= _ENOUGH_GAPS:  # the error is known then, not only bounded
+            allowed = min(allowed, 2 * float(gaps.max()))
+    return replay(
+        noise.name,
+        nominal.replayed,
+        sampled=np.concatenate([answer.completion.token_ids for answer in answers]),
+        indices=np.repeat([answer.request.index for answer in answers], draws.lengths),
+        steps=draws.steps,
+        is_settled=nominal.is_settled,
+        allowed=allowed + noise.error,
     )
 
 

@@ -21,7 +21,7 @@ from seqproc.placement import cut
 from seqproc.policy import SamplingPolicy, token_log_q
 from seqproc.scorers import TeacherForcingScorer, TokenSequence
 from seqproc.scorers.overrides import ParamMapping
-from seqproc.scorers.placing import read_columns
+from seqproc.scorers.placing import Rows, read_columns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,10 +134,10 @@ def _gaps(
     """Gap of log q + g between the two candidates, and whether both can be in the support."""
     sequences = [_candidate(answer, step) for a, b, step in parted for answer in (a, b)]
 
-    def reading(logits: Tensor, tokens: Tensor) -> dict[str, Tensor]:
+    def reading(logits: Tensor, rows: Rows) -> dict[str, Tensor]:
         wide = logits.double()
-        reachable = cut(wide, tokens, policy, logit_error).is_reachable
-        return {"log_q": token_log_q(wide, tokens, policy), "reachable": reachable}
+        reachable = cut(wide, rows.tokens, policy, logit_error).is_reachable
+        return {"log_q": token_log_q(wide, rows.tokens, policy), "reachable": reachable}
 
     found = read_columns(scorer, sequences, reading, override=override) if sequences else []
     keys = []

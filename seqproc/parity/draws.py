@@ -16,12 +16,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from seqproc.engines.base import Completion, Engine, Request, StoppingRule
+from seqproc.engines.gumbel import seed_tensor
+from seqproc.engines.noise import Noise
 from seqproc.errors import EngineError
+from seqproc.parity.replay import ReplayedRows, ReplayedTokens, replay_rows
 from seqproc.placement import Cut, LogDistribution, Placement, cut, place
 from seqproc.policy import SamplingPolicy, log_q, token_log_p
 from seqproc.scorers import TeacherForcingScorer, TokenSequence
 from seqproc.scorers.overrides import ParamMapping
-from seqproc.scorers.placing import read_columns
+from seqproc.scorers.placing import Rows, read_columns
 
 # Legend: D draws, N tokens of all draws together, K bins of ranks.
 
@@ -108,6 +111,7 @@ class Nominal:
     is_reachable: NDArray[np.bool_]  # logits within the stated error could have y in the support
     is_settled: NDArray[np.bool_]  # logits within the stated error have the same support
     engine_logqs: Floats | None  # as the engine reported them; None when it does not
+    replayed: ReplayedTokens | None = None  # None when the engine's noise cannot be computed again
 
 
 def sample(
@@ -172,12 +176,12 @@ def score(
         override: parameters to score at; None for the model's own.
         seed: of the randomisation of the transform, which is the test's and not the engine's.
     """
-    answers, eos = _with_tokens(answers), scorer.eos_token_ids
+    answers, eos = with_tokens(answers), scorer.eos_token_ids
 
-    def reading(logits: Tensor, tokens: Tensor) -> dict[str, Tensor]:
+    def reading(logits: Tensor, rows: Rows) -> dict[str, Tensor]:
         columns: dict[str, Tensor] = {}
         for name, of in distributions.items():
-            columns |= _named(place(of(logits.double()), tokens, eos), f"{name}/")
+            columns |= _named(place(of(logits.double()), rows.tokens, eos), f"{name}/")
         return columns
 
     columns = _columns(answers, scorer, reading, override)
@@ -190,26 +194,61 @@ def score_nominal(
     policy: SamplingPolicy,
     logit_error: float,
     *,
+    noise: Noise | None = None,
     override: ParamMapping | None = None,
     seed: int = 0,
 ) -> tuple[Draws, Nominal]:
-    """Place every token under the policy, and read what only the policy's own logits tell."""
-    answers, eos = _with_tokens(answers), scorer.eos_token_ids
+    """Place every token under the policy, and read what only the policy's own logits tell.
 
-    def reading(logits: Tensor, tokens: Tensor) -> dict[str, Tensor]:
+    Args:
+        answers: from `sample`; those without a token are left out.
+        scorer: the model.
+        policy: the tokens were sampled under.
+        logit_error: by which each logit may be off, nats.
+        noise: that the engine draws with, to replay every token; None for no replay.
+        override: parameters to score at; None for the model's own.
+        seed: of the randomisation of the transform, which is the test's and not the engine's.
+    """
+    answers, eos = with_tokens(answers), scorer.eos_token_ids
+    keys = _draw_keys(answers, scorer.device)
+
+    def reading(logits: Tensor, rows: Rows) -> dict[str, Tensor]:
         wide = logits.double()
-        placed = place(log_q(wide, policy), tokens, eos)
-        own = {"logprobs": token_log_p(wide, tokens)}
-        own |= _named(cut(wide, tokens, policy, logit_error))
+        placed = place(log_q(wide, policy), rows.tokens, eos)
+        own = {"logprobs": token_log_p(wide, rows.tokens)}
+        own |= _named(cut(wide, rows.tokens, policy, logit_error))
+        if noise is not None:
+            seeds, lengths = keys[:, rows.sequences]
+            values = noise.values(seeds, lengths, rows.steps, wide.shape[-1])
+            replayed = replay_rows(wide, values, rows.tokens, policy, logit_error, noise.error)
+            own |= _named(replayed)
         return own | _named(placed, "q/")
 
     columns = _columns(answers, scorer, reading, override)
     own = {name: values for name, values in columns.items() if "/" not in name}
-    nominal = Nominal(engine_logqs=_engine_logqs(answers), **own)
+    names = ReplayedTokens.names()
+    replayed = {name: own.pop(name) for name in names if name in own}
+    nominal = Nominal(
+        engine_logqs=_engine_logqs(answers),
+        replayed=ReplayedTokens(**replayed) if replayed else None,
+        **own,
+    )
     return _draws(answers, columns, "q", eos, seed), nominal
 
 
-def _with_tokens(answers: Sequence[Answer]) -> list[Answer]:
+def _draw_keys(answers: Sequence[Answer], device: torch.device) -> Tensor:
+    """What noise is a function of, besides the step: seeds, prompt lengths; int64 ``[2, D]``."""
+    seeds = seed_tensor([answer.request.seed for answer in answers], device)
+    lengths = [len(answer.request.prompt_ids) for answer in answers]
+    return torch.stack([seeds, torch.tensor(lengths, device=device)])
+
+
+def with_tokens(answers: Sequence[Answer]) -> list[Answer]:
+    """The answers that hold a token.
+
+    Raises:
+        EngineError: none does.
+    """
     scored = [answer for answer in answers if answer.completion.token_ids]
     if not scored:
         raise EngineError(
@@ -218,7 +257,7 @@ def _with_tokens(answers: Sequence[Answer]) -> list[Answer]:
     return scored
 
 
-def _named(record: Placement | Cut, prefix: str = "") -> dict[str, Tensor]:
+def _named(record: Placement | Cut | ReplayedRows, prefix: str = "") -> dict[str, Tensor]:
     return {f"{prefix}{field.name}": getattr(record, field.name) for field in fields(record)}
 
 

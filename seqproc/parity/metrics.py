@@ -112,8 +112,7 @@ def reported_log_q(
     draws: Draws, engine_logqs: Floats, is_settled: NDArray[np.bool_], allowed: float
 ) -> Finding:
     """No reported log q is further off than what is allowed, where the support is sure."""
-    clear = is_settled & draws.in_support
-    delta = np.abs(engine_logqs[clear] - draws.logqs[clear])
+    delta = settled_gaps(draws, engine_logqs, is_settled)
     wrong = ~(delta <= allowed)
     worst = float(delta.max()) if len(delta) else 0.0
     return Finding(
@@ -124,6 +123,13 @@ def reported_log_q(
         detail=f"{wrong.sum():,} of {len(delta):,} are off by more than {allowed:g} nats; "
         f"the worst by {worst:.2g}",
     )
+
+
+def settled_gaps(draws: Draws, engine_logqs: Floats, is_settled: NDArray[np.bool_]) -> Floats:
+    """|log q(engine) − log q(scorer)| of the tokens whose support is sure, nats."""
+    clear = is_settled & draws.in_support
+    gaps: Floats = np.abs(engine_logqs[clear] - draws.logqs[clear])
+    return gaps
 
 
 def _gaps(draws: Draws, engine_logqs: Floats) -> _Gaps:

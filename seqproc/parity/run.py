@@ -15,6 +15,7 @@ from typing import Any
 from seqproc import strict_json
 from seqproc.engines import Engine, create_engine
 from seqproc.engines.base import Request
+from seqproc.engines.noise import COUPLED, GREEDY
 from seqproc.errors import ConfigError
 from seqproc.parity.check import Check, check_engine
 from seqproc.parity.divergence import Comparison, compare
@@ -136,12 +137,7 @@ def _check(
 
 
 def _comparisons(processor: SequenceProcessor, checks: dict[str, list[Check]]) -> list[Comparison]:
-    """Every two coupled engines, under every policy that both were checked under."""
-    coupled = {
-        label: done
-        for label, done in checks.items()
-        if all(one.engine.get("sampler") == "coupled" for one in done)
-    }
+    """Every two engines that drew with the same noise of ours, policy by policy."""
     return [
         compare(
             (first, second),
@@ -151,8 +147,9 @@ def _comparisons(processor: SequenceProcessor, checks: dict[str, list[Check]]) -
             one.policy,
             max(one.logit_error, other.logit_error),
         )
-        for first, second in itertools.combinations(coupled, 2)
-        for one, other in zip(coupled[first], coupled[second], strict=True)
+        for first, second in itertools.combinations(checks, 2)
+        for one, other in zip(checks[first], checks[second], strict=True)
+        if one.noise == other.noise and one.noise in (COUPLED.name, GREEDY.name)
     ]
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import platform
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib import metadata
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from seqproc.runs.manifest import Kind, Manifest
+from seqproc.versions import library_versions
 
 if TYPE_CHECKING:
     from seqproc.processor import SequenceProcessor
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
     from seqproc.types import BatchedSequences, DiagnosticsResults, LogprobResults
 
 T = TypeVar("T")
-
-_LIBRARIES = ("numpy", "pyarrow", "torch", "transformers")
 
 
 def describe_run(
@@ -36,14 +33,9 @@ def describe_run(
         stopping=dataclasses.asdict(processor.stopping) if sampled else {},
         precision=dataclasses.asdict(processor.precision),
         engine=processor.engine.describe() if sampled else {},
-        versions=_versions(),
+        versions=library_versions(),
         num_draws=num_draws,
     )
-
-
-def _versions() -> dict[str, str]:
-    libraries = {name: metadata.version(name) for name in _LIBRARIES}
-    return {"python": platform.python_version(), **libraries}
 
 
 def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:

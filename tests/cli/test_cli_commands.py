@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import platform
 import re
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from seqproc.engines import Request, ScriptedEngine, register_engine
 from seqproc.engines.base import Completion
 from seqproc.errors import ConfigError
 from seqproc.runs import open_run
+from seqproc.versions import vllm_build
 
 TEMPLATE = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[assistant]"
 
@@ -272,7 +275,11 @@ def test_demo(run: Run, model: Path, tmp_path: Path) -> None:
 
 
 def test_version_models_and_datasets(run: Run) -> None:
-    assert run("--version").stdout == f"seqproc {__version__}\n"
+    told = run("--version").stdout
+    assert told.startswith(f"seqproc {__version__} (python {platform.python_version()}, numpy ")
+    assert f"torch {metadata.version('torch')}" in told
+    vllm = vllm_build()
+    assert vllm is None or vllm.split()[1] in told
     models = run("models")
     assert models.exit_code == 0, models.output
     assert "smollm2-135m" in models.stdout

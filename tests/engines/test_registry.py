@@ -124,9 +124,10 @@ def test_a_missing_vllm_names_the_commands_that_install_it(
     monkeypatch: pytest.MonkeyPatch, source: ModelSource
 ) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)  # as if it were not installed
-    with pytest.raises(MissingDependencyError, match=r'pip install "seqproc\[vllm\]"') as caught:
+    with pytest.raises(MissingDependencyError, match=r'pip install "\.\[vllm\]"') as caught:
         create_engine("vllm", source)
     assert "pip install --no-deps -r requirements/cpu.txt" in str(caught.value)
+    assert "engine='hf' samples without it" in str(caught.value)
 
 
 def test_a_broken_vllm_is_not_called_missing(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,9 @@ from seqproc.engines import (
     VLLMEngine,
     gumbel_noise,
 )
-from seqproc.engines.gumbel import mix64
+from seqproc.engines.gumbel import mix64, signed64
+from seqproc.engines.noise import COUPLED, NotReplayable
+from seqproc.engines.noise import GREEDY as GREEDY_NOISE
 from seqproc.engines.source import Checkpoint
 from seqproc.engines.vllm_options import environment, llm_options, sampling_params
 from seqproc.errors import EngineError
@@ -216,9 +219,15 @@ def test_a_bad_request_among_good_ones_leaves_nothing_behind(bench: Bench) -> No
 
 
 @pytest.mark.parametrize("temperature", [0.005, 2.5])
-def test_temperatures_that_vllm_would_change_are_refused(bench: Bench, temperature: float) -> None:
-    with pytest.raises(EngineError, match=r"from 0\.01 to 2\.0"):
-        list(bench.engine.generate([], SamplingPolicy(temperature=temperature), bench.rule(4)))
+def test_temperatures_that_vllm_would_change_are_coupled(
+    bench: Bench, hf: HFEngine, temperature: float
+) -> None:
+    policy, requests = SamplingPolicy(temperature=temperature), bench.requests(4)
+    found = run(bench.engine, requests, policy, bench.rule(4))
+    expected = run(hf, requests, policy, bench.rule(4))
+    assert {i: c.token_ids for i, c in found.items()} == {
+        i: c.token_ids for i, c in expected.items()
+    }
 
 
 def test_the_process_is_left_as_it_was(bench: Bench) -> None:
@@ -234,6 +243,18 @@ def test_the_description_tells_versions_dtype_and_options(bench: Bench) -> None:
     assert description["adapter"] is None
     assert description["options"]["logprobs_mode"] == "processed_logprobs"
     assert description["max_model_len"] == 512
+    assert description["model_runner"] == "V1"
+    assert description["top_p_backend"] == "sort"
+    assert description["sampler"] == "auto"
+    assert description["sampled_by"] == {"top_p = 1": "native", "top_p < 1": "native"}
+    assert "signed 64-bit" in description["seeds"]
+
+
+def test_v1s_noise_is_not_replayable_and_says_why(bench: Bench) -> None:
+    noise = bench.engine.noise(POLICY)
+    assert isinstance(noise, NotReplayable)
+    assert "torch generator of each request" in noise.reason
+    assert bench.engine.noise(GREEDY) is GREEDY_NOISE
 
 
 # ---------------------------------------------------------------- options
@@ -245,7 +266,8 @@ CHECKPOINT = Checkpoint(path="some/model", dtype="float32")
 def test_sampling_parameters_hold_the_policy_and_nothing_else() -> None:
     rule = StoppingRule(max_new_tokens=7, eos_token_ids=(2, 5), stop=("x",))
     params = sampling_params(2**64 - 1, POLICY, rule)
-    assert (params.temperature, params.top_p, params.seed) == (0.9, 0.95, mix64(2**64 - 1))
+    assert (params.temperature, params.top_p) == (0.9, 0.95)
+    assert params.seed == signed64(mix64(2**64 - 1))
     assert (params.top_k, params.min_p, params.min_tokens, params.max_tokens) == (0, 0.0, 0, 7)
     assert params.repetition_penalty == 1.0
     assert params.presence_penalty == params.frequency_penalty == 0.0
@@ -264,8 +286,8 @@ def test_a_users_options_win_and_the_cpu_has_its_own_defaults() -> None:
     assert "kv_cache_memory_bytes" not in llm_options(CHECKPOINT, taken, on_cpu=True)
 
 
-def test_the_samplers_are_two() -> None:
-    with pytest.raises(EngineError, match="'native' or 'coupled', got 'greedy'"):
+def test_the_samplers_are_three() -> None:
+    with pytest.raises(EngineError, match="'auto', 'native' or 'coupled', got 'greedy'"):
         VLLMEngine(CHECKPOINT, None, sampler="greedy")  # type: ignore[arg-type]
 
 
@@ -275,6 +297,7 @@ def test_options_that_are_not_vllms_or_would_change_the_measure_are_refused() ->
         ({"generation_config": "auto"}, "needs generation_config='vllm'"),
         ({"logprobs_mode": "raw_logprobs"}, "needs logprobs_mode='processed_logprobs'"),
         ({"logits_processors": ["x:Y"]}, "sets 'logits_processors' itself"),
+        ({"watermark_config": {"key": 1}}, "a watermark changes the distribution"),
         ({"worker_extension_cls": "x.Y"}, "sets 'worker_extension_cls' itself"),
     ):
         with pytest.raises(EngineError, match=problem):
@@ -306,7 +329,8 @@ def test_the_coupled_sampler_follows_requests_through_the_batch() -> None:
     def chosen(seed: int, step: int) -> int:
         return int(drawn_token(logits[0], seed, step))
 
-    sampler = CoupledSampler(None, torch.device("cpu"), False)
+    on_v1 = SimpleNamespace(use_v2_model_runner=False)
+    sampler = CoupledSampler(on_v1, torch.device("cpu"), False)
     so_far: list[list[int]] = [[], [5], [], [1, 2]]
     params = [*coupled, SamplingParams(temperature=0.0)]
     added = [(row, params[row], [1], so_far[row]) for row in range(4)]
@@ -367,6 +391,7 @@ def test_lora_and_coupling_in_a_second_engine_after_a_start_that_failed(
             assert engine.describe()["options"]["max_lora_rank"] == 8
             found = run(engine, requests, GREEDY, rule)
             require_same_but_for_near_ties(adapted, requests, found, expected)
+            assert engine.noise(POLICY) is COUPLED
             # The same seeds give the same samples in both engines.
             found = run(engine, requests, POLICY, rule)
             coupled = run(HFEngine(adapted, tokenizer), requests, POLICY, rule)
