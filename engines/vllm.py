@@ -26,6 +26,7 @@ from seqproc.engines.vllm_noise import NATIVE_V2, NATIVE_V2_FP64
 from seqproc.engines.vllm_options import environment, llm_options, sampling_params
 from seqproc.engines.vllm_process import (
     explained,
+    failure_to_start,
     has_process_group,
     import_vllm,
     process_unchanged,
@@ -97,7 +98,7 @@ class VLLMEngine(Engine):
             self._options = llm_options(
                 checkpoint, options, on_cpu=on_cpu, coupled=sampler != "native"
             )
-            with explained("vLLM could not start"):
+            with explained(failure_to_start()):
                 self._llm: Any = start_vllm(vllm, self._options)
                 self._runner = Runner(**self._llm.collective_rpc("seqproc_runner")[0])
                 self._weights = VLLMWeights(self._llm, checkpoint, source)

