@@ -3,9 +3,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 # cuda where an NVIDIA GPU answers, else cpu: which vLLM and torch are installed, and used.
-DEVICE := $(or $(DEVICE),$(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu))
+override DEVICE := $(or $(DEVICE),$(shell nvidia-smi >/dev/null 2>&1 && echo cuda || echo cpu))
 # The newest vLLM that seqproc supports; `make contract` reads its files.
-VLLM ?= 0.33.0
+override VLLM := $(or $(VLLM),0.33.0)
 
 # Set to nothing: byte code is cached even where the environment says otherwise, since
 # compiling torch, transformers and vLLM anew costs every command many seconds.
@@ -26,7 +26,7 @@ help: ## list these targets
 
 setup: $(STAMP) ## create the environment; does nothing when it is up to date
 
-$(if $(filter cpu cuda,$(DEVICE)),,$(error DEVICE must be cpu or cuda, got $(DEVICE)))
+$(if $(filter "cpu" "cuda","$(DEVICE)"),,$(error DEVICE must be cpu or cuda, got $(DEVICE)))
 
 # pip is renewed first: older ones take three times as long over the same files. An environment
 # that was set up for the other device loses what belongs to it: both bring the module vllm.

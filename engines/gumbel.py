@@ -21,6 +21,7 @@ SplitMix64; Maddison, Tarlow and Minka, "A* sampling" (2014), for the Gumbel-max
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -89,9 +90,10 @@ def seed_tensor(seeds: list[int], device: torch.device | str | None = None) -> T
         ConfigError: when a seed is not in [0, 2⁶⁴).
     """
     for seed in seeds:
-        if not 0 <= seed < _TWO_64:
-            raise ConfigError(f"a seed must be an integer in [0, 2**64), got {seed}")
-    return torch.tensor([signed64(seed) for seed in seeds], dtype=torch.int64, device=device)
+        is_integer = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)
+        if not (is_integer and 0 <= seed < _TWO_64):
+            raise ConfigError(f"a seed must be an integer in [0, 2**64), got {seed!r}")
+    return torch.tensor([signed64(int(seed)) for seed in seeds], dtype=torch.int64, device=device)
 
 
 def split64(seeds: Tensor, indices: Tensor) -> Tensor:

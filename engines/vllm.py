@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import os
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -36,9 +37,9 @@ from seqproc.engines.vllm_process import (
     stop_vllm,
     torch_generator_unchanged,
 )
-from seqproc.engines.vllm_runner import Runner
+from seqproc.engines.vllm_runner import TEMPERATURES, Runner
 from seqproc.engines.vllm_weights import VLLMWeights
-from seqproc.errors import EngineError
+from seqproc.errors import ConfigError, EngineError
 from seqproc.policy import SamplingPolicy
 from seqproc.versions import vllm_build
 
@@ -64,6 +65,7 @@ class VLLMEngine(Engine):
 
     Raises:
         MissingDependencyError: when vLLM is not installed.
+        ConfigError: a sampler that is none of the three.
         EngineError: when vLLM does not start, in its own words.
     """
 
@@ -79,9 +81,9 @@ class VLLMEngine(Engine):
         **options: Any,
     ) -> None:
         if sampler not in typing.get_args(Sampler):
-            raise EngineError(f"sampler must be 'auto', 'native' or 'coupled', got {sampler!r}")
+            raise ConfigError(f"sampler must be 'auto', 'native' or 'coupled', got {sampler!r}")
         self._sampler = sampler
-        self._has_told_choice = False
+        self._told_reasons: set[str] = set()  # why our sampler was chosen, each said once
         self._checkpoint = checkpoint
         self._tokenizer = tokenizer
         self._is_generating = False
@@ -212,11 +214,23 @@ class VLLMEngine(Engine):
         }
 
     def _samplers(self) -> dict[str, str]:
-        """Who draws at ordinary temperatures, with and without a nucleus."""
-        policies = {"top_p = 1": SamplingPolicy(), "top_p < 1": SamplingPolicy(top_p=0.5)}
-        inexact = {name: self._runner.inexact(policy) for name, policy in policies.items()}
-        auto = {name: "coupled" if why else "native" for name, why in inexact.items()}
-        return auto if self._sampler == "auto" else dict.fromkeys(policies, self._sampler)
+        """Who draws: without a nucleus, with one, and at temperatures beyond vLLM's bounds."""
+        lowest, highest = TEMPERATURES
+        policies = {
+            "top_p = 1": SamplingPolicy(),
+            "top_p < 1": SamplingPolicy(top_p=0.5),
+            f"T < {lowest:g} or T > {highest:g}": SamplingPolicy(temperature=2 * highest),
+        }
+        samplers = {
+            name: "coupled" if self._is_coupled(policy) else "native"
+            for name, policy in policies.items()
+        }
+        refused = {
+            name: "refused"
+            for name, policy in policies.items()
+            if self._sampler == "native" and self._runner.changes_temperature(policy)
+        }
+        return samplers | refused
 
     def sleep(self) -> None:
         """Give the accelerator's memory back; only with the option ``enable_sleep_mode``."""
@@ -268,16 +282,17 @@ class VLLMEngine(Engine):
             )
 
     def _tell_choice(self, policy: SamplingPolicy) -> None:
-        """Say, once, that our sampler was chosen, and why."""
-        if self._sampler != "auto" or not self._is_coupled(policy) or self._has_told_choice:
+        """Say that our sampler was chosen, and why; each reason once."""
+        reason = self._runner.inexact(policy) if self._sampler == "auto" else None
+        if reason is None or reason in self._told_reasons:
             return
-        self._has_told_choice = True
+        self._told_reasons.add(reason)
         _LOGGER.warning(
             "sampler='auto': vLLM's own sampler (model runner %s) %s, so seqproc's exact one "
             "samples at T = %g, top_p = %g, and no log q are reported; sampler='native' takes "
             "vLLM's as it is",
             self._runner.model_runner,
-            self._runner.inexact(policy),
+            reason,
             policy.temperature,
             policy.top_p,
         )
@@ -327,6 +342,7 @@ class VLLMEngine(Engine):
         if reports_log_q:
             steps = itertools.islice(zip(response.logprobs, ids, strict=False), len(ids))
             logqs = tuple(float(position[token].logprob) for position, token in steps)
+            _require_distribution(logqs, request)
         return Completion(
             index=request.index,
             token_ids=ids,
@@ -334,6 +350,17 @@ class VLLMEngine(Engine):
             finish_reason=reason,
             logqs=logqs,
             prompt_ids=tuple(output.prompt_token_ids),
+        )
+
+
+def _require_distribution(logqs: Sequence[float], request: Request) -> None:
+    """Refuse draws of a step at which vLLM masked every token."""
+    step = next((step for step, value in enumerate(logqs) if math.isnan(value)), None)
+    if step is not None:
+        raise EngineError(
+            f"vLLM's own sampler left no token to draw at step {step} of request {request.index}: "
+            "its log q is NaN. Its top-p does that at very small top_p, and logits that are NaN "
+            "do; sampler='auto' or 'coupled' has an exact top-p"
         )
 
 

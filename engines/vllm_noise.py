@@ -96,7 +96,8 @@ def _of_requests(noise: Callable[[Tensor, Tensor, int], Tensor]) -> NoiseFunctio
     return values
 
 
-# The keys of the first are sums in float32 of numbers up to about 40.
+# A key is a sum in float32 of numbers up to about 40 at T = 1. At a small T the logits' own error
+# over T, which is allowed beside this one, is far larger than the rounding of so large a sum.
 NATIVE_V2 = Noise(name="vLLM V2's murmur3", values=_of_requests(native_noise), error=2e-5)
 NATIVE_V2_FP64 = Noise(
     name="vLLM V2's murmur3, float64", values=_of_requests(native_noise_fp64), error=2e-5

@@ -77,8 +77,14 @@ def build_config(policy: PolicyOptions, response: ResponseOptions | None = None)
     return {"generation": dataclasses.replace(generation, **changes), "precision": precision}
 
 
-def parse_engine_options(options: Sequence[str]) -> Mapping[str, Any]:
+def parse_engine_options(
+    options: Sequence[str], given_as: str = "--engine-option"
+) -> Mapping[str, Any]:
     """``KEY=VALUE`` pairs; a value that is JSON is what it says, any other a string.
+
+    Args:
+        options: the pairs.
+        given_as: the option of the command line that errors name.
 
     Raises:
         ConfigError: an option without a key, or a key given twice.
@@ -87,9 +93,9 @@ def parse_engine_options(options: Sequence[str]) -> Mapping[str, Any]:
     for option in options:
         key, equals, value = option.partition("=")
         if not equals or not key.isidentifier():
-            raise ConfigError(f"--engine-option must be KEY=VALUE, got {option!r}")
+            raise ConfigError(f"{given_as} must be KEY=VALUE, got {option!r}")
         if key in parsed:
-            raise ConfigError(f"--engine-option {key} is given twice")
+            raise ConfigError(f"{given_as} {key} is given twice")
         parsed[key] = _json_or_string(value)
     return parsed
 

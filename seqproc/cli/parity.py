@@ -57,6 +57,7 @@ def parity(
         write_report(so_far, path)
 
     prompts = _prompts(draw)
+    write_report(_nothing_yet(model, draw), path)  # in place of an earlier one
     with build_processor(model, policy, response=response) as processor:
         from seqproc.parity.run import run_parity
         from seqproc.tokenization import as_chat
@@ -80,6 +81,14 @@ def parity(
         raise typer.Exit(FAILURE)
 
 
+def _nothing_yet(model: ModelOptions, draw: DrawOptions) -> ParityReport:
+    from seqproc.parity.run import ParityReport
+
+    return ParityReport(
+        model=model.model, seed=draw.seed, checks={}, comparisons=[], is_complete=False
+    )
+
+
 def parse_engines(text: str) -> list[EngineChoice]:
     """``hf,vllm:sampler=coupled`` as names and options.
 
@@ -97,7 +106,12 @@ def parse_engines(text: str) -> list[EngineChoice]:
                 f"--engines names {name!r}; expected some of {', '.join(engine_names())}, "
                 "with commas between"
             )
-        choices.append(EngineChoice(name=name, options=dict(parse_engine_options(options))))
+        choices.append(
+            EngineChoice(
+                name=name,
+                options=dict(parse_engine_options(options, f"an option of {name} in --engines")),
+            )
+        )
     labels = [choice.label for choice in choices]
     if len(set(labels)) < len(labels):
         raise ConfigError(f"--engines names an engine twice: {text}")

@@ -34,6 +34,10 @@ from seqproc.policy import SamplingPolicy
 
 _PERCENTILES = {"p50_abs": 50.0, "p90_abs": 90.0, "p99_abs": 99.0, "p99.9_abs": 99.9}
 _RESAMPLES = 200
+_NAMES = (
+    *("mean_abs", "max_abs", *_PERCENTILES, "kl_k1", "kl_k3", "perplexity_ratio"),
+    *("chi2_token", "chi2_sequence", "effective_sample_size", "pearson"),
+)
 
 # How far each logit of a right engine may be off, in nats, by the dtype that it computes in.
 LOGIT_ERRORS = {"float64": 1e-7, "float32": 5e-4, "float16": 0.05, "bfloat16": 0.25}
@@ -100,12 +104,16 @@ def mismatch(draws: Draws, engine_logqs: Floats) -> dict[str, Metric]:
     return {
         name: Metric(
             value=value,
-            standard_error=float(np.std([one[name] for one in spread], ddof=1))
-            if spread
-            else float("nan"),
+            standard_error=_spread([one[name] for one in spread]),
         )
         for name, value in values.items()
     }
+
+
+def _spread(values: list[float]) -> float:
+    """Standard deviation of the resamples that have a value; NaN of fewer than two."""
+    known = [value for value in values if not np.isnan(value)]
+    return float(np.std(known, ddof=1)) if len(known) > 1 else float("nan")
 
 
 def reported_log_q(
@@ -140,7 +148,10 @@ def _gaps(draws: Draws, engine_logqs: Floats) -> _Gaps:
 
 
 def _metrics(gaps: _Gaps) -> dict[str, float]:
+    """By name; all NaN where no token has a log q of both."""
     delta, sums = gaps.delta, gaps.sums
+    if not len(delta):
+        return dict.fromkeys(_NAMES, float("nan"))
     size = np.abs(delta)
     values = {
         "mean_abs": size.mean(),
@@ -166,7 +177,7 @@ def _correlation(x: Floats, y: Floats) -> float:
 
 def _resampled(gaps: _Gaps) -> list[_Gaps]:
     """The tokens of as many prompts, drawn with replacement, many times over."""
-    num = int(gaps.prompt.max()) + 1
+    num = int(gaps.prompt.max(initial=-1)) + 1
     if num < 2:
         return []
     own = [np.flatnonzero(gaps.prompt == prompt) for prompt in range(num)]

@@ -79,6 +79,9 @@ def test_a_right_engine_holds_under_every_policy(run: Run, tmp_path: Path) -> No
     assert (one["num_draws"], one["num_prompts"]) == (96, 24)
     assert one["mismatch"]["max_abs"]["value"] < 1e-4
     assert one["engine"]["weights"]
+    assert one["noise"] == "seqproc's SplitMix64"
+    assert one["replay"]["num_equal"] == one["replay"]["num_tokens"] == one["num_tokens"]
+    assert "noise seqproc's SplitMix64" in result.output
     assert {finding["name"] for finding in one["findings"]} >= {"uniformity", "support", "endings"}
 
 
@@ -111,11 +114,21 @@ def test_what_was_found_before_a_failure_is_kept(run: Run, tmp_path: Path) -> No
     assert (found["is_complete"], found["holds"]) == (False, False)
 
 
+def test_a_report_of_before_does_not_outlive_a_failure(run: Run, tmp_path: Path) -> None:
+    assert run("hf").exit_code == 0
+    assert report(tmp_path)["holds"] is True
+    assert run("failing").exit_code == 1
+    found = report(tmp_path)
+    assert (found["is_complete"], found["holds"], found["checks"]) == (False, False, {})
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (("no-such-engine",), "--engines names 'no-such-engine'"),
         (("hf,hf",), "names an engine twice"),
+        (("vllm:sampler",), "an option of vllm in --engines must be KEY=VALUE"),
+        (("vllm:sampler=bogus",), "sampler must be 'auto', 'native' or 'coupled'"),
         (("hf", "--policy", "1"), "must be T,TOP_P"),
         (("hf", "--policy", "0,1"), "temperature must be"),
         (("hf", "--max-prompts-pool", 96), "fewer than two of each"),

@@ -92,9 +92,9 @@ def test_a_batch_is_its_rows_and_a_vocabulary_its_tokens() -> None:
 
 
 def test_seeds_outside_64_bits_are_refused() -> None:
-    for seed in (-1, 2**64):
+    for seed in (-1, 2**64, 1.5, True, None):
         with pytest.raises(ConfigError, match=r"\[0, 2\*\*64\)"):
-            gumbel_noise(seed, 0, 2)
+            gumbel_noise(seed, 0, 2)  # type: ignore[arg-type]
 
 
 # The tests below are deterministic: fixed seeds. Each threshold is that of a false-alarm rate of

@@ -39,7 +39,7 @@ from seqproc.engines.noise import COUPLED, NotReplayable
 from seqproc.engines.noise import GREEDY as GREEDY_NOISE
 from seqproc.engines.source import Checkpoint
 from seqproc.engines.vllm_options import environment, llm_options, sampling_params
-from seqproc.errors import EngineError
+from seqproc.errors import ConfigError, EngineError
 from seqproc.policy import SamplingPolicy, log_q, token_log_q
 
 pytestmark = [pytest.mark.vllm, pytest.mark.model]
@@ -246,7 +246,11 @@ def test_the_description_tells_versions_dtype_and_options(bench: Bench) -> None:
     assert description["model_runner"] == "V1"
     assert description["top_p_backend"] == "sort"
     assert description["sampler"] == "auto"
-    assert description["sampled_by"] == {"top_p = 1": "native", "top_p < 1": "native"}
+    assert description["sampled_by"] == {
+        "top_p = 1": "native",
+        "top_p < 1": "native",
+        "T < 0.01 or T > 2": "coupled",
+    }
     assert "signed 64-bit" in description["seeds"]
 
 
@@ -287,7 +291,7 @@ def test_a_users_options_win_and_the_cpu_has_its_own_defaults() -> None:
 
 
 def test_the_samplers_are_three() -> None:
-    with pytest.raises(EngineError, match="'auto', 'native' or 'coupled', got 'greedy'"):
+    with pytest.raises(ConfigError, match="'auto', 'native' or 'coupled', got 'greedy'"):
         VLLMEngine(CHECKPOINT, None, sampler="greedy")  # type: ignore[arg-type]
 
 

@@ -42,6 +42,19 @@ def test_metrics_of_a_known_pair() -> None:
     assert found["kl_k3"].standard_error < found["kl_k1"].standard_error
 
 
+def test_tokens_without_a_log_q_leave_nan_and_no_crash() -> None:
+    """An engine whose log q are NaN, all of them or those of all but one prompt."""
+    draws, engine = known(0, num_prompts=6)
+    nowhere = mismatch(draws, np.full_like(engine, np.nan))
+    assert set(nowhere) == set(mismatch(draws, engine))
+    assert all(np.isnan(m.value) and np.isnan(m.standard_error) for m in nowhere.values())
+    owner = np.repeat(draws.prompts, draws.lengths)
+    some = mismatch(draws, np.where(owner == owner[0], engine, np.nan))
+    assert np.isfinite(some["kl_k1"].value)
+    two = np.isin(owner, [owner[0], owner[-1]])
+    assert np.isfinite(mismatch(draws, np.where(two, engine, np.nan))["kl_k1"].standard_error)
+
+
 def test_errors_are_those_of_clusters() -> None:
     draws, engine = known(1)
     found = mismatch(draws, engine)["kl_k1"]

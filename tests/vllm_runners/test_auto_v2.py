@@ -40,7 +40,11 @@ def test_the_description_tells_what_runs(engine: Any) -> None:
     assert description["model_runner"] == "V2"
     assert description["top_p_backend"] == "triton"
     assert description["sampler"] == "auto"
-    assert description["sampled_by"] == {"top_p = 1": "native", "top_p < 1": "coupled"}
+    assert description["sampled_by"] == {
+        "top_p = 1": "native",
+        "top_p < 1": "coupled",
+        "T < 0.01 or T > 2": "coupled",
+    }
     assert description["logprobs_mode"] == "processed_logprobs"
 
 

@@ -49,7 +49,7 @@ def test_ends(engine: Any, model: Model, policy: SamplingPolicy) -> None:
 def test_the_runner_is_the_one_that_was_asked_for(engine: Any, runner: str) -> None:
     description = engine.describe()
     assert description["model_runner"] == runner
-    assert description["sampled_by"] == {"top_p = 1": "coupled", "top_p < 1": "coupled"}
+    assert set(description["sampled_by"].values()) == {"coupled"}
 
 
 @pytest.mark.parametrize("policy", [FULL, NUCLEUS], ids=["top_p=1", "top_p=0.9"])

@@ -17,6 +17,7 @@ from runner_helpers import (
     run,
 )
 
+from seqproc.errors import EngineError
 from seqproc.policy import SamplingPolicy
 
 
@@ -72,3 +73,16 @@ def test_ends(engine: Any, model: Model, policy: SamplingPolicy) -> None:
     assert stopped[1].finish_reason == "stop"
     assert text in stopped[1].text
     assert stopped[1].token_ids == free[1].token_ids[: len(stopped[1].token_ids)]
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # numpy's, in the interpreter
+def test_a_nucleus_that_the_kernel_masks_whole_is_an_error(engine: Any, model: Model) -> None:
+    with pytest.raises(EngineError, match=r"left no token to draw at step \d+ of request \d+"):
+        run(engine, model.requests(1), SamplingPolicy(top_p=1e-9), model.rule(3))
+    assert len(run(engine, model.requests(1)[:1], FULL, model.rule(2))) == 1
+
+
+def test_the_description_says_what_is_refused(engine: Any, model: Model) -> None:
+    assert list(engine.describe()["sampled_by"].values()) == ["native", "native", "refused"]
+    with pytest.raises(EngineError, match=r"from 0\.01 to 2\.0 only, not at 2\.5"):
+        run(engine, model.requests(1), SamplingPolicy(temperature=2.5), model.rule(2))
