@@ -90,10 +90,15 @@ def seed_tensor(seeds: list[int], device: torch.device | str | None = None) -> T
         ConfigError: when a seed is not in [0, 2⁶⁴).
     """
     for seed in seeds:
-        is_integer = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)
-        if not (is_integer and 0 <= seed < _TWO_64):
+        if not is_seed(seed):
             raise ConfigError(f"a seed must be an integer in [0, 2**64), got {seed!r}")
     return torch.tensor([signed64(int(seed)) for seed in seeds], dtype=torch.int64, device=device)
+
+
+def is_seed(value: object) -> bool:
+    """Whether a value is an integer, Python's or numpy's, in [0, 2⁶⁴)."""
+    is_integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    return is_integer and 0 <= int(value) < _TWO_64  # type: ignore[call-overload]
 
 
 def split64(seeds: Tensor, indices: Tensor) -> Tensor:

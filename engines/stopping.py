@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from seqproc.engines.base import Request, StoppingRule
+from seqproc.engines.gumbel import is_seed
 from seqproc.errors import EngineError
 from seqproc.types import FinishReason
 
@@ -55,7 +56,7 @@ def finish(
             f"tokens: no EOS id of {list(stopping.eos_token_ids)} and no stop string of "
             f"{list(stopping.stop)} in it. This is a fault of the engine"
         )
-    return tuple(ids), _decode(tokenizer, ids, skip_special_tokens=True), reason
+    return tuple(ids), response_text(tokenizer, ids), reason
 
 
 def _stop_end(ids: list[int], tokenizer: Any, stop: Sequence[str]) -> int | None:
@@ -149,6 +150,11 @@ class _ResponseText:
         return _decode(self._tokenizer, ids)
 
 
+def response_text(tokenizer: Any, ids: list[int]) -> str:
+    """The text of a response: special tokens stripped, a stop string kept."""
+    return _decode(tokenizer, ids, skip_special_tokens=True)
+
+
 def _decode(tokenizer: Any, ids: list[int], *, skip_special_tokens: bool = False) -> str:
     # The clean-up some tokenizers ask for rewrites text (" ." becomes "."): never wanted here.
     text: str = tokenizer.decode(
@@ -173,8 +179,8 @@ def check_request(request: Request, stopping: StoppingRule, max_context: int | N
             f"max_new_tokens={num_new} exceed the context of {max_context} tokens; shorten the "
             "prompt or lower max_new_tokens"
         )
-    if not 0 <= request.seed < 1 << 64:
+    if not is_seed(request.seed):
         raise EngineError(
-            f"request {request.index} has the seed {request.seed}; a seed is an integer in "
+            f"request {request.index} has the seed {request.seed!r}; a seed is an integer in "
             "[0, 2**64)"
         )

@@ -63,12 +63,16 @@ def take_apart(model: nn.Module) -> CausalParts:
             parts = BackboneAndHead(model)
             expected = _probe(WholeModel(model), device_of(model), share=False)
             _require_close(_probe(parts, device_of(model), share=False), expected)
+        except torch.OutOfMemoryError:  # a RuntimeError that says nothing of how a model is built
+            raise
         except _NOT_APART as error:
             _LOGGER.warning("scoring on the model's own logits, which takes more memory: %s", error)
             return WholeModel(model)
         parts.vocabulary = expected.shape[-1]
         try:
             _require_close(_probe(parts, device_of(model), share=True), expected)
+        except torch.OutOfMemoryError:
+            raise
         except _NOT_APART as error:
             _LOGGER.warning("scoring without shared prompts, which takes more time: %s", error)
             parts.shares_prompts = False

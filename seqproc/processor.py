@@ -18,6 +18,7 @@ from seqproc.aliases import SpecificationAliases
 from seqproc.config import ConfigLike, GenerationConfig, load_config, require_count, torch_dtype
 from seqproc.engines import Engine, ModelSource
 from seqproc.engines.base import StoppingRule
+from seqproc.engines.stopping import response_text
 from seqproc.errors import ConfigError, OverrideError, SequenceError
 from seqproc.modules import unwrap
 from seqproc.policy import SamplingPolicy
@@ -523,7 +524,19 @@ class SequenceProcessor(SpecificationAliases):
             )
         return [
             tag_pref_batch(texts, gold)
-            for texts, gold in zip(sequences.responses_text, golds, strict=True)
+            for texts, gold in zip(self._texts(sequences), golds, strict=True)
+        ]
+
+    def _texts(self, sequences: BatchedSequences) -> list[list[str]]:
+        """The responses' texts ``[B][G]``, decoded where they were not given."""
+        if len(sequences.responses_text):
+            return sequences.responses_text
+        return [
+            [
+                response_text(self.tokenizer, sequences.response_ids(b, g).tolist())
+                for g in range(sequences.num_responses)
+            ]
+            for b in range(sequences.num_prompts)
         ]
 
     # ------------------------------------------------------------------ overrides

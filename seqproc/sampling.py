@@ -6,6 +6,7 @@ Knows tokenisation and the engine contract; nothing of scoring, datasets or file
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from tqdm import tqdm
@@ -15,6 +16,7 @@ from seqproc.assembly import batched_sequences
 from seqproc.config import GenerationConfig, require_count
 from seqproc.engines import Engine, ModelSource, create_engine
 from seqproc.engines.base import Completion, Request, StoppingRule
+from seqproc.errors import SeqprocError
 from seqproc.types import BatchedSequences
 
 
@@ -25,7 +27,8 @@ class Sampler:
         source: the model, for the engine; its tokenizer, EOS ids and context length.
         config: policy, stopping and batch size; read at each call, so changes take effect.
         engine: the name of a registered engine, or an `Engine` (which stays the caller's to close).
-        engine_options: the engine's own options.
+        engine_options: the engine's own options. A ``batch_size`` among them, or one of a ready
+            engine, is kept; only without one does ``config.gen_batch_size`` decide.
     """
 
     def __init__(
@@ -40,6 +43,7 @@ class Sampler:
         self._choice = engine
         self._options = dict(engine_options or {})
         self._engine: Engine | None = engine if isinstance(engine, Engine) else None
+        self._sets_batch_size = self._engine is None and "batch_size" not in self._options
 
     @property
     def engine(self) -> Engine:
@@ -95,8 +99,8 @@ class Sampler:
         Args:
             requests: B·G requests.
             num_responses: G.
-            gen_batch_size: sequences per batch, for engines that batch statically; None for
-                ``config.gen_batch_size``.
+            gen_batch_size: sequences per batch of this call, for engines that batch statically;
+                None for the engine's own, or else ``config.gen_batch_size``.
 
         Raises:
             EngineError: when the engine fails.
@@ -114,17 +118,34 @@ class Sampler:
     ) -> Iterator[Completion]:
         """Completions as the engine finishes them, under a progress bar on a terminal.
 
-        Any engine memory that the scorer may need is given back at the end.
+        Any engine memory that the scorer may need is given back at the end, also when the engine
+        fails or the caller stops early.
         """
         engine = self.engine
-        if engine.batch_size is not None:
-            engine.batch_size = self.config.gen_batch_size
-            if gen_batch_size is not None:
-                engine.batch_size = require_count("gen_batch_size", gen_batch_size)
-        engine.wake()
-        completions = engine.generate(requests, self.config.policy, self.stopping)
-        yield from _with_progress(completions, len(requests))
-        engine.sleep()
+        with self._batch_size(engine, gen_batch_size), _awake(engine):
+            completions = engine.generate(requests, self.config.policy, self.stopping)
+            with _closing(completions):
+                yield from _with_progress(completions, len(requests))
+
+    @contextmanager
+    def _batch_size(self, engine: Engine, asked: int | None) -> Iterator[None]:
+        """Set how many sequences an engine that batches statically takes at a time.
+
+        One that the user chose comes back afterwards; ours stays, for the engine's description.
+        """
+        if asked is not None:
+            asked = require_count("gen_batch_size", asked)
+        if engine.batch_size is None:
+            yield
+            return
+        own = engine.batch_size
+        if self._sets_batch_size:
+            own = self.config.gen_batch_size if asked is None else asked
+        engine.batch_size = own if asked is None else asked
+        try:
+            yield
+        finally:
+            engine.batch_size = own
 
     def close(self) -> None:
         """Close the engine, if it was started here."""
@@ -135,6 +156,30 @@ class Sampler:
     def _pad_id(self) -> int:
         pad_id = self.source.tokenizer.pad_token_id
         return self.source.eos_token_ids[0] if pad_id is None else int(pad_id)
+
+
+@contextmanager
+def _awake(engine: Engine) -> Iterator[None]:
+    """An engine that works, and sleeps afterwards whatever happens."""
+    engine.wake()
+    try:
+        yield
+    except BaseException:
+        with suppress(SeqprocError):  # an engine that failed may be unable to sleep, too
+            engine.sleep()
+        raise
+    engine.sleep()
+
+
+@contextmanager
+def _closing(completions: Iterable[Completion]) -> Iterator[None]:
+    """End a generation that is not read to its end, before the engine is put to sleep."""
+    try:
+        yield
+    finally:
+        close = getattr(completions, "close", None)  # an iterator need not be a generator
+        if close is not None:
+            close()
 
 
 def _with_progress(completions: Iterable[Completion], total: int) -> Iterator[Completion]:

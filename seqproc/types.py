@@ -40,7 +40,8 @@ class BatchedSequences:
     prompt_lens: list[int]  # B times the same padded prompt width
     gen_lens: list[list[int]]  # [B][G] generated tokens, EOS and stop string included
     attention_masks: Tensor  # [B, G, L] 1 on real tokens, from true lengths and never from pad ids
-    responses_text: list[list[str]]  # [B][G] special tokens stripped, stop string kept
+    # [B][G] special tokens stripped, stop string kept; empty: not given, decode the ids for it
+    responses_text: list[list[str]] = field(default_factory=list)
     finish_reasons: list[list[FinishReason]] | None = None  # [B][G]
     engine_logqs: list[list[Tensor | None]] | None = None  # [B][G] [T] the engine's own log q
     seeds: list[list[int]] | None = None  # [B][G] sampling seed of each draw
@@ -90,7 +91,8 @@ def _check_shapes(batch: BatchedSequences) -> None:
         )
     for name in ("gen_lens", "responses_text", "finish_reasons", "engine_logqs", "seeds"):
         rows = getattr(batch, name)
-        if rows is not None and [len(row) for row in rows] != [num_responses] * num_prompts:
+        is_given = rows is not None and not (name == "responses_text" and len(rows) == 0)
+        if is_given and [len(row) for row in rows] != [num_responses] * num_prompts:
             raise SequenceError(
                 f"{name} must be nested as [{num_prompts}][{num_responses}], like sequences; "
                 f"got {len(rows)} rows of lengths {sorted({len(row) for row in rows})}"

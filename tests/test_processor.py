@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -103,6 +104,8 @@ def test_end_to_end_rewards_need_gold_answers(
     assert results.rewards == [[1.0, 1.0], [0.5, 0.5], [0.0, 0.0]]
     assert "1 of 3 prompts have no gold answer" in caplog.text
     assert len(diagnostics.diagnostics) == 3
+    untold = dataclasses.replace(batch, responses_text=[])
+    assert engine_processor.compute_rewards(untold, entries) == results.rewards
     no_examples = engine_processor.compute_rewards(batch, None)
     assert no_examples == [[0.0] * 2] * 3
     with pytest.raises(SequenceError, match="one entry per prompt"):

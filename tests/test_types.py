@@ -55,6 +55,13 @@ def test_accessors_go_by_lengths_and_masks_and_never_by_pad_ids():
     assert by_pad_id.sum() < batch.attention_masks[0, 0].sum()
 
 
+def test_texts_are_optional():
+    values = fields()
+    del values["responses_text"]
+    assert BatchedSequences(**values).responses_text == []
+    assert BatchedSequences(**fields(responses_text=[])).responses_text == []
+
+
 def test_a_generation_without_tokens_is_empty():
     assert BatchedSequences(**fields()).response_ids(1, 1).tolist() == []
     alone = BatchedSequences(

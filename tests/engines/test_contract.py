@@ -71,6 +71,10 @@ def test_seeds_are_unsigned_64_bit_numbers(bench: Any) -> None:
     requests = [Request(index=i, prompt_ids=prompt, seed=seed) for i, seed in enumerate(seeds)]
     found = by_index(bench.engine.generate(requests, POLICY, bench.rule(6)))
     assert len({completion.token_ids for completion in found.values()}) == len(seeds)
+    for wrong in (-1, 2**64, 1.5, True, None):
+        request = Request(index=0, prompt_ids=prompt, seed=wrong)  # type: ignore[arg-type]
+        with pytest.raises(EngineError, match="a seed is an integer"):
+            list(bench.engine.generate([request], POLICY, bench.rule(2)))
 
 
 def test_requests_are_taken_as_needed_and_a_consumer_may_stop(bench: Any) -> None:

@@ -442,3 +442,15 @@ def test_weights_that_are_not_numbers_fail_the_check(told):
         model.model.norm.weight.fill_(math.nan)
     assert isinstance(take_apart(model), WholeModel)
     assert len(told()) == 1
+
+
+def test_running_out_of_memory_is_not_taken_for_a_model_that_has_no_parts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def no_memory(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    model = build("llama")
+    monkeypatch.setattr(model.model, "forward", no_memory)
+    with pytest.raises(torch.OutOfMemoryError):
+        take_apart(model)
