@@ -38,6 +38,7 @@ from seqproc.engines.gumbel import mix64, signed64
 from seqproc.engines.noise import COUPLED, NotReplayable
 from seqproc.engines.noise import GREEDY as GREEDY_NOISE
 from seqproc.engines.source import Checkpoint
+from seqproc.engines.vllm import _require_distribution
 from seqproc.engines.vllm_options import environment, llm_options, sampling_params
 from seqproc.errors import ConfigError, EngineError
 from seqproc.policy import SamplingPolicy, log_q, token_log_q
@@ -288,6 +289,13 @@ def test_a_users_options_win_and_the_cpu_has_its_own_defaults() -> None:
     assert "enforce_eager" not in llm_options(CHECKPOINT, {}, on_cpu=False)
     taken = {"gpu_memory_utilization": 0.5}
     assert "kv_cache_memory_bytes" not in llm_options(CHECKPOINT, taken, on_cpu=True)
+
+
+def test_a_log_q_that_is_nan_is_an_error_and_any_other_is_not() -> None:
+    request = Request(index=7, prompt_ids=(1,), seed=0)
+    _require_distribution((0.0, -3.5, float("-inf")), request)
+    with pytest.raises(EngineError, match="no token to draw at step 1 of request 7"):
+        _require_distribution((0.0, float("nan")), request)
 
 
 def test_the_samplers_are_three() -> None:
