@@ -32,12 +32,6 @@ from seqproc.errors import ConfigError
 _TWO_63, _TWO_64 = 1 << 63, 1 << 64
 
 
-def mix64(bits: int) -> int:
-    """SplitMix64's finaliser on one unsigned 64-bit integer: a bijection that mixes every bit."""
-    mixed = int(finalise64(torch.tensor(signed64(bits), dtype=torch.int64)))
-    return mixed % _TWO_64
-
-
 def signed64(bits: int) -> int:
     """The signed 64-bit integer with the same bits as an unsigned one (two's complement)."""
     return bits - _TWO_64 if bits >= _TWO_63 else bits

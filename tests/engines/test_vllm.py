@@ -34,7 +34,7 @@ from seqproc.engines import (
     VLLMEngine,
     gumbel_noise,
 )
-from seqproc.engines.gumbel import mix64, signed64
+from seqproc.engines.gumbel import finalise64, seed_tensor
 from seqproc.engines.noise import COUPLED, NotReplayable
 from seqproc.engines.noise import GREEDY as GREEDY_NOISE
 from seqproc.engines.source import Checkpoint
@@ -272,7 +272,7 @@ def test_sampling_parameters_hold_the_policy_and_nothing_else() -> None:
     rule = StoppingRule(max_new_tokens=7, eos_token_ids=(2, 5), stop=("x",))
     params = sampling_params(2**64 - 1, POLICY, rule)
     assert (params.temperature, params.top_p) == (0.9, 0.95)
-    assert params.seed == signed64(mix64(2**64 - 1))
+    assert params.seed == int(finalise64(seed_tensor([2**64 - 1])))
     assert (params.top_k, params.min_p, params.min_tokens, params.max_tokens) == (0, 0.0, 0, 7)
     assert params.repetition_penalty == 1.0
     assert params.presence_penalty == params.frequency_penalty == 0.0
