@@ -9,8 +9,14 @@ from seqproc.scorers.batching import Batch, Limits, TokenSequence, plan, token_s
 from seqproc.scorers.budget import Schedule
 from seqproc.scorers.derivatives import TokenDerivatives, hvp, jvp
 from seqproc.scorers.diagnostics import DistributionDiagnostics, diagnostics_pack
+from seqproc.scorers.examination import Shortcuts, examine, take_apart
 from seqproc.scorers.forward import forward_logits
-from seqproc.scorers.head import take_apart
+from seqproc.scorers.gradients import (
+    gradient_gram,
+    projected_gradients,
+    sequence_gradients,
+    weighted_gradient,
+)
 from seqproc.scorers.measure import baseline_features, measure
 from seqproc.scorers.overrides import build_params_override, build_state_override
 from seqproc.scorers.precision import Float64Lift
@@ -22,6 +28,7 @@ __all__ = [
     "Float64Lift",
     "Limits",
     "Schedule",
+    "Shortcuts",
     "TeacherForcingScorer",
     "TokenDerivatives",
     "TokenSequence",
@@ -29,11 +36,16 @@ __all__ = [
     "build_params_override",
     "build_state_override",
     "diagnostics_pack",
+    "examine",
     "forward_logits",
+    "gradient_gram",
     "hvp",
     "jvp",
     "measure",
     "plan",
+    "projected_gradients",
+    "sequence_gradients",
     "take_apart",
     "token_sequences",
+    "weighted_gradient",
 ]

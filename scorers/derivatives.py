@@ -22,8 +22,11 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from seqproc.errors import ScoringError
 from seqproc.policy import SamplingPolicy, TokenScores
 from seqproc.scorers.batching import Batch, TokenSequence
+from seqproc.scorers.custom_functions import differentiated_forwards
+from seqproc.scorers.finite import require_finite, require_numbers
 from seqproc.scorers.overrides import (
     ParamMapping,
     canonical_names,
@@ -31,7 +34,7 @@ from seqproc.scorers.overrides import (
     resolve_mapping,
 )
 from seqproc.scorers.tangents import written_out
-from seqproc.scorers.teacher_forcing import TeacherForcingScorer, checked
+from seqproc.scorers.teacher_forcing import TeacherForcingScorer
 
 # Attention as a composition of differentiable operations; fused kernels have no forward
 # derivative and no second one.
@@ -78,7 +81,8 @@ def jvp(
 
     Raises:
         OverrideError: a direction that does not fit the model.
-        ScoringError: a log-probability that is not a number.
+        ScoringError: a score or derivative that is not a number, or a model whose own code has no
+            forward derivative.
     """
     model = scorer.model
     moves = check_mapping(direction, dict(model.named_parameters()), canonical_names(model))
@@ -89,12 +93,18 @@ def jvp(
     def work(batch: Batch) -> None:
         with forward_ad.dual_level():
             moving = mapping | {name: _dual(mapping[name], v) for name, v in moves.items()}
-            found = _unpack(scorer.score_batch(batch, policy, moving, width))
+            with _finite_differences_instead(model):
+                found = _unpack(scorer.score_batch(batch, policy, moving, width))
+        _require_numbers(found, batch)
         for index, start, stop in batch.spans():
             results[index] = _rows(found, start, stop)
-            checked(results[index].scores, index)
 
-    with torch.no_grad(), differentiable_attention(model), written_out():
+    with (
+        torch.no_grad(),
+        differentiable_attention(model),
+        differentiated_forwards(),
+        written_out(),
+    ):
         scorer.schedule(sequences, batch_size, token_budget, share_prompts).run(work)
     return results
 
@@ -165,6 +175,20 @@ def differentiable_attention(model: nn.Module) -> Iterator[None]:
             config._attn_implementation = before
 
 
+@contextlib.contextmanager
+def _finite_differences_instead(model: nn.Module) -> Iterator[None]:
+    """Say what to do when a model's own code has no forward derivative."""
+    try:
+        yield
+    except ScoringError as error:
+        if not isinstance(error.__cause__, NotImplementedError):
+            raise
+        raise ScoringError(
+            f"a {type(model).__name__} has no derivative by forward mode: {error.__cause__}. Take "
+            "finite differences instead, of scores in float64 at θ ± η·v (see sweep)"
+        ) from error.__cause__
+
+
 def _gradient(
     value: Tensor, params: Mapping[str, Tensor], *, create_graph: bool = False
 ) -> dict[str, Tensor]:
@@ -198,6 +222,13 @@ def _unpack(scores: TokenScores) -> TokenDerivatives:
         rb_entropy=tangent(scores.stats.rb_entropy),
         scores=primal,
     )
+
+
+def _require_numbers(found: TokenDerivatives, batch: Batch) -> None:
+    require_numbers(found.scores, batch)
+    inside = found.logqs.masked_fill(found.scores.logqs.isneginf(), 0.0)
+    slopes = {"dlogprobs": found.logprobs, "dlogqs": inside, "drb_entropy": found.rb_entropy}
+    require_finite(slopes, batch)
 
 
 def _rows(found: TokenDerivatives, start: int, stop: int) -> TokenDerivatives:

@@ -9,12 +9,16 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
+from seqproc.errors import ModelError
 from seqproc.modules import without_adapters
+from seqproc.scorers.swapping import Swapped
 
 
 def device_of(model: nn.Module) -> torch.device:
@@ -33,6 +37,24 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+def whole_embedding_gradients() -> AbstractContextManager[Any]:
+    """A scope in which a gradient reaches every row of an embedding.
+
+    Models keep gradients from the row of their padding token (``padding_idx``). But padding never
+    reaches a score, so that what would reach this row is of a token that was read.
+    """
+    if not torch.is_grad_enabled():
+        return contextlib.nullcontext()
+    return Swapped({functional.embedding: _embedding})
+
+
+def _embedding(
+    input: Tensor, weight: Tensor, _: int | None = None, *others: Any, **named: Any
+) -> Tensor:
+    named.pop("padding_idx", None)
+    return functional.embedding(input, weight, None, *others, **named)
 
 
 def forward_logits(
@@ -54,7 +76,17 @@ def forward_logits(
         output = model(**arguments)
     else:
         output = torch.func.functional_call(model, dict(mapping), args=(), kwargs=arguments)
-    return output if isinstance(output, Tensor) else output.logits
+    return _logits_of(model, output)
+
+
+def _logits_of(model: nn.Module, output: Any) -> Tensor:
+    logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
+    if isinstance(logits, Tensor):
+        return logits
+    raise ModelError(
+        f"a {type(model).__name__} gives no logits, it returned a {type(output).__name__}: "
+        "a model is scored with its head, as AutoModelForCausalLM loads it"
+    )
 
 
 def _arguments(model: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Any]:

@@ -2,16 +2,16 @@
 
 The head is the model's own forward with the hidden states put in the place of its backbone, so
 that whatever the model does to its logits (capping, scaling, a bias, a tied or adapted matrix) is
-done by its own code. Whether a model can be taken apart so is checked on a few tokens, once. One
-that cannot is used whole: what stands for its hidden states then are its logits.
+done by its own code. Whether a model can be taken apart so is found by `examination`. One that
+cannot is used whole: what stands for its hidden states then are its logits.
 
 Knows batches and parameter mappings; nothing of policies.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
-import logging
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -19,22 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from seqproc.modules import without_adapters
-from seqproc.scorers.batching import Batch, Limits, TokenSequence, plan
-from seqproc.scorers.forward import device_of, evaluating, forward_logits
-from seqproc.scorers.overrides import widest
-from seqproc.scorers.precision import exact_forward
+from seqproc.scorers.batching import Batch
+from seqproc.scorers.forward import forward_logits
 from seqproc.scorers.products import head_products
-
-_LOGGER = logging.getLogger("seqproc")
-
-# How far the logits of the parts may be from those of the whole, relative to the largest.
-_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
-
-# What a model that is not built as expected raises when it is called in parts.
-_NOT_APART = (AttributeError, TypeError, ValueError, RuntimeError, LookupError, AssertionError)
-
-# Prompts and responses of a probe: two prompts, of different length, with two responses each.
-_PROBE = [([3, 1, 2, 0], [1, 0, 3]), ([2, 1], [3, 3]), ([3, 1, 2, 0], [2]), ([2, 1], [0, 1, 1, 2])]
 
 Mapped = Mapping[str, Tensor] | None
 
@@ -53,51 +40,6 @@ class CausalParts(Protocol):
 
     def logits(self, states: Tensor, head: Mapped, /) -> Tensor:
         """Logits ``[r, V]`` of some of the states; None: by the model's own head."""
-
-
-def take_apart(model: nn.Module) -> CausalParts:
-    """The model's parts, checked; or the model whole, with a line in the log that says why."""
-    width = widest(p.dtype for p in model.parameters())
-    with torch.no_grad(), evaluating(model), exact_forward(width):
-        try:
-            parts = BackboneAndHead(model)
-            expected = _probe(WholeModel(model), device_of(model), share=False)
-            _require_close(_probe(parts, device_of(model), share=False), expected)
-        except torch.OutOfMemoryError:  # a RuntimeError that says nothing of how a model is built
-            raise
-        except _NOT_APART as error:
-            _LOGGER.warning("scoring on the model's own logits, which takes more memory: %s", error)
-            return WholeModel(model)
-        parts.vocabulary = expected.shape[-1]
-        try:
-            _require_close(_probe(parts, device_of(model), share=True), expected)
-        except torch.OutOfMemoryError:
-            raise
-        except _NOT_APART as error:
-            _LOGGER.warning("scoring without shared prompts, which takes more time: %s", error)
-            parts.shares_prompts = False
-    return parts
-
-
-def _probe(parts: CausalParts, device: torch.device, *, share: bool) -> Tensor:
-    """Logits of all the probe's responses, in its order."""
-    sequences = [
-        TokenSequence(prompt_ids=torch.tensor(p), response_ids=torch.tensor(r)) for p, r in _PROBE
-    ]
-    found: dict[int, Tensor] = {}
-    for batch in plan(sequences, Limits(tokens=64, share_prompts=share)):
-        batch = batch.to(device)
-        logits = parts.logits(parts.read(batch, None), None).split(batch.lengths)
-        found |= dict(zip(batch.indices, logits, strict=True))
-    return torch.cat([found[i] for i in range(len(sequences))])
-
-
-def _require_close(found: Tensor, expected: Tensor) -> None:
-    if found.shape != expected.shape:
-        raise ValueError(f"its parts give logits {list(found.shape)}, not {list(expected.shape)}")
-    gap = float((found - expected).abs().max())
-    if not gap <= _TOLERANCE.get(expected.dtype, 0.0) * (1 + float(expected.abs().max())):
-        raise ValueError(f"the logits of its parts are off by {gap:.2g}")
 
 
 def _part_of(mapping: Mapping[str, Tensor], model: nn.Module, part: nn.Module) -> dict[str, Tensor]:
@@ -141,12 +83,17 @@ class WholeModel:
 
 
 class BackboneAndHead:
-    """A Hugging Face causal model, with or without adapters, in its two parts."""
+    """A Hugging Face causal model, with or without adapters, in its two parts.
+
+    Args:
+        model: the model; `AttributeError` when it has no backbone of its own.
+        tiled_products: whether the head multiplies as in `seqproc.scorers.products`.
+    """
 
     vocabulary: int
     shares_prompts = True
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, tiled_products: bool = True) -> None:
         base = without_adapters(model)
         self._slot = getattr(base, "base_model_prefix", "")
         backbone: nn.Module | None = base._modules.get(self._slot)
@@ -155,6 +102,7 @@ class BackboneAndHead:
         self._model, self._causal = model, base
         self._backbone = backbone
         self._output_class: Any = None
+        self._tiled_products = tiled_products
 
     def read(self, batch: Batch, mapping: Mapped) -> Tensor:
         """Hidden states ``[R, D]`` that predict the targets; shared prompts computed once."""
@@ -174,7 +122,8 @@ class BackboneAndHead:
         shell = self._shell(self._output_class(last_hidden_state=states.unsqueeze(0)))
         placeholder = torch.zeros(1, len(states), dtype=torch.int64, device=states.device)
         arguments = {"input_ids": placeholder, "use_cache": False}
-        with head_products(states.device):
+        tiles = head_products(states.device) if self._tiled_products else contextlib.nullcontext()
+        with tiles:
             output = torch.func.functional_call(shell, dict(head or {}), (), arguments)
         logits: Tensor = output.logits
         return logits.squeeze(0)

@@ -15,12 +15,21 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+from seqproc.scorers.experts import BY_EXPERT
+
 _NARROW = frozenset({torch.float32, torch.float16, torch.bfloat16})
 _NARROWING_METHODS = {torch.Tensor.float, torch.Tensor.half, torch.Tensor.bfloat16}
 
+# What makes tensors: of floats always, or when a float is among what it is given.
+_ALWAYS_FLOATS = {torch.zeros, torch.ones, torch.empty, torch.eye, torch.linspace, torch.rand}
+_NEW_TENSORS = _ALWAYS_FLOATS | {torch.full, torch.tensor, torch.arange}
+
 
 class Float64Lift(TorchFunctionMode):
-    """While active, every cast to a narrower float, and every dtype asked for, is float64."""
+    """While active, every cast to a narrower float, and every dtype asked for, is float64.
+
+    So is every new tensor of floats for which no dtype is asked.
+    """
 
     def __torch_function__(
         self,
@@ -33,7 +42,27 @@ class Float64Lift(TorchFunctionMode):
         if func in _NARROWING_METHODS:
             return torch.Tensor.double(args[0])
         lifted = {name: _lift(value) for name, value in (kwargs or {}).items()}
-        return func(*map(_lift, args), **lifted)
+        if func in _NEW_TENSORS and "dtype" not in lifted and _makes_floats(func, args, lifted):
+            lifted["dtype"] = torch.float64
+        return BY_EXPERT.get(func, func)(*map(_lift, args), **lifted)
+
+
+def _makes_floats(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether a new tensor is of the default dtype, and not of one that its values have."""
+    if func in _ALWAYS_FLOATS:
+        return True
+    values = [*args, *kwargs.values()]
+    if any(isinstance(value, torch.Tensor) for value in values):
+        return False
+    return any(isinstance(value, float) for value in _flat(values))
+
+
+def _flat(values: Any) -> Iterator[Any]:
+    for value in values:
+        if isinstance(value, (list, tuple)):
+            yield from _flat(value)
+        else:
+            yield value
 
 
 def _lift(value: Any) -> Any:

@@ -18,6 +18,7 @@ from torch.autograd import forward_ad
 from torch.nn import functional
 
 from seqproc.by_device import ByDevice
+from seqproc.scorers.experts import BY_EXPERT
 from seqproc.scorers.products import product
 from seqproc.scorers.swapping import Swapped
 
@@ -173,4 +174,5 @@ _WRITTEN_OUT: Mapping[Callable[..., Any], Callable[..., Any]] = {
     functional.scaled_dot_product_attention: attention,
     torch.mul: multiply,
     Tensor.mul: multiply,
+    **BY_EXPERT,
 }

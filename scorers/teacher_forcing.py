@@ -14,21 +14,26 @@ from torch import Tensor, nn
 
 from seqproc.by_device import ByDevice
 from seqproc.config import PrecisionConfig, torch_dtype
-from seqproc.errors import ScoringError
-from seqproc.modules import unwrap, without_adapters
-from seqproc.policy import SamplingPolicy, TokenScores
+from seqproc.errors import ScoringError, SeqprocError
+from seqproc.modules import unwrap
+from seqproc.policy import SamplingPolicy, TokenScores, score_tokens
 from seqproc.scorers import precision as precisions
 from seqproc.scorers.allocator import keep_freed_memory
-from seqproc.scorers.attention import attention_in_order
 from seqproc.scorers.batching import Batch, Limits, TokenSequence
-from seqproc.scorers.budget import Schedule, default_logits, default_tokens
+from seqproc.scorers.budget import Schedule, default_logits, default_tokens, is_out_of_memory
 from seqproc.scorers.chunks import in_chunks
-from seqproc.scorers.forward import device_of, evaluating, forward_logits
-from seqproc.scorers.head import take_apart
+from seqproc.scorers.examination import examine
+from seqproc.scorers.finite import require_numbers
+from seqproc.scorers.forward import (
+    device_of,
+    evaluating,
+    forward_logits,
+    whole_embedding_gradients,
+)
 from seqproc.scorers.measure import empty_scores, measure
 from seqproc.scorers.overrides import ParamMapping, cast_up, resolve_mapping, widest
 from seqproc.scorers.packing import FORWARD_COST
-from seqproc.scorers.products import MULTIPLE, layer_products
+from seqproc.scorers.products import MULTIPLE
 
 # Logits of a chunk of the head: 132 MB in float32 on a CPU, a little less than the largest blocks
 # that `keep_freed_memory` keeps. In smaller chunks a CPU packs the matrix more often.
@@ -36,7 +41,7 @@ _HEAD_ELEMENTS = ByDevice(cpu=33_000_000, elsewhere=1 << 27)
 # Fewer, as a backward pass holds several tensors of this size.
 _HEAD_ELEMENTS_WITH_GRAD = ByDevice(cpu=1 << 22, elsewhere=1 << 26)
 
-ScoreBatch = Callable[[Batch], TokenScores]
+ScoreBatch = Callable[..., TokenScores]  # of a Batch; further options as of `score_batch`
 Progress = Callable[[int], None]  # called with the number of sequences just scored
 
 
@@ -58,7 +63,7 @@ class TeacherForcingScorer:
         self.model = unwrap(model)
         self.eos_token_ids = tuple(eos_token_ids)
         self.precision = precision or PrecisionConfig()
-        self.parts = take_apart(self.model)
+        self.parts, self.shortcuts = examine(self.model)
         if self.device.type == "cpu":
             keep_freed_memory()
 
@@ -100,8 +105,8 @@ class TeacherForcingScorer:
         Raises:
             OverrideError: an override that does not fit the model.
             ConfigError: a limit that is not a whole number ≥ 1.
-            ScoringError: a log-probability that is not a number, or one sequence alone that does
-                not fit in memory.
+            ScoringError: a score that is not a number, what the model's own code raises, or one
+                sequence alone that does not fit in memory.
         """
         schedule = self.schedule(sequences, batch_size, token_budget, share_prompts)
         results: list[list[TokenScores]] = []
@@ -136,18 +141,29 @@ class TeacherForcingScorer:
         cast inside the graph, so that gradients reach them all the same. Logits are not kept: the
         backward pass computes them again, chunk by chunk, from the hidden states.
         """
-        profile = self.precision.tf_withgrad
-        dtype = torch_dtype(profile.dtype)
-        autocast = dtype if profile.autocast else None
-        mapping, width = self._live_mapping(None if profile.autocast else dtype)
-        results = [self.empty_scores(width)] * len(sequences)
-
-        def work(batch: Batch) -> None:
-            _place(results, batch, self.score_batch(batch, policy, mapping, width, autocast))
-
+        results = [self.empty_scores(self._with_grad_width())] * len(sequences)
         with torch.enable_grad():
+            score_batch = self.graphed(policy)
+
+            def work(batch: Batch) -> None:
+                _place(results, batch, score_batch(batch))
+
             self.schedule(sequences, batch_size, token_budget, share_prompts).run(work)
         return results
+
+    def graphed(self, policy: SamplingPolicy) -> ScoreBatch:
+        """A function from batches to their scores, by the profile for gradients.
+
+        To be made and called where gradients are enabled; see `score_with_grad`.
+        """
+        profile = self.precision.tf_withgrad
+        return functools.partial(
+            self.score_batch,
+            policy=policy,
+            mapping=self._live_mapping(self._with_grad_width()),
+            width=self._with_grad_width(),
+            autocast=torch_dtype(profile.dtype) if profile.autocast else None,
+        )
 
     def schedule(
         self,
@@ -161,7 +177,7 @@ class TeacherForcingScorer:
             tokens=default_tokens(self.model, self.device)
             if token_budget is None
             else token_budget,
-            sequences=batch_size,
+            sequences=batch_size if self.shortcuts.batches else 1,
             share_prompts=share_prompts and self.parts.shares_prompts,
             forward_cost=FORWARD_COST.on(self.device),
         )
@@ -174,6 +190,8 @@ class TeacherForcingScorer:
         mapping: ParamMapping | None,
         width: torch.dtype,
         autocast: torch.dtype | None = None,
+        *,
+        keeps_logits: bool = False,
     ) -> TokenScores:
         """Scores ``[R]`` of all targets of a batch, the head taken in chunks.
 
@@ -183,6 +201,8 @@ class TeacherForcingScorer:
             mapping: every parameter and buffer by name, or None for the live module.
             width: dtype of the forward, as from `resolve_mapping`.
             autocast: dtype of autocast, if on.
+            keeps_logits: whether a graph holds all logits and what is made of them, instead of
+                computing them once more in a backward pass: sooner, and for few tokens.
         """
         batch, with_grad = batch.to(self.device), torch.is_grad_enabled()
         with self.forwarding(width, autocast):
@@ -193,8 +213,11 @@ class TeacherForcingScorer:
             with self.forwarding(width, autocast):  # once more in a backward pass
                 logits = self.parts.logits(states, dict(zip(head, tensors, strict=True)))
             dtype = self._statistics_dtype(logits.dtype, with_grad)
-            return measure(logits.to(dtype), tokens, policy, self.eos_token_ids)
+            read = score_tokens if keeps_logits else measure
+            return read(logits.to(dtype), tokens, policy, self.eos_token_ids)
 
+        if keeps_logits:
+            return score_states(states, batch.targets, *head.values())
         num_rows = self._head_rows(with_grad)
         return in_chunks(score_states, num_rows, states, batch.targets, *head.values())
 
@@ -217,30 +240,36 @@ class TeacherForcingScorer:
         names = [no_grad.dtype, *([override.dtype] if override.cast_params else [])]
         return [torch_dtype(name) for name in names]
 
-    def _live_mapping(
-        self, least: torch.dtype | None
-    ) -> tuple[dict[str, Tensor] | None, torch.dtype]:
+    def _with_grad_width(self) -> torch.dtype:
+        """Dtype of a forward with gradients: at least the model's own."""
+        profile = self.precision.tf_withgrad
+        asked = [] if profile.autocast else [torch_dtype(profile.dtype)]
+        return widest([self._own_width(), *asked])
+
+    def _own_width(self) -> torch.dtype:
+        return widest(p.dtype for p in self.model.parameters())
+
+    def _live_mapping(self, width: torch.dtype) -> dict[str, Tensor] | None:
         """None when the module is wide enough, else its own tensors cast inside the graph."""
-        own = widest(p.dtype for p in self.model.parameters())
-        width = own if least is None else torch.promote_types(own, least)
-        if width == own:
-            return None, width
+        if width == self._own_width():
+            return None
         state: dict[str, Tensor] = dict(self.model.named_parameters())
         state |= dict(self.model.named_buffers())
-        return {name: cast_up(tensor, width) for name, tensor in state.items()}, width
+        return {name: cast_up(tensor, width) for name, tensor in state.items()}
 
     @contextlib.contextmanager
     def forwarding(self, width: torch.dtype, autocast: torch.dtype | None = None) -> Iterator[None]:
         """Evaluation mode, precision as configured, sums in order and fast, around a forward."""
         with (
+            _explained(self.model, autocast or width),
             evaluating(self.model),
             precisions.matmul_mode(
                 allow_tf32=self.precision.allow_tf32, precision=self.precision.matmul_precision
             ),
             precisions.autocast(self.device, autocast),
             precisions.exact_forward(width),
-            attention_in_order(without_adapters(self.model)),
-            layer_products(self.device),
+            self.shortcuts.scope(self.model),
+            whole_embedding_gradients(),
         ):
             yield
 
@@ -255,23 +284,28 @@ class TeacherForcingScorer:
         return empty_scores(self._statistics_dtype(width), self.eos_token_ids)
 
 
+@contextlib.contextmanager
+def _explained(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+    """Turn whatever a model's own code raises into a `ScoringError` that says what can be done."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, SeqprocError) or is_out_of_memory(error):
+            raise
+        name, width = type(model).__name__, str(dtype).removeprefix("torch.")
+        raise ScoringError(
+            f"the forward of a {name} in {width} raised "
+            f"{type(error).__name__}: {error}. The model's own code may not support this dtype, "
+            "these sequences or forward derivatives: try another dtype of the profile in precision"
+        ) from error
+
+
 def _to_cpu(values: Tensor) -> Tensor:
     return values.detach().cpu()
 
 
 def _place(results: list[TokenScores], batch: Batch, scores: TokenScores) -> None:
-    """Cut a batch's scores up into its sequences'."""
+    """Cut a batch's scores up into its sequences', if all of them are numbers."""
+    require_numbers(scores, batch)
     for index, start, stop in batch.spans():
-        results[index] = checked(scores.rows(start, stop), index)
-
-
-def checked(scores: TokenScores, index: int) -> TokenScores:
-    """The scores of a sequence, if all are numbers; else `ScoringError`."""
-    broken = scores.logprobs.isnan() | scores.logqs.isnan()
-    if bool(broken.any()):
-        at = int(broken.nonzero()[0, 0])
-        raise ScoringError(
-            f"sequence {index}: the log-probability of generated token {at} is not a number. The "
-            "model's logits are NaN or infinite there: check its weights, or score in a wider dtype"
-        )
-    return scores
+        results[index] = scores.rows(start, stop)

@@ -14,14 +14,14 @@ models, tokenizers or batches. Probabilities are natural, entropies and log-prob
 
 Shapes: ``...`` any leading shape, ``V`` the vocabulary. Statistics are computed in the dtype of the
 logits, but never below float32; the support is always decided in float64, so that it is the same
-whatever the precision of the statistics.
+whatever the precision of the statistics. Logits may be −∞, and as large as their dtype holds: what
+has no mass adds nothing, also to derivatives. A value beyond the dtype's range is an infinity.
 
 References: Holtzman et al., "The Curious Case of Neural Text Degeneration" (2020), for the nucleus.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -44,26 +44,29 @@ from seqproc.restricted import Restricted, truncated, whole
 
 _NEG_INF = float("-inf")
 
+# Float32 divides by anything between, and by little else.
+LEAST_TEMPERATURE, MOST_TEMPERATURE = 1e-6, 1e6
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingPolicy:
     """Temperature, nucleus, or greedy: all that shapes the distribution of a token.
 
     Raises:
-        ConfigError: when ``temperature`` is not a finite number > 0 or ``top_p`` not in (0, 1].
+        ConfigError: when ``temperature`` is not in [1e-6, 1e6] or ``top_p`` not in (0, 1].
     """
 
-    temperature: float = 1.0  # T > 0, divides the logits
+    temperature: float = 1.0  # T in [1e-6, 1e6], divides the logits
     top_p: float = 1.0  # nucleus mass in (0, 1]; 1 keeps the whole vocabulary
     do_sample: bool = True  # False: the point mass on the argmax
 
     def __post_init__(self) -> None:
         _require_number("temperature", self.temperature)
         _require_number("top_p", self.top_p)
-        if not (math.isfinite(self.temperature) and self.temperature > 0):
+        if not LEAST_TEMPERATURE <= self.temperature <= MOST_TEMPERATURE:
             raise ConfigError(
-                f"temperature must be a finite number > 0, got {self.temperature!r}; "
-                "for greedy decoding use do_sample=False"
+                f"temperature must lie in [{LEAST_TEMPERATURE:g}, {MOST_TEMPERATURE:g}], got "
+                f"{self.temperature!r}; for greedy decoding use do_sample=False"
             )
         if not 0 < self.top_p <= 1:
             raise ConfigError(
@@ -169,7 +172,8 @@ def support(logits: Tensor, policy: SamplingPolicy, *, may_wait: bool = True) ->
 def log_q(logits: Tensor, policy: SamplingPolicy, *, may_wait: bool = True) -> Tensor:
     """log q of the whole vocabulary: ``[..., V]``, −∞ outside the support. Differentiable.
 
-    ``may_wait`` is that of `support`.
+    It is −∞, too, of a logit whose distance from the largest its dtype cannot hold. ``may_wait`` is
+    that of `support`.
     """
     shifted = scaled(_shifted(_at_least_fp32(logits)), policy.temperature)
     inside = shifted.masked_fill(~support(logits, policy, may_wait=may_wait), _NEG_INF)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, overload
 
 import torch
@@ -33,6 +33,7 @@ from seqproc.rewards import tag_pref_batch
 from seqproc.sampling import Sampler
 from seqproc.scorers import TeacherForcingScorer, overrides
 from seqproc.scorers.derivatives import TokenDerivatives
+from seqproc.scorers.gradients import Gradient, OfScores
 from seqproc.scorers.overrides import ParamMapping
 from seqproc.scoring import Scored, SequenceScorer, Wanted
 from seqproc.types import BatchedSequences, DiagnosticsResults, LogprobResults, Provenance
@@ -72,6 +73,7 @@ class SequenceProcessor(SpecificationAliases):
         check_model_and_tokenizer(model, tokenizer)
         source = ModelSource.from_model(model, tokenizer)
         self._set_up(source, logger, config, engine, engine_options)
+        self.scoring.teacher  # noqa: B018 - examines the model now, to refuse it before it samples
 
     @classmethod
     def from_pretrained(
@@ -485,6 +487,69 @@ class SequenceProcessor(SpecificationAliases):
             OverrideError: a direction that does not fit the model.
         """
         return self.scoring.jvp(sequences, v_named, tf_batch_size)
+
+    @overload
+    def per_sequence_grads(
+        self, sequences: BatchedSequences, of: OfScores = ..., project: None = ...
+    ) -> Iterator[Gradient]: ...
+
+    @overload
+    def per_sequence_grads(
+        self,
+        sequences: BatchedSequences,
+        of: OfScores = ...,
+        *,
+        project: ParamMapping | Sequence[ParamMapping],
+    ) -> Tensor: ...
+
+    def per_sequence_grads(
+        self,
+        sequences: BatchedSequences,
+        of: OfScores = "logprob",
+        project: ParamMapping | Sequence[ParamMapping] | None = None,
+    ) -> Iterator[Gradient] | Tensor:
+        """Gradients of one number per sequence, or their products with directions.
+
+        Each sequence has a graph of its own: a gradient costs a forward and a backward pass of it.
+
+        Args:
+            sequences: what to differentiate, on the live module.
+            of: ``"logprob"`` Σ log p_raw, ``"logq"`` Σ log q, ``"entropy"`` Σ H(q_t),
+                ``"surrogate"`` Σ H_t + log q_t·Σ_{s>t} H_s, whose mean gradient is that of the
+                sequence entropy, or a function of a sequence's `TokenScores`.
+            project: directions v by parameter name, to get ⟨g, v⟩ and no gradients.
+
+        Returns:
+            An iterator over B·G gradients in the order [b][g], each computed when it is asked for;
+            with one direction ``[B, G]``, with a list of K of them ``[B, G, K]``, in float64.
+
+        Raises:
+            ConfigError: an unknown name.
+            OverrideError: a direction that does not fit the model.
+            ScoringError: a score that is not a number, or log q of a token outside the support.
+        """
+        if project is None:
+            return self.scoring.gradients(sequences, of)
+        if isinstance(project, Mapping):
+            return self.scoring.projected(sequences, [project], of)[..., 0]
+        return self.scoring.projected(sequences, list(project), of)
+
+    def weighted_grad(
+        self, sequences: BatchedSequences, weights: Tensor, of: OfScores = "logprob"
+    ) -> Gradient:
+        """Σ w·g over all sequences, for weights ``[B, G]``, batch by batch.
+
+        ``of`` is that of `per_sequence_grads`.
+        """
+        return self.scoring.weighted_gradient(sequences, weights, of)
+
+    def gradient_gram(self, sequences: BatchedSequences, of: OfScores = "logprob") -> Tensor:
+        """⟨g_i, g_j⟩ ``[B·G, B·G]``, float64; of ``"logq"`` the empirical Fisher kernel.
+
+        ``of`` is that of `per_sequence_grads`. As many gradients as fit in half of the free memory
+        are held at a time; those of the others are computed again for each part.
+        """
+        return self.scoring.gradient_gram(sequences, of)
 
     def provenance(self) -> Provenance:
         """What a result of this moment is made with."""

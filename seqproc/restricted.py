@@ -15,6 +15,7 @@ from seqproc.nucleus import Nuclei, blocks, exponential, scaled, sums, wide
 from seqproc.ranking import largest
 
 _NEG_INF = float("-inf")
+_FLOOR = -1000.0  # nats; exp of it is 0 in float32 and in float64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,10 +56,8 @@ def whole(rows: Tensor, asked: Tensor, temperature: float) -> tuple[Tensor, Rest
     tops, moments = [], []
     for block in blocks(rows):
         tops.append(_two_largest(block))
-        x = scaled(block - tops[-1][:, :1].detach().to(block), temperature)
+        x = _floored(scaled(block - tops[-1][:, :1].detach().to(block), temperature))
         weights = exponential(x)
-        if bool((block.detach().amin(-1) == _NEG_INF).any()):  # where ∞ · 0 would be NaN
-            x = x.masked_fill(x == _NEG_INF, 0.0)
         moments.append(_moments(x, weights))
     first, second = torch.cat(tops).unbind(-1)
     margin = torch.where(second > _NEG_INF, first - second, torch.zeros_like(first))
@@ -69,6 +68,11 @@ def whole(rows: Tensor, asked: Tensor, temperature: float) -> tuple[Tensor, Rest
         cut_margin=torch.full_like(first, float("inf")),
         contains=rows.detach().gather(-1, asked) > _NEG_INF,
     )
+
+
+def _floored(x: Tensor) -> Tensor:
+    """x, no lower than where exp(x) is 0 anyhow: ∞ · 0 would be NaN, and so would ∞² · 0."""
+    return x.clamp(min=_FLOOR) if bool((x.detach().amin(-1) < _FLOOR).any()) else x
 
 
 def _two_largest(rows: Tensor) -> Tensor:

@@ -5,10 +5,12 @@ Joins the scorer's flat lists of token sequences to the nested records; computes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from seqproc import assembly
@@ -16,8 +18,16 @@ from seqproc.config import GenerationConfig, PrecisionConfig, require_count
 from seqproc.engines import ModelSource
 from seqproc.errors import SequenceError
 from seqproc.policy import TokenScores
-from seqproc.scorers import TeacherForcingScorer, token_sequences
+from seqproc.scorers import (
+    TeacherForcingScorer,
+    gradient_gram,
+    projected_gradients,
+    sequence_gradients,
+    token_sequences,
+    weighted_gradient,
+)
 from seqproc.scorers.derivatives import TokenDerivatives, jvp
+from seqproc.scorers.gradients import Gradient, OfScores
 from seqproc.scorers.overrides import ParamMapping
 from seqproc.types import BatchedSequences, DiagnosticsResults, LogprobResults, Provenance
 
@@ -102,6 +112,42 @@ class SequenceScorer:
             **self._limits(batch_size),
         )
         return assembly.nested(found, sequences.num_responses, lambda one: one)
+
+    def gradients(self, sequences: BatchedSequences, of: OfScores) -> Iterator[Gradient]:
+        """A gradient per sequence, in the order [b][g]."""
+        self._check_ids(sequences)
+        return sequence_gradients(self.teacher, token_sequences(sequences), self.config.policy, of)
+
+    def projected(
+        self, sequences: BatchedSequences, directions: Sequence[ParamMapping], of: OfScores
+    ) -> Tensor:
+        """Their products with K directions, ``[B, G, K]``."""
+        self._check_ids(sequences)
+        items, policy = token_sequences(sequences), self.config.policy
+        found = projected_gradients(self.teacher, items, policy, directions, of)
+        return found.unflatten(0, (sequences.num_prompts, sequences.num_responses))
+
+    def weighted_gradient(
+        self, sequences: BatchedSequences, weights: Tensor, of: OfScores
+    ) -> Gradient:
+        """Their sum, by weights ``[B, G]``."""
+        self._check_ids(sequences)
+        shape = (sequences.num_prompts, sequences.num_responses)
+        weights = torch.as_tensor(weights)
+        if weights.shape != shape:
+            raise SequenceError(
+                f"weights must be {list(shape)}, like sequences, got {list(weights.shape)}"
+            )
+        items, policy = token_sequences(sequences), self.config.policy
+        size = self.config.tf_batch_size
+        return weighted_gradient(
+            self.teacher, items, policy, weights.flatten(), of, batch_size=size
+        )
+
+    def gradient_gram(self, sequences: BatchedSequences, of: OfScores) -> Tensor:
+        """Their Gram matrix, ``[B·G, B·G]``."""
+        self._check_ids(sequences)
+        return gradient_gram(self.teacher, token_sequences(sequences), self.config.policy, of)
 
     def score_with_grad(
         self, sequences: BatchedSequences, batch_size: int | None, wanted: Wanted

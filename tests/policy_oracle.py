@@ -68,7 +68,7 @@ def step(
     with mp.workdps(DIGITS):
         a = [mpf(x) / mpf(temperature) for x in logits]
         p = _softmax(a)
-        kept = _nucleus(p, mpf(top_p)) if do_sample else [_first_largest(a)]
+        kept = _nucleus(a, p, mpf(top_p)) if do_sample else [_first_largest(a)]
         head = sum(p[i] for i in kept)
         q = {i: p[i] / head for i in kept}
         dropped = [i for i in range(len(a)) if i not in q]
@@ -104,9 +104,12 @@ def _softmax(a: Sequence[mpf]) -> list[mpf]:
     return [w / total for w in weights]
 
 
-def _nucleus(p: Sequence[mpf], top_p: mpf) -> list[int]:
+def _nucleus(a: Sequence[mpf], p: Sequence[mpf], top_p: mpf) -> list[int]:
+    """In the order of a, which is that of p, but for ties that all digits of p leave."""
+    if top_p == 1:  # also where the mass before a token is 1 to all digits
+        return [i for i in range(len(p)) if p[i] > 0]
     kept, before = [], mpf(0)
-    for i in sorted(range(len(p)), key=lambda i: (-p[i], i)):
+    for i in sorted(range(len(p)), key=lambda i: (-a[i], i)):
         if p[i] > 0 and before < top_p:
             kept.append(i)
         before += p[i]

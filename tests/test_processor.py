@@ -320,3 +320,31 @@ def test_from_pretrained_loads_the_model_only_to_score(
         assert sp.source.is_loaded
     direct = SequenceProcessor(tiny_llama(), tiny_tokenizer, config=SMALL)
     assert direct.teacher_force_logprobs(batch).sequence_logprobs == results.sequence_logprobs
+
+
+# Gradients per sequence.
+
+
+def test_gradients_per_sequence(tiny_llama, tiny_tokenizer):
+    processor = SequenceProcessor(tiny_llama(), tiny_tokenizer)
+    sequences = processor.generate_batched(["2 + 3?", "48 + 24"], G=3, seed=1)
+    v = {name: torch.randn_like(p) for name, p in processor.model.named_parameters()}
+    gradients = list(processor.per_sequence_grads(sequences, "logq"))
+    rows = torch.stack([torch.cat([g.flatten() for g in one.values()]) for one in gradients])
+    along = rows.double() @ torch.cat([x.flatten() for x in v.values()]).double()
+
+    found = processor.per_sequence_grads(sequences, "logq", project=v)
+    assert found.shape == (2, 3)
+    torch.testing.assert_close(found.flatten(), along, rtol=1e-4, atol=1e-3)
+    several = processor.per_sequence_grads(sequences, "logq", project=[v, v])
+    assert several.shape == (2, 3, 2)
+    torch.testing.assert_close(several[..., 1], found, rtol=1e-4, atol=1e-3)
+
+    kernel = processor.gradient_gram(sequences, "logq")
+    torch.testing.assert_close(kernel, (rows @ rows.T).double(), rtol=1e-4, atol=1e-3)
+    weights = torch.arange(6.0).view(2, 3)
+    total = processor.weighted_grad(sequences, weights, "logq")
+    total = torch.cat([g.flatten() for g in total.values()])
+    torch.testing.assert_close(total, weights.flatten() @ rows, rtol=1e-3, atol=1e-4)
+    with pytest.raises(SequenceError, match=r"weights must be \[2, 3\], like sequences, got \[6\]"):
+        processor.weighted_grad(sequences, weights.flatten())

@@ -130,7 +130,7 @@ def test_a_report_of_before_does_not_outlive_a_failure(run: Run, tmp_path: Path)
         (("vllm:sampler",), "an option of vllm in --engines must be KEY=VALUE"),
         (("vllm:sampler=bogus",), "sampler must be 'auto', 'native' or 'coupled'"),
         (("hf", "--policy", "1"), "must be T,TOP_P"),
-        (("hf", "--policy", "0,1"), "temperature must be"),
+        (("hf", "--policy", "0,1"), "temperature must lie"),
         (("hf", "--max-prompts-pool", 96), "fewer than two of each"),
         (("hf", "--false-alarms", 2), "false_alarms must lie in"),
     ],

@@ -235,7 +235,6 @@ def test_what_a_mask_does_not_say_is_hugging_faces_own(
     assert not courses
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")
 def test_so_is_what_moves(courses: list[int]) -> None:
     """Fused attention has no forward derivative, and raises."""
     query, key, value = operands(6, 2)

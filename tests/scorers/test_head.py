@@ -15,8 +15,15 @@ from torch import nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from seqproc.policy import SamplingPolicy
-from seqproc.scorers import Limits, TeacherForcingScorer, TokenSequence, head, plan
-from seqproc.scorers.head import BackboneAndHead, WholeModel, take_apart
+from seqproc.scorers import (
+    Limits,
+    TeacherForcingScorer,
+    TokenSequence,
+    examination,
+    plan,
+    take_apart,
+)
+from seqproc.scorers.head import BackboneAndHead, WholeModel
 
 V = 40
 POLICY = SamplingPolicy(temperature=0.8, top_p=0.95)
@@ -376,12 +383,12 @@ def test_a_head_that_looks_at_tokens_is_used_whole(told):
     assert worst_gap(parts, model, share=False) < 2e-5
     ((level, text),) = told()
     assert level == logging.WARNING
-    assert "the logits of its parts are off by" in text
+    assert "log p is off by" in text
 
 
 def test_the_check_is_what_tells(monkeypatch, told):
     """The twin: with any error allowed, the same model is taken apart and says something else."""
-    monkeypatch.setitem(head._TOLERANCE, torch.float32, math.inf)
+    monkeypatch.setitem(examination._TOLERANCE, torch.float32, math.inf)
     model = skipping()
     parts = take_apart(model)
     assert isinstance(parts, BackboneAndHead)

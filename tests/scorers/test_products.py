@@ -264,7 +264,6 @@ def test_gradients_are_kept(
     assert not by_blas
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")
 @pytest.mark.parametrize("multiply", [product, tiled_product])
 def test_forward_derivatives_are_kept(
     multiply: Multiply, by_onednn: list[Tensor], by_blas: list[Tensor]

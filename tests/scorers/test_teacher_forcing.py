@@ -270,7 +270,7 @@ def test_weights_that_are_not_numbers_are_told_by_sequence_and_token(tiny_llama)
     scorer.score(sequences, FULL, batch_size=1)
     with torch.no_grad():
         model.get_parameter("model.embed_tokens.weight")[poisoned] = float("nan")
-    message = r"sequence 5: the log-probability of generated token 0 is not a number.*weights"
+    message = r"sequence 5: logprobs of generated token 0 is nan.*weights"
     with pytest.raises(ScoringError, match=message):
         scorer.score(sequences, NUCLEUS, batch_size=1)
     with pytest.raises(ScoringError, match=message):

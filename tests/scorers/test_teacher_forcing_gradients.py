@@ -11,7 +11,7 @@ from scorer_helpers import distance, float64_profiles, random_sequences
 
 from seqproc.config import PrecisionConfig
 from seqproc.policy import SamplingPolicy, rb_entropy
-from seqproc.scorers import TeacherForcingScorer, TokenSequence, baseline_features
+from seqproc.scorers import TeacherForcingScorer, TokenSequence, baseline_features, jvp
 
 POLICIES = [SamplingPolicy(), SamplingPolicy(temperature=0.8, top_p=0.9)]
 FIELDS = ("logprobs", "logqs", "rb_entropy")
@@ -200,3 +200,26 @@ def test_autocast_on_request(tiny_llama):
     assert rough[0].logprobs.dtype == torch.float32
     rough[0].logprobs.sum().backward()
     assert model.lm_head.weight.grad.dtype == torch.float32
+
+
+def test_a_gradient_reaches_the_row_of_the_padding_token(tiny_llama):
+    """Which is a token like any other where it was read; by forward mode it moves all the same."""
+    model = tiny_llama(pad_token_id=3, tie_word_embeddings=False)
+    name = "model.embed_tokens.weight"
+    assert model.get_submodule("model.embed_tokens").padding_idx == 3
+    sequence = TokenSequence(
+        prompt_ids=torch.tensor([5, 3, 8]), response_ids=torch.tensor([3, 9, 3, 4])
+    )
+    scorer = TeacherForcingScorer(model)
+    (scores,) = scorer.score_with_grad([sequence], SamplingPolicy())
+    scores.logprobs.sum().backward()
+    row = model.get_parameter(name).grad[3]
+    for column in range(3):
+        v = torch.zeros_like(model.get_parameter(name))
+        v[3, column] = 1
+        (slope,) = jvp(scorer, [sequence], SamplingPolicy(), {name: v})
+        torch.testing.assert_close(slope.logprobs.sum(), row[column], rtol=1e-4, atol=1e-5)
+    ids = torch.cat([sequence.prompt_ids, sequence.response_ids])[None]
+    model.zero_grad()
+    model(input_ids=ids).logits.square().sum().backward()
+    assert not model.get_parameter(name).grad[3].any()  # the model's own forward
