@@ -34,7 +34,7 @@ from seqproc.sampling import Sampler
 from seqproc.scorers import TeacherForcingScorer, overrides
 from seqproc.scorers.derivatives import TokenDerivatives
 from seqproc.scorers.overrides import ParamMapping
-from seqproc.scoring import Scored, SequenceScorer, Wanted
+from seqproc.scoring import Scored, SequenceScorer, Wanted, require_sequences
 from seqproc.types import BatchedSequences, DiagnosticsResults, LogprobResults, Provenance
 
 
@@ -509,6 +509,7 @@ class SequenceProcessor(SpecificationAliases):
         Raises:
             SequenceError: when there are not as many entries as prompts.
         """
+        require_sequences(sequences)
         num_prompts = sequences.num_prompts
         golds = [None] * num_prompts if examples is None else [entry.answer for entry in examples]
         if len(golds) != num_prompts:

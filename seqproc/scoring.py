@@ -143,10 +143,7 @@ class SequenceScorer:
         return results, assembly.diagnostics_results(scores, sequences.num_responses)
 
     def _check_ids(self, sequences: BatchedSequences) -> None:
-        if not isinstance(sequences, BatchedSequences):
-            raise SequenceError(
-                f"sequences must be a BatchedSequences, got {type(sequences).__name__}"
-            )
+        require_sequences(sequences)
         vocabulary = self.source.vocab_size
         real = sequences.sequences[sequences.attention_masks.bool()]
         if len(real) and not 0 <= int(real.min()) <= int(real.max()) < vocabulary:
@@ -154,3 +151,10 @@ class SequenceScorer:
                 f"sequences hold token ids from {int(real.min())} to {int(real.max())}, but the "
                 f"model's vocabulary has {vocabulary}: were they made with another tokenizer?"
             )
+
+
+def require_sequences(sequences: object) -> None:
+    """Refuse what is no `BatchedSequences`, or one whose fields, as they are now, do not fit."""
+    if not isinstance(sequences, BatchedSequences):
+        raise SequenceError(f"sequences must be a BatchedSequences, got {type(sequences).__name__}")
+    sequences.check()

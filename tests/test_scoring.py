@@ -1,0 +1,104 @@
+"""Rows as probes make them: scored as their tokens are, wherever the padding stands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from seqproc import SequenceProcessor
+from seqproc.errors import SequenceError
+from seqproc.types import BatchedSequences
+
+PAD = 0
+ROWS = [[([5, 6, 7], [8, 9]), ([5, 6, 7], [0])], [([3], [4, 5, 6]), ([9, 3, 8, 2], [])]]
+
+Layout = Callable[[list[int], list[int]], tuple[list[int], list[int], int]]
+
+
+def on_the_left(prompt: list[int], response: list[int]) -> tuple[list[int], list[int], int]:
+    """Ids, mask and prompt width of a prompt padded on its left to five columns."""
+    space = 5 - len(prompt)
+    return [PAD] * space + prompt + response, [0] * space + [1] * len(prompt + response), 5
+
+
+def on_the_right(prompt: list[int], response: list[int]) -> tuple[list[int], list[int], int]:
+    space = 5 - len(prompt)
+    mask = [1] * len(prompt) + [0] * space + [1] * len(response)
+    return prompt + [PAD] * space + response, mask, 5
+
+
+def directly(prompt: list[int], response: list[int]) -> tuple[list[int], list[int], int]:
+    return prompt + response, [1] * len(prompt + response), len(prompt)
+
+
+def laid_out(layout: Layout, total: int = 9, **changes: Any) -> BatchedSequences:
+    """`ROWS`, every one laid out and padded on its right."""
+    cells = [[layout(*row) for row in rows] for rows in ROWS]
+
+    def filled(part: int) -> torch.Tensor:
+        rows: list[Any] = [[cell[part] for cell in row] for row in cells]
+        return torch.tensor([[(r + [PAD] * total)[:total] for r in row] for row in rows])
+
+    fields: dict[str, Any] = {
+        "sequences": filled(0),
+        "attention_masks": filled(1),
+        "prompt_lens": [[cell[2] for cell in row] for row in cells],
+        "gen_lens": [[len(response) for _, response in row] for row in ROWS],
+    }
+    return BatchedSequences(**fields | changes)
+
+
+def model_logprobs(model: Any, prompt: list[int], response: list[int]) -> torch.Tensor:
+    """log p of a response's tokens, by the model itself on one row without padding."""
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt + response])).logits[0]
+    first = len(prompt) - 1
+    steps = logits[first : first + len(response)].double().log_softmax(-1)
+    return steps.gather(1, torch.tensor(response, dtype=torch.int64).unsqueeze(1)).squeeze(1)
+
+
+@pytest.fixture
+def processor(tiny_llama: Any, tiny_tokenizer: Any) -> SequenceProcessor:
+    return SequenceProcessor(tiny_llama(), tiny_tokenizer)
+
+
+@pytest.mark.parametrize("layout", [on_the_left, on_the_right, directly])
+@pytest.mark.parametrize("make", [lambda x: x, torch.Tensor.bool, torch.Tensor.numpy])
+def test_rows_score_the_same_wherever_their_padding_stands(
+    processor: SequenceProcessor, layout: Layout, make: Any
+) -> None:
+    batch = laid_out(layout)
+    batch.attention_masks = make(batch.attention_masks)
+    batch.gen_lens = torch.tensor(batch.gen_lens)  # type: ignore[assignment]
+    batch.prompt_lens = np.array(batch.prompt_lens)  # type: ignore[assignment]
+    found = processor.teacher_force_logprobs(batch).logprobs
+    for b, rows in enumerate(ROWS):
+        for g, (prompt, response) in enumerate(rows):
+            want = model_logprobs(processor.model, prompt, response)
+            torch.testing.assert_close(found[b][g].double(), want, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("with_grad", [False, True])
+def test_fields_changed_afterwards_are_checked_when_they_are_scored(
+    processor: SequenceProcessor, with_grad: bool
+) -> None:
+    batch = laid_out(on_the_left)
+    batch.prompt_lens = [5, 4]  # one too small: every score of the second prompt would be off
+    with pytest.raises(
+        SequenceError, match=r"\[1\]\[0\]: attention_masks mark 1 real tokens behind"
+    ):
+        processor.teacher_force_logprobs(batch, with_grad=with_grad)
+    batch.prompt_lens = [5, 5]
+    batch.gen_lens[0][0] = 1
+    with pytest.raises(
+        SequenceError, match=r"\[0\]\[0\]: attention_masks mark 1 real tokens behind"
+    ):
+        processor.jvp(batch, {})
+    with pytest.raises(
+        SequenceError, match=r"\[0\]\[0\]: attention_masks mark 1 real tokens behind"
+    ):
+        processor.compute_rewards(batch, None)
