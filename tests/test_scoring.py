@@ -102,3 +102,21 @@ def test_fields_changed_afterwards_are_checked_when_they_are_scored(
         SequenceError, match=r"\[0\]\[0\]: attention_masks mark 1 real tokens behind"
     ):
         processor.compute_rewards(batch, None)
+
+
+def test_a_model_that_forbids_tokens_is_scored_at_shifted_parameters(
+    tiny_llama: Any, tiny_tokenizer: Any
+) -> None:
+    model = tiny_llama()
+    forbidding = torch.nn.Linear(32, len(tiny_tokenizer))
+    forbidding.weight = model.lm_head.weight
+    forbidding.bias.data.zero_()[[200, 201]] = -torch.inf
+    model.lm_head = forbidding
+    processor = SequenceProcessor(model, tiny_tokenizer)
+    batch, v = laid_out(on_the_left), {"lm_head.weight": torch.ones(len(tiny_tokenizer), 32)}
+    own = processor.teacher_force_logprobs(batch).sequence_logprobs
+    still, moved = processor.sweep(batch, v | {"lm_head.bias": torch.zeros(300)}, etas=[0.0, 0.1])
+    assert still[0].sequence_logprobs == own
+    assert np.isfinite(moved[0].sequence_logprobs).all()
+    full = processor.build_params_override({}, 0.1)
+    assert processor.teacher_force_logprobs(batch, params_override=full).sequence_logprobs == own
