@@ -39,6 +39,7 @@ __all__ = [
     "context_length",
     "embedded_model_dir",
     "eos_token_ids",
+    "has_position_table",
     "list_models",
     "load_model",
     "resolve_device",
@@ -54,6 +55,9 @@ StrPath = str | os.PathLike[str]
 DTYPES = (*get_args(DTypeName), "auto")
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
+
+# Rows that tables of positions have beside the context's, for padding; OPT and BART have two.
+_POSITION_OFFSET = 8
 
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len")
 
@@ -184,6 +188,22 @@ def context_length(config: Any) -> int | None:
     config = _text_config(config)
     lengths = (getattr(config, key, None) for key in _CONTEXT_KEYS)
     return next((int(length) for length in lengths if length), None)
+
+
+def has_position_table(model: Any, context: int) -> bool:
+    """Whether `model` embeds positions by a table that ends where its context [tokens] does.
+
+    Then it cannot read further at all, unlike a model whose positions are computed. Known by the
+    number of rows, as such tables have many names.
+    """
+    with_table = getattr(model, "get_input_embeddings", None)
+    of_tokens = with_table() if with_table else None
+    return any(
+        isinstance(module, torch.nn.Embedding)
+        and module is not of_tokens
+        and context <= module.num_embeddings <= context + _POSITION_OFFSET
+        for module in model.modules()
+    )
 
 
 def _text_config(config: Any) -> Any:

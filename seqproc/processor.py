@@ -129,7 +129,9 @@ class SequenceProcessor(SpecificationAliases):
         self.eos_token_ids = source.eos_token_ids
         self._told_of_missing_answers = False
         self.sampler = Sampler(source, self._config, engine, engine_options)
-        self.scoring = SequenceScorer(source, self._config, self.precision, self.provenance)
+        self.scoring = SequenceScorer(
+            source, self._config, self.precision, self.provenance, self.logger
+        )
 
     # ------------------------------------------------------------------ what it is made of
 

@@ -5,18 +5,21 @@ Joins the scorer's flat lists of token sequences to the nested records; computes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import contextlib
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from seqproc import assembly
 from seqproc.config import GenerationConfig, PrecisionConfig, require_count
 from seqproc.engines import ModelSource
-from seqproc.errors import SequenceError
+from seqproc.errors import SeqprocError, SequenceError
 from seqproc.policy import TokenScores
-from seqproc.scorers import TeacherForcingScorer, token_sequences
+from seqproc.scorers import TeacherForcingScorer, TokenSequence, token_sequences
 from seqproc.scorers.derivatives import TokenDerivatives, jvp
 from seqproc.scorers.overrides import ParamMapping
 from seqproc.types import BatchedSequences, DiagnosticsResults, LogprobResults, Provenance
@@ -40,6 +43,7 @@ class SequenceScorer:
         config: policy and batch size; read at each call, so changes take effect.
         precision: dtypes; read at each call.
         provenance: what to record with a result.
+        logger: where warnings go; by default the logger ``seqproc``.
     """
 
     def __init__(
@@ -48,11 +52,14 @@ class SequenceScorer:
         config: GenerationConfig,
         precision: PrecisionConfig,
         provenance: Callable[[], Provenance],
+        logger: logging.Logger | None = None,
     ) -> None:
         self.source = source
         self.config = config
         self.precision = precision
         self._provenance = provenance
+        self._logger = logger or logging.getLogger("seqproc")
+        self._told_of_context = False
         self._teacher: TeacherForcingScorer | None = None
 
     @property
@@ -75,10 +82,12 @@ class SequenceScorer:
         num_overrides: int = 1,
     ) -> list[Scored]:
         """Score without gradients, once per override, all by one schedule of batches."""
-        self._check_ids(sequences)
-        items = token_sequences(sequences)
+        items = self._items(sequences)
         total = len(items) * num_overrides
-        with tqdm(total=total, desc="scoring", unit="seq", disable=None, leave=False) as bar:
+        with (
+            tqdm(total=total, desc="scoring", unit="seq", disable=None, leave=False) as bar,
+            self._naming_length(items),
+        ):
             scores = self.teacher.score(
                 items,
                 self.config.policy,
@@ -93,26 +102,18 @@ class SequenceScorer:
         self, sequences: BatchedSequences, direction: ParamMapping, batch_size: int | None
     ) -> list[list[TokenDerivatives]]:
         """Derivatives of all scores along a direction, ``[b][g]``."""
-        self._check_ids(sequences)
-        found = jvp(
-            self.teacher,
-            token_sequences(sequences),
-            self.config.policy,
-            direction,
-            **self._limits(batch_size),
-        )
+        items, limits = self._items(sequences), self._limits(batch_size)
+        with self._naming_length(items):
+            found = jvp(self.teacher, items, self.config.policy, direction, **limits)
         return assembly.nested(found, sequences.num_responses, lambda one: one)
 
     def score_with_grad(
         self, sequences: BatchedSequences, batch_size: int | None, wanted: Wanted
     ) -> Scored:
         """Score on the live module, keeping the graph."""
-        self._check_ids(sequences)
-        scores = self.teacher.score_with_grad(
-            token_sequences(sequences),
-            self.config.policy,
-            **self._limits(batch_size),
-        )
+        items, limits = self._items(sequences), self._limits(batch_size)
+        with self._naming_length(items):
+            scores = self.teacher.score_with_grad(items, self.config.policy, **limits)
         rb_graph = wanted.compute_rb and self.config.rb_requires_grad
         return self._results(sequences, scores, wanted, rb_graph=rb_graph)
 
@@ -142,8 +143,48 @@ class SequenceScorer:
         )
         return results, assembly.diagnostics_results(scores, sequences.num_responses)
 
-    def _check_ids(self, sequences: BatchedSequences) -> None:
+    def _items(self, sequences: BatchedSequences) -> list[TokenSequence]:
+        """The B·G sequences, checked: that they fit together, the vocabulary and the context."""
         require_sequences(sequences)
+        self._check_ids(sequences)
+        items = token_sequences(sequences)
+        self._check_context(items)
+        return items
+
+    def _check_context(self, items: Sequence[TokenSequence]) -> None:
+        """Refuse what a table of positions cannot hold; elsewhere warn of it, once."""
+        from seqproc.models import has_position_table
+
+        context, longest = self.source.max_context, _longest(items)
+        if context is None or longest <= context:
+            return
+        if _num_read(longest) > context and has_position_table(self.source.live_model(), context):
+            raise _beyond(longest, f"positions only for {context}")
+        if not self._told_of_context:
+            self._told_of_context = True
+            self._logger.warning(
+                "sequences of up to %d tokens are longer than the model's context of %d: they are "
+                "scored at positions that it was not made for",
+                longest,
+                context,
+            )
+
+    @contextlib.contextmanager
+    def _naming_length(self, items: Sequence[TokenSequence]) -> Iterator[None]:
+        """Tell of the length what a model raises that could not read so far, in whatever way."""
+        try:
+            yield
+        except (SeqprocError, torch.OutOfMemoryError):
+            raise
+        except (IndexError, RuntimeError) as error:
+            context, longest = self.source.max_context, _longest(items)
+            if context is None and isinstance(error, IndexError):
+                raise _beyond(longest, "positions for fewer, it seems, than that many") from error
+            if context is not None and _num_read(longest) > context:
+                raise _beyond(longest, f"a context of {context}") from error
+            raise
+
+    def _check_ids(self, sequences: BatchedSequences) -> None:
         vocabulary = self.source.vocab_size
         real = sequences.sequences[sequences.attention_masks.bool()]
         if len(real) and not 0 <= int(real.min()) <= int(real.max()) < vocabulary:
@@ -158,3 +199,20 @@ def require_sequences(sequences: object) -> None:
     if not isinstance(sequences, BatchedSequences):
         raise SequenceError(f"sequences must be a BatchedSequences, got {type(sequences).__name__}")
     sequences.check()
+
+
+def _longest(items: Sequence[TokenSequence]) -> int:
+    """Tokens of the longest sequence that is read: one without a response is not."""
+    return max((item.length for item in items if len(item.response_ids)), default=0)
+
+
+def _num_read(length: int) -> int:
+    """Tokens that a model reads of a sequence: nothing reads what the last one predicts."""
+    return length - 1
+
+
+def _beyond(longest: int, has: str) -> SequenceError:
+    return SequenceError(
+        f"sequences of up to {longest} tokens cannot be scored: the model has {has} tokens. "
+        "Leave the longer ones out, or cut their prompts from the left"
+    )

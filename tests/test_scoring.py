@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny import random_model
 
 from seqproc import SequenceProcessor
 from seqproc.errors import SequenceError
@@ -120,3 +121,101 @@ def test_a_model_that_forbids_tokens_is_scored_at_shifted_parameters(
     assert np.isfinite(moved[0].sequence_logprobs).all()
     full = processor.build_params_override({}, 0.1)
     assert processor.teacher_force_logprobs(batch, params_override=full).sequence_logprobs == own
+
+
+def long(length: int) -> BatchedSequences:
+    ids = torch.randint(3, 290, (1, 1, length), generator=torch.Generator().manual_seed(0))
+    return BatchedSequences(
+        sequences=ids,
+        prompt_lens=[length - 5],
+        gen_lens=[[5]],
+        attention_masks=torch.ones_like(ids),
+    )
+
+
+class CountsForwards:
+    """A hook on a model's forward."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.number = 0
+        model.register_forward_pre_hook(self, prepend=True)
+
+    def __call__(self, *_: Any) -> None:
+        self.number += 1
+
+
+@pytest.mark.parametrize("score", ["without", "with_grad", "jvp"])
+def test_beyond_a_table_of_positions_is_refused_before_any_forward(
+    tiny_gpt2: Any, tiny_tokenizer: Any, score: str
+) -> None:
+    model = tiny_gpt2(n_positions=64)
+    processor, forwards = SequenceProcessor(model, tiny_tokenizer), CountsForwards(model)
+    run: Callable[[BatchedSequences], object] = {
+        "jvp": lambda batch: processor.jvp(batch, {}),
+        "with_grad": lambda batch: processor.teacher_force_logprobs(batch, with_grad=True),
+        "without": processor.teacher_force_logprobs,
+    }[score]
+    with pytest.raises(SequenceError, match=r"up to 66 tokens cannot .* positions only for 64 tok"):
+        run(long(66))
+    assert forwards.number == 0
+    ids = long(65).sequences[0, 0].tolist()  # nothing reads what the last token predicts
+    found = processor.teacher_force_logprobs(long(65)).logprobs[0][0]
+    with torch.no_grad():
+        logits = model(torch.tensor([ids[:-1]])).logits[0, -5:].double().log_softmax(-1)
+    want = logits.gather(1, torch.tensor(ids[-5:]).unsqueeze(1)).squeeze(1)
+    torch.testing.assert_close(found.double(), want, rtol=0, atol=1e-5)
+
+
+def test_a_table_with_rows_beside_its_positions_is_found_too(tiny_tokenizer: Any) -> None:
+    from transformers import OPTConfig
+
+    fields = {"hidden_size": 32, "word_embed_proj_dim": 32, "ffn_dim": 32}
+    fields |= {"num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 64}
+    model = random_model(OPTConfig, tiny_tokenizer, 0, fields)
+    with pytest.raises(SequenceError, match="positions only for 64 tokens"):
+        SequenceProcessor(model, tiny_tokenizer).teacher_force_logprobs(long(66))
+
+
+def test_a_forward_that_fails_beyond_the_context_is_named(tiny_tokenizer: Any) -> None:
+    from transformers import GPTJConfig
+
+    fields = {"n_embd": 32, "n_layer": 1, "n_head": 2, "rotary_dim": 4, "n_positions": 64}
+    model = random_model(GPTJConfig, tiny_tokenizer, 0, fields)  # its positions are in a buffer
+    with pytest.raises(SequenceError, match=r"up to 70 tokens .* a context of 64 tokens") as raised:
+        SequenceProcessor(model, tiny_tokenizer).teacher_force_logprobs(long(70))
+    assert isinstance(raised.value.__cause__, RuntimeError)
+
+
+def test_an_index_error_of_a_model_that_does_not_tell_its_context_is_named(
+    tiny_gpt2: Any, tiny_tokenizer: Any
+) -> None:
+    processor = SequenceProcessor(tiny_gpt2(n_positions=64), tiny_tokenizer)
+    processor.source.max_context = None
+    with pytest.raises(SequenceError, match=r"up to 70 tokens .* positions for fewer") as raised:
+        processor.teacher_force_logprobs(long(70))
+    assert isinstance(raised.value.__cause__, IndexError)
+
+
+def test_an_error_within_the_context_stays_as_it_is(
+    processor: SequenceProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise IndexError("of another cause")
+
+    monkeypatch.setattr(processor.scorer, "score", fail)
+    with pytest.raises(IndexError, match="of another cause"):
+        processor.teacher_force_logprobs(laid_out(on_the_left))
+
+
+def test_beyond_the_context_of_computed_positions_there_is_one_warning(
+    tiny_llama: Any, tiny_tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    processor = SequenceProcessor(tiny_llama(max_position_embeddings=64), tiny_tokenizer)
+    processor.teacher_force_logprobs(long(64))
+    assert not caplog.records
+    for with_grad in (False, True):
+        scores = processor.teacher_force_logprobs(long(80), with_grad=with_grad)
+        assert scores.logprobs[0][0].isfinite().all()
+    told = [record for record in caplog.records if "context" in record.getMessage()]
+    assert [record.name for record in told] == ["seqproc"]
+    assert "up to 80 tokens are longer than the model's context of 64" in told[0].getMessage()
