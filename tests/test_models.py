@@ -87,6 +87,13 @@ class TestResolve:
         with pytest.raises(ModelError, match=r"has no config\.json"):
             resolve_model(tmp_path)
 
+    @pytest.mark.parametrize("name", [None, 3, [], {}, b"gpt2"])
+    def test_what_is_no_name(self, name):
+        with pytest.raises(
+            ModelError, match=f"must be a name or a path, got {type(name).__name__}"
+        ):
+            resolve_model(name)
+
     def test_a_file(self, saved):
         with pytest.raises(ModelError, match="is a file; give the folder"):
             resolve_model(saved / "config.json")
@@ -117,9 +124,10 @@ class TestLoad:
         with pytest.raises(ConfigError, match="float64, float32, bfloat16, float16, auto"):
             load_model(saved, dtype=dtype)
 
-    def test_an_unknown_device(self, saved):
+    @pytest.mark.parametrize("device", ["gpu", [], {}, 1.5, -1])
+    def test_an_unknown_device(self, saved, device):
         with pytest.raises(ConfigError, match="expected 'cpu', 'cuda' or 'cuda:N'"):
-            load_model(saved, device="gpu")
+            load_model(saved, device=device)
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has one")
     def test_a_device_that_is_not_there(self, saved):
@@ -240,6 +248,58 @@ class TestChecks:
     def test_a_vocabulary_that_is_too_small(self, tiny_tokenizer):
         with pytest.raises(ModelError, match=r"300 tokens .* only 299"):
             check_tokenizer(tiny_tokenizer, 299)
+
+    @pytest.mark.parametrize("model", [None, 3, []])
+    def test_what_is_no_model(self, model, tiny_tokenizer):
+        with pytest.raises(ModelError, match=r"causal language model in torch, got \w+$"):
+            check_model_and_tokenizer(model, tiny_tokenizer)
+
+    def test_a_name_in_place_of_a_model(self, tiny_tokenizer):
+        with pytest.raises(ModelError, match=r"got str; a name or path is opened by"):
+            check_model_and_tokenizer("gpt2", tiny_tokenizer)
+
+    @pytest.mark.parametrize("tokenizer", [None, 3, "x", [], {}])
+    def test_what_is_no_tokenizer(self, tiny_llama, tokenizer):
+        with pytest.raises(ModelError, match=r"tokenizer must be .* got \w+, which has no "):
+            check_model_and_tokenizer(tiny_llama(), tokenizer)
+
+    @pytest.mark.parametrize("training", [False, True])
+    def test_a_model_without_a_head(self, tiny_llama, tiny_gpt2, tiny_tokenizer, training):
+        for model in (tiny_llama().model, tiny_gpt2().transformer):
+            before = torch.random.get_rng_state()
+            with pytest.raises(ModelError, match=r"Model gives no logits over the 300 .* but none"):
+                check_model_and_tokenizer(model.train(training), tiny_tokenizer)
+            assert torch.equal(torch.random.get_rng_state(), before)
+
+    def test_a_head_of_something_else(self, tiny_llama, tiny_tokenizer):
+        from transformers import AutoModelForSequenceClassification
+
+        model = AutoModelForSequenceClassification.from_config(tiny_llama().config)
+        with pytest.raises(ModelError, match=r"gives no logits .* but some of shape \[1, 2\] for"):
+            check_model_and_tokenizer(model, tiny_tokenizer)
+
+    def test_a_model_that_is_not_called_like_one(self, tiny_llama, tiny_tokenizer):
+        class Renamed(torch.nn.Module):
+            config = tiny_llama().config
+
+            def forward(self, tokens):
+                return tokens
+
+        with pytest.raises(ModelError, match=r"a Renamed cannot be read with input_ids.*TypeError"):
+            check_model_and_tokenizer(Renamed(), tiny_tokenizer)
+
+    @pytest.mark.parametrize("bare", [True, False])
+    def test_a_model_of_ones_own_need_not_tell_of_its_head(self, tiny_llama, tiny_tokenizer, bare):
+        inner = tiny_llama()
+
+        class Own(torch.nn.Module):
+            config = inner.config
+
+            def forward(self, **arguments):
+                output = inner(**arguments)
+                return output.logits if bare else output
+
+        check_model_and_tokenizer(Own(), tiny_tokenizer)
 
     def test_no_eos(self, tiny_tokenizer):
         tokenizer = copy.deepcopy(tiny_tokenizer)
