@@ -13,6 +13,7 @@ import numbers
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -138,6 +139,33 @@ def check_eta(eta: object) -> float:
             if math.isfinite(step := float(eta)):
                 return step
     raise OverrideError(f"eta must be a finite number, got {eta!r:.60}")
+
+
+def check_etas(etas: object) -> list[float]:
+    """The steps of a list, a tensor or an array; `OverrideError` unless all are finite numbers."""
+    listed = etas.tolist() if isinstance(etas, (Tensor, np.ndarray)) else etas
+    if isinstance(listed, (str, bytes, Mapping)) or not isinstance(listed, Iterable):
+        raise OverrideError(f"etas must be a list of numbers, got {listed!r:.60}: put it in a list")
+    return [check_eta(eta) for eta in listed]
+
+
+def check_overrides(overrides: object) -> list[ParamMapping | None]:
+    """The mappings of a list; None among them stands for the model as it is."""
+    if isinstance(overrides, (str, bytes, Tensor, np.ndarray)) or not isinstance(
+        overrides, Iterable
+    ):
+        raise OverrideError(
+            "params_override must map parameter names to tensors, or be a list of such mappings, "
+            f"got {type(overrides).__name__}"
+        )
+    many = list(overrides)
+    for i, one in enumerate(many):
+        if not isinstance(one, Mapping | None):
+            raise OverrideError(
+                f"params_override[{i}] must map parameter names to tensors, "
+                f"got {type(one).__name__}"
+            )
+    return many
 
 
 def check_mapping(
