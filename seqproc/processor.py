@@ -26,7 +26,7 @@ from seqproc.config import (
 from seqproc.engines import Engine, ModelSource
 from seqproc.engines.base import StoppingRule
 from seqproc.engines.stopping import response_text
-from seqproc.errors import ConfigError, OverrideError, SequenceError
+from seqproc.errors import ConfigError, EngineError, OverrideError, SequenceError
 from seqproc.modules import unwrap
 from seqproc.policy import SamplingPolicy
 from seqproc.prompts import (
@@ -130,7 +130,7 @@ class SequenceProcessor(SpecificationAliases):
         engine: str | Engine,
         engine_options: Mapping[str, Any] | None,
     ) -> None:
-        _require_set_up(logger, engine_options)
+        _require_set_up(logger, engine, engine_options)
         self.logger = logger or logging.getLogger("seqproc")
         self._config, self.precision = load_config(config)
         self.source = source
@@ -578,9 +578,13 @@ class SequenceProcessor(SpecificationAliases):
         return torch_dtype(profile.dtype) if profile.cast_params else None
 
 
-def _require_set_up(logger: object, engine_options: object) -> None:
+def _require_set_up(logger: object, engine: object, engine_options: object) -> None:
     if logger is not None and not hasattr(logger, "warning"):
         raise ConfigError(f"logger must be a logging.Logger or None, got {type(logger).__name__}")
+    if not isinstance(engine, str | Engine):
+        raise EngineError(
+            f"engine must be the name of an engine or an Engine, got {type(engine).__name__}"
+        )
     if not isinstance(engine_options, Mapping | None):
         raise ConfigError(
             "engine_options must map names of options to values, got "

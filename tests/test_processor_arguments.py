@@ -18,6 +18,7 @@ import torch
 from seqproc import SequenceProcessor
 from seqproc.errors import (
     ConfigError,
+    EngineError,
     ModelError,
     OverrideError,
     PromptError,
@@ -131,7 +132,9 @@ def test_no_mapping_ends_in_an_error_of_another_kind(
                 processor.jvp(batch(), mapping)
 
 
-@pytest.mark.parametrize("name", ["model", "tokenizer", "logger", "config", "engine_options"])
+@pytest.mark.parametrize(
+    "name", ["model", "tokenizer", "logger", "config", "engine", "engine_options"]
+)
 def test_no_part_of_a_processor_ends_in_an_error_of_another_kind(
     processor: SequenceProcessor, name: str
 ) -> None:
@@ -184,6 +187,11 @@ Call = Callable[[SequenceProcessor], object]
             lambda p: SequenceProcessor(p.model, p.tokenizer, engine_options=3),
             ConfigError,
             "engine_options must map names of options to values, got int",
+        ),
+        (
+            lambda p: SequenceProcessor(p.model, p.tokenizer, engine=[]),
+            EngineError,
+            "engine must be the name of an engine or an Engine, got list",
         ),
         (lambda p: SequenceProcessor(p.model, None), ModelError, "tokenizer must be .* NoneType"),
         (lambda p: SequenceProcessor(p.model.model, p.tokenizer), ModelError, "gives no logits"),
