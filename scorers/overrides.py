@@ -1,15 +1,19 @@
 """Parameter overrides θ + η·v: mappings for `torch.func.functional_call`.
 
-Overrides are exact: every name matches one parameter of the same shape and device, or it raises.
-The model is never changed, and parameters that need neither a step nor a cast share its storage.
+Overrides are exact: every name matches one parameter of the same shape, or it raises. Tensors on
+another device than the model are moved there. The model is never changed, and parameters that need
+neither a step nor a cast share its storage.
 """
 
 from __future__ import annotations
 
 import difflib
 import math
+import numbers
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,10 +21,13 @@ from seqproc.errors import OverrideError
 
 ParamMapping = Mapping[str, Tensor]
 
+# Narrower ones have neither sums nor promotion in torch.
+_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
 
 def build_params_override(
     model: nn.Module,
-    direction: ParamMapping,
+    direction: ParamMapping | None,
     eta: float,
     *,
     dtype: torch.dtype | None = None,
@@ -30,7 +37,8 @@ def build_params_override(
 
     Args:
         model: the module whose parameters are θ; unchanged.
-        direction: v by parameter name; a parameter without an entry does not move.
+        direction: v by parameter name, on any device; a parameter without an entry does not move,
+            and with None or an empty mapping none does.
         eta: the step η.
         dtype: cast up to this before adding (never down); None keeps each parameter's own.
         allow_frozen: accept entries for parameters with ``requires_grad=False``.
@@ -39,12 +47,12 @@ def build_params_override(
         ``{name: tensor}`` for every parameter. Unmoved ones share storage when no cast is needed.
 
     Raises:
-        OverrideError: an unknown name, another shape or device, a dtype that is not floating,
-            NaN or infinity, or a frozen parameter without ``allow_frozen``.
+        OverrideError: an unknown name, another shape, a dtype that is not floating, a sparse
+            tensor, NaN or infinity, or a frozen parameter without ``allow_frozen``.
     """
-    if isinstance(eta, bool) or not isinstance(eta, (int, float)) or not math.isfinite(eta):
-        raise OverrideError(f"eta must be a finite number, got {eta!r}")
-    direction = check_mapping(direction, dict(model.named_parameters()), canonical_names(model))
+    eta = check_eta(eta)
+    own = dict(model.named_parameters())
+    direction = check_mapping({} if direction is None else direction, own, canonical_names(model))
     if not allow_frozen:
         _refuse_frozen(model, direction)
     return {
@@ -55,7 +63,7 @@ def build_params_override(
 
 def build_state_override(
     model: nn.Module,
-    direction: ParamMapping,
+    direction: ParamMapping | None,
     eta: float,
     *,
     param_dtype: torch.dtype | None = None,
@@ -86,7 +94,8 @@ def resolve_mapping(
 
     Args:
         model: the module; its parameters fill what the override leaves out.
-        params: overriding parameters, possibly only some, or None.
+        params: overriding parameters, possibly only some, on any device, or None. An infinity is
+            taken where the model's own parameter is the same.
         buffers: overriding buffers, or None.
         dtypes: least widths asked for by the configuration.
 
@@ -98,9 +107,10 @@ def resolve_mapping(
     state = own_params | own_buffers
     if params is not None:
         names = canonical_names(model) | {name: name for name in own_buffers}
-        state |= check_mapping(params, state, names)
+        state |= check_mapping(params, state, names, are_values=True)
     if buffers is not None:
-        state |= check_mapping(buffers, own_buffers, {n: n for n in own_buffers}, kind="buffer")
+        names = {name: name for name in own_buffers}
+        state |= check_mapping(buffers, own_buffers, names, kind="buffer", are_values=True)
     width = widest([*dtypes, *(t.dtype for name, t in state.items() if name in own_params)])
     return {name: cast_up(tensor, width) for name, tensor in state.items()}, width
 
@@ -122,54 +132,133 @@ def canonical_names(model: nn.Module) -> dict[str, str]:
     }
 
 
+def check_eta(eta: object) -> float:
+    """The step η as a float; `OverrideError` unless it is a finite number."""
+    if isinstance(eta, numbers.Real) and not isinstance(eta, bool):
+        with suppress(OverflowError):  # of an integer that no float is near
+            if math.isfinite(step := float(eta)):
+                return step
+    raise OverrideError(f"eta must be a finite number, got {eta!r:.60}")
+
+
+def check_etas(etas: object) -> list[float]:
+    """The steps of a list, a tensor or an array; `OverrideError` unless all are finite numbers."""
+    listed = etas.tolist() if isinstance(etas, (Tensor, np.ndarray)) else etas
+    if isinstance(listed, (str, bytes, Mapping)) or not isinstance(listed, Iterable):
+        raise OverrideError(f"etas must be a list of numbers, got {listed!r:.60}: put it in a list")
+    return [check_eta(eta) for eta in listed]
+
+
+def check_overrides(overrides: object) -> list[ParamMapping | None]:
+    """The mappings of a list; None among them stands for the model as it is."""
+    if isinstance(overrides, (str, bytes, Tensor, np.ndarray)) or not isinstance(
+        overrides, Iterable
+    ):
+        raise OverrideError(
+            "params_override must map parameter names to tensors, or be a list of such mappings, "
+            f"got {type(overrides).__name__}"
+        )
+    many = list(overrides)
+    for i, one in enumerate(many):
+        if not isinstance(one, Mapping | None):
+            raise OverrideError(
+                f"params_override[{i}] must map parameter names to tensors, "
+                f"got {type(one).__name__}"
+            )
+    return many
+
+
 def check_mapping(
     mapping: ParamMapping,
     own: Mapping[str, Tensor],
     names: Mapping[str, str],
     *,
     kind: str = "parameter",
+    are_values: bool = False,
 ) -> dict[str, Tensor]:
-    """Check every entry against the model's own tensors; return them under canonical names."""
+    """Check every entry against the model's own tensors.
+
+    Args:
+        mapping: what to check.
+        own: the model's tensors, by canonical name.
+        names: canonical name of every name that there is.
+        kind: what the tensors are called in an error.
+        are_values: entries stand for the model's tensors, and may be infinite as these are; a
+            direction has to be finite.
+
+    Returns:
+        The entries under canonical names, on the devices of the model's own tensors.
+    """
     if not isinstance(mapping, Mapping):
         raise OverrideError(
             f"an override must map {kind} names to tensors, got {type(mapping).__name__}"
         )
     checked: dict[str, Tensor] = {}
-    given: dict[str, str] = {}  # canonical name: the name it first came under
+    given: dict[str, tuple[str, object]] = {}  # canonical name: what first came for it
     for name, tensor in mapping.items():
         canonical = names.get(name)
         if canonical is None:
             raise OverrideError(_unknown_name(name, list(names), kind))
-        _check_tensor(name, tensor, own[canonical], kind)
-        first = given.setdefault(canonical, name)
-        if checked.setdefault(canonical, tensor) is not tensor:
+        first, its_tensor = given.setdefault(canonical, (name, tensor))
+        if its_tensor is not tensor:
             raise OverrideError(
                 f"{name!r} is tied to {first!r}: give one of them, or the same tensor for both"
             )
+        checked[canonical] = _fitted(f"{kind} {name!r}", tensor, own[canonical], are_values)
     return checked
 
 
-def _check_tensor(name: str, tensor: object, own: Tensor, kind: str) -> None:
+def _fitted(label: str, tensor: object, own: Tensor, is_value: bool) -> Tensor:
+    """The tensor on the device of the model's own, if it can stand beside it."""
     if not isinstance(tensor, Tensor):
-        raise OverrideError(f"{kind} {name!r}: expected a tensor, got {type(tensor).__name__}")
+        raise OverrideError(f"{label}: expected a tensor, got {type(tensor).__name__}")
+    _require_plain(label, tensor)
     if tensor.shape != own.shape:
-        raise OverrideError(
-            f"{kind} {name!r}: expected shape {list(own.shape)}, got {list(tensor.shape)}"
-        )
-    if tensor.device != own.device:
-        raise OverrideError(
-            f"{kind} {name!r}: expected device {own.device}, got {tensor.device}; "
-            f"move it with .to({str(own.device)!r})"
-        )
-    if own.is_floating_point() and not tensor.is_floating_point():
-        raise OverrideError(f"{kind} {name!r}: expected a floating dtype, got {tensor.dtype}")
-    if tensor.is_floating_point() and not _all_finite(tensor):
-        raise OverrideError(f"{kind} {name!r} holds NaN or infinity")
+        raise OverrideError(f"{label}: expected shape {list(own.shape)}, got {list(tensor.shape)}")
+    _require_dtype(label, tensor, own)
+    if tensor.is_meta and not own.is_meta:
+        raise OverrideError(f"{label}: expected a tensor with data, got one on the device 'meta'")
+    if tensor.is_floating_point() and not tensor.is_meta:
+        _require_finite(label, tensor.detach(), own.detach() if is_value else None)
+    return tensor.to(own.device)
 
 
-def _all_finite(tensor: Tensor) -> bool:
-    """A finite sum says so in a fifth of the time; one that overflows has to be looked into."""
-    return bool(tensor.detach().sum().isfinite()) or bool(torch.isfinite(tensor).all())
+def _require_plain(label: str, tensor: Tensor) -> None:
+    if tensor.is_nested or tensor.layout != torch.strided:
+        layout = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
+        raise OverrideError(f"{label}: expected a dense tensor, got {layout}; use .to_dense()")
+    if tensor.is_quantized:
+        raise OverrideError(
+            f"{label}: expected plain numbers, got {tensor.dtype}; .dequantize() it"
+        )
+
+
+def _require_dtype(label: str, tensor: Tensor, own: Tensor) -> None:
+    if own.is_floating_point() and tensor.dtype not in _DTYPES:
+        raise OverrideError(
+            f"{label}: expected a floating dtype of 16 bits or more, got {tensor.dtype}"
+        )
+    of_a_kind = (tensor.is_floating_point(), tensor.is_complex()) == (
+        own.is_floating_point(),
+        own.is_complex(),
+    )
+    if not of_a_kind:
+        raise OverrideError(f"{label}: expected {own.dtype}, got {tensor.dtype}")
+
+
+def _require_finite(label: str, tensor: Tensor, own: Tensor | None) -> None:
+    """A finite sum says so in a fifth of the time; one that is not has to be looked into."""
+    if bool(tensor.sum().isfinite()):
+        return
+    wrong, exempt = ~torch.isfinite(tensor), ""
+    if own is not None and not own.is_meta:
+        wrong &= tensor != own.to(tensor.device)  # NaN differs from itself
+        exempt = " where the model's own is not the same infinity"
+    if bool(wrong.any()):
+        number = int(wrong.sum())
+        raise OverrideError(
+            f"{label} holds NaN or infinity in {number} of {wrong.numel()} entries{exempt}"
+        )
 
 
 def _unknown_name(name: object, known: list[str], kind: str) -> str:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
+import numpy as np
 import torch
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
@@ -290,8 +291,25 @@ def _read_toml(path: Path) -> Mapping[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cannot read the configuration file {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{path} is not UTF-8, as TOML is: byte {error.start} is "
+            f"{error.object[error.start]:#04x}; save the file as UTF-8"
+        ) from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    except ValueError as error:  # a path with a zero byte in it
+        raise ConfigError(f"cannot read the configuration file {str(path)!r}: {error}") from error
+
+
+def require_flag(name: str, value: object) -> bool:
+    """A flag that a caller gave: True or False, or a `ConfigError` that names it.
+
+    Not whatever counts as true: ``"False"`` does.
+    """
+    if not isinstance(value, (bool, np.bool_)):
+        raise ConfigError(f"{name} must be True or False, got {value!r:.60}")
+    return bool(value)
 
 
 def require_count(name: str, value: object) -> int:

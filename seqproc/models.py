@@ -26,6 +26,14 @@ from seqproc.embedded import (
     list_models,
 )
 from seqproc.errors import ConfigError, ModelError, SeqprocError
+from seqproc.introspection import (
+    context_length,
+    eos_token_ids,
+    first_line,
+    has_position_table,
+    require_logits,
+    vocab_size,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -39,6 +47,7 @@ __all__ = [
     "context_length",
     "embedded_model_dir",
     "eos_token_ids",
+    "has_position_table",
     "list_models",
     "load_model",
     "resolve_device",
@@ -55,8 +64,6 @@ DTYPES = (*get_args(DTypeName), "auto")
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.ASCII)
 
-_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len")
-
 
 def resolve_model(name_or_path: StrPath) -> str:
     """The path or hub id of a model, in a form that transformers and vLLM both load.
@@ -68,7 +75,7 @@ def resolve_model(name_or_path: StrPath) -> str:
         ModelError: a path that does not exist or holds no model, or not a possible hub id.
         MissingDependencyError: the package of an embedded model is not installed.
     """
-    if name_or_path in EMBEDDED_MODELS:
+    if isinstance(name_or_path, (str, os.PathLike)) and name_or_path in EMBEDDED_MODELS:
         return str(ensure_converted(os.fspath(name_or_path)))
     return _local_or_hub(name_or_path, kind="model", required="config.json")
 
@@ -111,14 +118,21 @@ def load_model(
     if adapter is not None:
         with _explained("adapter", adapter):
             model = _load_adapter(model, adapter)
-    check_model_and_tokenizer(model, tokenizer)
+    check_tokenizer(tokenizer, vocab_size(model))
     with _explained("model", source):
         return model.to(target).eval(), tokenizer
 
 
 def check_model_and_tokenizer(model: Any, tokenizer: Any) -> None:
-    """Raise ModelError unless `tokenizer` fits `model`; see `check_tokenizer`."""
+    """Raise ModelError unless `model` gives logits, and `tokenizer` fits: see `check_tokenizer`."""
+    if not isinstance(model, torch.nn.Module):
+        hint = "; a name or path is opened by SequenceProcessor.from_pretrained or load_model"
+        raise ModelError(
+            f"model must be a causal language model in torch, got {type(model).__name__}"
+            f"{hint if isinstance(model, (str, os.PathLike)) else ''}"
+        )
     check_tokenizer(tokenizer, vocab_size(model))
+    require_logits(model, len(tokenizer))
 
 
 def check_tokenizer(tokenizer: Any, vocab_size: int) -> None:
@@ -127,6 +141,13 @@ def check_tokenizer(tokenizer: Any, vocab_size: int) -> None:
     A tokenizer without a pad token gets its EOS as pad token. A model with more rows than the
     tokenizer has tokens is usual: checkpoints pad their vocabulary.
     """
+    needed = ("__len__", "decode", "eos_token_id", "pad_token_id")
+    missing = [name for name in needed if not hasattr(tokenizer, name)]
+    if missing:
+        raise ModelError(
+            f"tokenizer must be the model's tokenizer, as from AutoTokenizer.from_pretrained, got "
+            f"{type(tokenizer).__name__}, which has no {', '.join(missing)}"
+        )
     if len(tokenizer) > vocab_size:
         raise ModelError(
             f"the tokenizer has {len(tokenizer)} tokens but the model's vocabulary only "
@@ -140,62 +161,6 @@ def check_tokenizer(tokenizer: Any, vocab_size: int) -> None:
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
         logger.info("the tokenizer has no pad token; padding with EOS %r", tokenizer.eos_token)
-
-
-def vocab_size(model: Any) -> int:
-    """V, the number of token ids that `model` embeds; ModelError when it does not tell."""
-    with_table = getattr(model, "get_input_embeddings", None)
-    weight = getattr(with_table() if with_table else None, "weight", None)
-    if weight is not None:
-        return int(weight.shape[0])
-    size = getattr(_text_config(getattr(model, "config", None)), "vocab_size", None)
-    if size is None:
-        raise ModelError(
-            f"cannot tell the vocabulary size of a {type(model).__name__}: expected a causal "
-            "language model with get_input_embeddings() or config.vocab_size"
-        )
-    return int(size)
-
-
-def eos_token_ids(model_or_config: Any, generation_config: Any, tokenizer: Any) -> tuple[int, ...]:
-    """Every token id that ends a response, sorted.
-
-    The ids of `generation_config` (default: the model's own), or where it names none those of
-    the model's configuration, together with the tokenizer's EOS.
-
-    Raises:
-        ModelError: none of the three names an EOS token.
-    """
-    if generation_config is None:
-        generation_config = getattr(model_or_config, "generation_config", None)
-    config = getattr(model_or_config, "config", model_or_config)
-    ids = _ids(generation_config) or _ids(config) or _ids(_text_config(config))
-    ids |= _ids(tokenizer)
-    if not ids:
-        raise ModelError(
-            "neither the model's generation_config and config nor the tokenizer has an "
-            "eos_token_id; set one of them, so that responses can end"
-        )
-    return tuple(sorted(ids))
-
-
-def context_length(config: Any) -> int | None:
-    """The longest sequence [tokens] that the model was made for; None when it does not say."""
-    config = _text_config(config)
-    lengths = (getattr(config, key, None) for key in _CONTEXT_KEYS)
-    return next((int(length) for length in lengths if length), None)
-
-
-def _text_config(config: Any) -> Any:
-    """The language part of a multimodal configuration; any other as it is."""
-    return getattr(config, "text_config", None) or config
-
-
-def _ids(holder: Any) -> set[int]:
-    value = getattr(holder, "eos_token_id", None)
-    if value is None:
-        return set()
-    return {int(one) for one in (value if isinstance(value, Iterable) else (value,))}
 
 
 def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype | str:
@@ -213,7 +178,7 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
         return torch.device("cuda" if has_cuda else "cpu")
     try:
         resolved = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         raise ConfigError(f"device is {device!r}; expected 'cpu', 'cuda' or 'cuda:N'") from error
     if resolved.type == "cuda" and not has_cuda:
         raise ConfigError(f"device is {device!r}, but torch sees no CUDA device; use 'cpu'")
@@ -222,6 +187,8 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
 
 def _local_or_hub(name_or_path: StrPath, *, kind: str, required: str) -> str:
     """A local folder that holds the file `required`, or a possible hub id."""
+    if not isinstance(name_or_path, (str, os.PathLike)):
+        raise ModelError(f"{kind} must be a name or a path, got {type(name_or_path).__name__}")
     path = os.path.expanduser(name_or_path)
     if os.path.isfile(os.path.join(path, required)):
         return path
@@ -287,15 +254,10 @@ def _explained(what: str, source: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = str(error) if isinstance(error, SeqprocError) else _first_line(error)
+        reason = str(error) if isinstance(error, SeqprocError) else first_line(error)
         raise ModelError(
             f"cannot load the {what} {source!r}: {reason}; {_fix(source, error)}"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0].rstrip('.:')}" if lines else type(error).__name__
 
 
 def _fix(source: str, error: Exception) -> str:

@@ -8,18 +8,25 @@ from __future__ import annotations
 import dataclasses
 import logging
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
 
 from seqproc.aliases import SpecificationAliases
-from seqproc.config import ConfigLike, GenerationConfig, load_config, require_count, torch_dtype
+from seqproc.config import (
+    ConfigLike,
+    GenerationConfig,
+    load_config,
+    require_count,
+    require_flag,
+    torch_dtype,
+)
 from seqproc.engines import Engine, ModelSource
 from seqproc.engines.base import StoppingRule
 from seqproc.engines.stopping import response_text
-from seqproc.errors import ConfigError, OverrideError, SequenceError
+from seqproc.errors import ConfigError, EngineError, OverrideError, SequenceError
 from seqproc.modules import unwrap
 from seqproc.policy import SamplingPolicy
 from seqproc.prompts import (
@@ -35,7 +42,8 @@ from seqproc.scorers import TeacherForcingScorer, overrides
 from seqproc.scorers.derivatives import TokenDerivatives
 from seqproc.scorers.gradients import Gradient, OfScores
 from seqproc.scorers.overrides import ParamMapping
-from seqproc.scoring import Scored, SequenceScorer, Wanted
+from seqproc.scoring import Scored, SequenceScorer, Wanted, require_sequences
+from seqproc.tokenization import as_prompts
 from seqproc.types import BatchedSequences, DiagnosticsResults, LogprobResults, Provenance
 
 
@@ -124,6 +132,7 @@ class SequenceProcessor(SpecificationAliases):
         engine: str | Engine,
         engine_options: Mapping[str, Any] | None,
     ) -> None:
+        _require_set_up(logger, engine, engine_options)
         self.logger = logger or logging.getLogger("seqproc")
         self._config, self.precision = load_config(config)
         self.source = source
@@ -131,7 +140,9 @@ class SequenceProcessor(SpecificationAliases):
         self.eos_token_ids = source.eos_token_ids
         self._told_of_missing_answers = False
         self.sampler = Sampler(source, self._config, engine, engine_options)
-        self.scoring = SequenceScorer(source, self._config, self.precision, self.provenance)
+        self.scoring = SequenceScorer(
+            source, self._config, self.precision, self.provenance, self.logger
+        )
 
     # ------------------------------------------------------------------ what it is made of
 
@@ -217,7 +228,7 @@ class SequenceProcessor(SpecificationAliases):
 
     def generate_batched(
         self,
-        prompts: Sequence[str],
+        prompts: Iterable[str],
         G: int | None = None,
         gen_batch_size: int | None = None,
         *,
@@ -226,7 +237,7 @@ class SequenceProcessor(SpecificationAliases):
         """Sample G responses to each prompt.
 
         Args:
-            prompts: B texts.
+            prompts: B texts, as a list or from a generator.
             G: responses per prompt; None for ``config.num_return_sequences``.
             gen_batch_size: sequences per batch, for engines that batch statically.
             seed: of the call; response g of prompt b samples with ``draw_seed(seed, b·G + g)``.
@@ -240,6 +251,7 @@ class SequenceProcessor(SpecificationAliases):
             ConfigError: ``G`` < 1.
             EngineError: when the engine fails.
         """
+        prompts = as_prompts(prompts)
         num_responses = require_count("G", self.config.num_return_sequences if G is None else G)
         run_seed = _seed_or_random(seed)
         seeds = [draw_seed(run_seed, i) for i in range(len(prompts) * num_responses)]
@@ -250,7 +262,7 @@ class SequenceProcessor(SpecificationAliases):
 
     def generate_with_logprobs(
         self,
-        prompts: Sequence[str] | None = None,
+        prompts: Iterable[str] | None = None,
         G: int | None = None,
         dataset_name: str | None = None,
         split: str = "train",
@@ -286,7 +298,11 @@ class SequenceProcessor(SpecificationAliases):
         seed = _seed_or_random(seed)
         if dataset_name is not None:
             prompts, examples = self.sample_prompts(dataset_name, split, num_prompts, seed)
-        assert prompts is not None
+        prompts = as_prompts(prompts)
+        # Refused now, and not when all has been sampled.
+        _gold_answers(examples, len(prompts))
+        require_flag("with_grad", with_grad)
+        require_flag("compute_rb", compute_rb)
         sequences = self.generate_batched(prompts, G, gen_batch_size, seed=seed)
         results, diagnostics = self.teacher_force_logprobs_with_diagnostics(
             sequences, with_grad=with_grad, tf_batch_size=tf_batch_size, compute_rb=compute_rb
@@ -317,7 +333,7 @@ class SequenceProcessor(SpecificationAliases):
             **kwargs: of `generate_with_logprobs`.
         """
         require_count("total_sequences", total_sequences)
-        if G != 1:
+        if not (isinstance(G, int) and G == 1):
             self.logger.warning("replacement sampling draws G=1 response per prompt, not %s", G)
         seed = _seed_or_random(seed)
         pool = self.sample_prompts(dataset_name, split, max_prompts_pool, seed)[1]
@@ -420,8 +436,11 @@ class SequenceProcessor(SpecificationAliases):
             SequenceError: token ids outside the vocabulary.
             ScoringError: a log-probability that is not a number.
         """
-        wanted = Wanted(compute_rb=compute_rb, features=return_baseline_features)
-        if with_grad:
+        wanted = Wanted(
+            compute_rb=require_flag("compute_rb", compute_rb),
+            features=require_flag("return_baseline_features", return_baseline_features),
+        )
+        if require_flag("with_grad", with_grad):
             if params_override is not None or buffers_override is not None:
                 raise OverrideError(
                     "with_grad scores the live module and takes no override: score without "
@@ -431,7 +450,7 @@ class SequenceProcessor(SpecificationAliases):
         if params_override is None or isinstance(params_override, Mapping):
             one = [params_override]
             return self.scoring.score(sequences, one, buffers_override, tf_batch_size, wanted)[0]
-        many = list(params_override)
+        many = overrides.check_overrides(params_override)
         return self.scoring.score(
             sequences, many, buffers_override, tf_batch_size, wanted, num_overrides=len(many)
         )
@@ -460,10 +479,11 @@ class SequenceProcessor(SpecificationAliases):
         Raises:
             OverrideError: a direction that does not fit the model, or an η that is not finite.
         """
-        shifted = (self.build_params_override(v_named, eta) for eta in etas)
-        wanted = Wanted(compute_rb=compute_rb)
+        steps = overrides.check_etas(etas)
+        shifted = (self.build_params_override(v_named, eta) for eta in steps)
+        wanted = Wanted(compute_rb=require_flag("compute_rb", compute_rb))
         return self.scoring.score(
-            sequences, shifted, None, tf_batch_size, wanted, num_overrides=len(etas)
+            sequences, shifted, None, tf_batch_size, wanted, num_overrides=len(steps)
         )
 
     def jvp(
@@ -572,14 +592,11 @@ class SequenceProcessor(SpecificationAliases):
             examples: one entry per prompt, or None when there are no gold answers.
 
         Raises:
-            SequenceError: when there are not as many entries as prompts.
+            SequenceError: when there are not as many entries as prompts, or they are none.
         """
+        require_sequences(sequences)
         num_prompts = sequences.num_prompts
-        golds = [None] * num_prompts if examples is None else [entry.answer for entry in examples]
-        if len(golds) != num_prompts:
-            raise SequenceError(
-                f"examples must hold one entry per prompt ({num_prompts}), got {len(golds)}"
-            )
+        golds = _gold_answers(examples, num_prompts)
         if examples is not None and None in golds and not self._told_of_missing_answers:
             self._told_of_missing_answers = True  # once: a run asks for each chunk
             self.logger.warning(
@@ -607,19 +624,55 @@ class SequenceProcessor(SpecificationAliases):
     # ------------------------------------------------------------------ overrides
 
     def build_params_override(
-        self, v_named: ParamMapping, eta: float, *, allow_frozen: bool = False
+        self, v_named: ParamMapping | None, eta: float, *, allow_frozen: bool = False
     ) -> dict[str, Tensor]:
         """θ + η·v as a full mapping, at ``precision.func_override.dtype``.
 
         See `seqproc.scorers.overrides.build_params_override`.
         """
         return overrides.build_params_override(
-            self._mdl_target, v_named, eta, dtype=self._override_dtype(), allow_frozen=allow_frozen
+            self._mdl_target,
+            v_named,
+            eta,
+            dtype=self._override_dtype(),
+            allow_frozen=require_flag("allow_frozen", allow_frozen),
         )
 
     def _override_dtype(self) -> torch.dtype | None:
         profile = self.precision.func_override
         return torch_dtype(profile.dtype) if profile.cast_params else None
+
+
+def _require_set_up(logger: object, engine: object, engine_options: object) -> None:
+    if logger is not None and not hasattr(logger, "warning"):
+        raise ConfigError(f"logger must be a logging.Logger or None, got {type(logger).__name__}")
+    if not isinstance(engine, str | Engine):
+        raise EngineError(
+            f"engine must be the name of an engine or an Engine, got {type(engine).__name__}"
+        )
+    if not isinstance(engine_options, Mapping | None):
+        raise ConfigError(
+            "engine_options must map names of options to values, got "
+            f"{type(engine_options).__name__}"
+        )
+
+
+def _gold_answers(examples: object, num_prompts: int) -> list[str | None]:
+    """The gold answer of each prompt; None where there is none."""
+    if examples is None:
+        return [None] * num_prompts
+    if not isinstance(examples, Sequence):
+        raise SequenceError(
+            f"examples must be a list of PromptEntry, got {type(examples).__name__}"
+        )
+    strangers = [type(entry).__name__ for entry in examples if not hasattr(entry, "answer")]
+    if strangers:
+        raise SequenceError(f"examples must be a list of PromptEntry, got a {strangers[0]} in it")
+    if len(examples) != num_prompts:
+        raise SequenceError(
+            f"examples must hold one entry per prompt ({num_prompts}), got {len(examples)}"
+        )
+    return [entry.answer for entry in examples]
 
 
 def _seed_or_random(seed: int | None) -> int:

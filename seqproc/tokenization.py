@@ -2,35 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 from seqproc.errors import PromptError
+from seqproc.prompts.entry import refuse_surrogates
 
 _SHOWN = 60  # characters of a prompt quoted in an error
 
 
-def encode_prompts(tokenizer: Any, prompts: Sequence[str]) -> list[tuple[int, ...]]:
+def as_prompts(prompts: object) -> list[Any]:
+    """The prompts of a list, or of anything else that gives them in an order of its own.
+
+    Raises:
+        PromptError: one string, which would be a prompt for each of its letters, or no iterable.
+    """
+    if isinstance(prompts, (str, bytes)):
+        raise PromptError(
+            f"prompts must be a list of strings, got one: put it in a list, [{prompts!r:.60}]"
+        )
+    no_order = isinstance(prompts, (Mapping, Set)) or getattr(prompts, "ndim", 1) == 0
+    if no_order or not isinstance(prompts, Iterable):
+        raise PromptError(f"prompts must be a list of strings, got {type(prompts).__name__}")
+    return list(prompts)
+
+
+def encode_prompts(tokenizer: Any, prompts: Iterable[str]) -> list[tuple[int, ...]]:
     """Tokenise prompts, each to at least one token.
 
     The tokenizer's special tokens are added, unless the text already begins with its BOS token,
     as the text of a chat template does.
 
     Raises:
-        PromptError: no prompts, a prompt that is not a string, or one without tokens.
+        PromptError: no prompts, a prompt that is not a string, one without tokens, or one with half
+            of a surrogate pair.
     """
-    if isinstance(prompts, str) or not isinstance(prompts, Sequence):
-        raise PromptError(f"prompts must be a list of strings, got {type(prompts).__name__}")
-    if not prompts:
+    listed = as_prompts(prompts)
+    if not listed:
         raise PromptError("prompts is empty: give at least one prompt")
-    return [_encode(tokenizer, i, prompt) for i, prompt in enumerate(prompts)]
+    return [_encode(tokenizer, i, prompt) for i, prompt in enumerate(listed)]
 
 
 def _encode(tokenizer: Any, index: int, prompt: object) -> tuple[int, ...]:
     if not isinstance(prompt, str):
         raise PromptError(f"prompt {index} must be a string, got {type(prompt).__name__}")
-    bos = tokenizer.bos_token
-    bare = bool(bos) and prompt.startswith(bos)
+    refuse_surrogates(f"prompt {index}", prompt)
+    bos = getattr(tokenizer, "bos_token", None)
+    bare = bool(bos and prompt.startswith(bos))
     ids = tokenizer(prompt, add_special_tokens=not bare)["input_ids"]
     if not prompt or not ids:
         raise PromptError(f"prompt {index} is empty: the model needs at least one token to read")

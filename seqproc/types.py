@@ -1,4 +1,4 @@
-"""The records that travel between engines, scorers and users. They hold data and check shapes.
+"""The records that travel between engines, scorers and users. They hold data; sequences check it.
 
 Legend: B prompts, G responses per prompt, L padded total length, T generated tokens of one
 sequence. Nested lists are indexed ``[b][g]``. All log-probabilities and entropies are in nats.
@@ -6,13 +6,14 @@ sequence. Nested lists are indexed ``[b][g]``. All log-probabilities and entropi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from torch import Tensor
 
-from seqproc.errors import SequenceError
+from seqproc import sequence_checks as checks
 from seqproc.policy import SamplingPolicy
 
 FinishReason = Literal["eos", "stop", "length"]
@@ -30,14 +31,22 @@ class Provenance:
 
 @dataclass
 class BatchedSequences:
-    """Prompts and responses, left-padded prompts of one width followed by the responses.
+    """Prompts and responses, both padded, at columns that lengths say and masks confirm.
+
+    A row is a prompt region of ``prompt_lens`` columns, then ``gen_lens`` generated tokens, then
+    padding. The prompt's own tokens are those that the mask marks, all in a row: padded on the
+    left, as engines give them, on the right, or not at all. What is scored is the prompt's tokens
+    directly followed by the response.
+
+    Arrays and nested lists become tensors, and lengths and seeds may be arrays or tensors. Fields
+    may be changed afterwards; scoring calls `check` again.
 
     Raises:
-        SequenceError: when lengths, masks and tensor do not fit together.
+        SequenceError: when a field holds what it may not, or lengths and masks differ.
     """
 
-    sequences: Tensor  # [B, G, L] int64 token ids: left-padded prompt, response, right padding
-    prompt_lens: list[int]  # B times the same padded prompt width
+    sequences: Tensor  # [B, G, L] int64 token ids: padded prompt, response, right padding
+    prompt_lens: list[int] | list[list[int]]  # [B] or [B][G] width of the padded prompt region
     gen_lens: list[list[int]]  # [B][G] generated tokens, EOS and stop string included
     attention_masks: Tensor  # [B, G, L] 1 on real tokens, from true lengths and never from pad ids
     # [B][G] special tokens stripped, stop string kept; empty: not given, decode the ids for it
@@ -48,8 +57,30 @@ class BatchedSequences:
     provenance: Provenance | None = None
 
     def __post_init__(self) -> None:
-        _check_shapes(self)
-        _check_lengths(self)
+        self.check()
+
+    def check(self) -> None:
+        """Take in what a tensor or a list can be made of, and refuse what does not fit."""
+        self.sequences = checks.as_ids(self.sequences)
+        shape = self.num_prompts, self.num_responses, self.sequences.shape[2]
+        self.attention_masks = checks.as_masks(self.attention_masks, shape)
+        self.prompt_lens = checks.as_prompt_lens(self.prompt_lens, shape)
+        self.gen_lens = checks.nested("gen_lens", self.gen_lens, shape, checks.as_length)
+        self._check_optional(shape)
+        widths = [[self.prompt_width(b, g) for g in range(shape[1])] for b in range(shape[0])]
+        checks.check_lengths(self.attention_masks, np.array(widths), np.array(self.gen_lens))
+
+    def _check_optional(self, shape: tuple[int, int, int]) -> None:
+        for name, read in _OPTIONAL.items():
+            value = getattr(self, name)
+            if name == "responses_text" and (value is None or _is_empty(value)):
+                self.responses_text = []
+            elif value is not None:
+                setattr(self, name, checks.nested(name, value, shape, read))
+        if not isinstance(self.provenance, Provenance | None):
+            raise checks.fault("provenance", "a Provenance or None", self.provenance)
+        if self.engine_logqs is not None:
+            checks.check_logq_lengths(self.engine_logqs, self.gen_lens)
 
     @property
     def num_prompts(self) -> int:
@@ -61,67 +92,32 @@ class BatchedSequences:
         """G."""
         return int(self.sequences.shape[1])
 
+    def prompt_width(self, b: int, g: int = 0) -> int:
+        """Columns of the prompt region, padding included: where the response begins."""
+        width = self.prompt_lens[b]
+        return width[g] if isinstance(width, list) else width
+
     def prompt_ids(self, b: int, g: int = 0) -> Tensor:
         """The prompt's own tokens, without padding: ``[prompt tokens]``."""
-        width = self.prompt_lens[b]
+        width = self.prompt_width(b, g)
         return self.sequences[b, g, :width][self.attention_masks[b, g, :width].bool()]
 
     def response_ids(self, b: int, g: int) -> Tensor:
         """The generated region: ``[T]``."""
-        start = self.prompt_lens[b]
+        start = self.prompt_width(b, g)
         return self.sequences[b, g, start : start + self.gen_lens[b][g]]
 
 
-def _check_shapes(batch: BatchedSequences) -> None:
-    shape = tuple(batch.sequences.shape)
-    if len(shape) != 3:
-        raise SequenceError(f"sequences must be [B, G, L], got a tensor of shape {list(shape)}")
-    if batch.sequences.is_floating_point():
-        raise SequenceError(f"sequences must hold integer ids, got {batch.sequences.dtype}")
-    if tuple(batch.attention_masks.shape) != shape:
-        raise SequenceError(
-            f"attention_masks must have the shape of sequences {list(shape)}, "
-            f"got {list(batch.attention_masks.shape)}"
-        )
-    num_prompts, num_responses, _ = shape
-    if len(batch.prompt_lens) != num_prompts:
-        raise SequenceError(
-            f"prompt_lens must hold one length per prompt ({num_prompts}), "
-            f"got {len(batch.prompt_lens)}"
-        )
-    for name in ("gen_lens", "responses_text", "finish_reasons", "engine_logqs", "seeds"):
-        rows = getattr(batch, name)
-        is_given = rows is not None and not (name == "responses_text" and len(rows) == 0)
-        if is_given and [len(row) for row in rows] != [num_responses] * num_prompts:
-            raise SequenceError(
-                f"{name} must be nested as [{num_prompts}][{num_responses}], like sequences; "
-                f"got {len(rows)} rows of lengths {sorted({len(row) for row in rows})}"
-            )
+_OPTIONAL: dict[str, Callable[[str, Any], Any]] = {
+    "responses_text": checks.as_text,
+    "finish_reasons": checks.one_of(get_args(FinishReason)),
+    "engine_logqs": checks.as_logqs,
+    "seeds": checks.as_seed,
+}
 
 
-def _check_lengths(batch: BatchedSequences) -> None:
-    total = batch.sequences.shape[2]
-    masks = batch.attention_masks.bool().cpu().numpy()
-    for b, width in enumerate(batch.prompt_lens):
-        for g, length in enumerate(batch.gen_lens[b]):
-            where = f"sequence [{b}][{g}]"
-            if not (width >= 0 and length >= 0 and width + length <= total):
-                raise SequenceError(
-                    f"{where}: prompt_len {width} + gen_len {length} must fit in "
-                    f"the tensor's length {total}"
-                )
-            prompt = masks[b, g, :width]
-            if (np.diff(prompt.astype(np.int8)) < 0).any():
-                raise SequenceError(
-                    f"{where}: the prompt's attention mask must be left-padded (zeros, then ones)"
-                )
-            if not masks[b, g, width : width + length].all():
-                raise SequenceError(
-                    f"{where}: attention_masks must be 1 on all {length} generated tokens; build "
-                    "them from lengths, not from `tokens != pad`, which drops real EOS tokens"
-                )
-            if length and not prompt.any():
-                raise SequenceError(f"{where}: a response needs at least one prompt token")
+def _is_empty(value: object) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) == 0
 
 
 @dataclass

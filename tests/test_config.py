@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,6 +18,7 @@ from seqproc.config import (
     WithGradProfile,
     load_config,
     require_count,
+    require_flag,
     torch_dtype,
 )
 from seqproc.errors import ConfigError
@@ -356,6 +358,14 @@ def test_a_toml_file_that_is_missing_or_broken_is_named(tmp_path):
     broken.write_text("[generation\n", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"broken\.toml is not valid TOML: "):
         load_config(broken)
+    latin = tmp_path / "latin.toml"
+    latin.write_bytes(b"[generation]\n# caf\xe9\n")
+    with pytest.raises(ConfigError, match=r"latin\.toml is not UTF-8.*: byte 18 is 0xe9; save the"):
+        load_config(latin)
+    with pytest.raises(
+        ConfigError, match=r"cannot read the configuration file 'a\\x00b': embedded"
+    ):
+        load_config("a\0b")
     wrong = tmp_path / "wrong.toml"
     wrong.write_text("[generation]\ntop_p = 2.0\n", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"GenerationConfig\.top_p: .* got 2\.0"):
@@ -393,6 +403,14 @@ def test_torch_dtype_knows_the_four_names():
     for name in ("int64", "double", "tensor", ""):
         with pytest.raises(ConfigError, match=f"dtype must be one of float64, .*got '{name}'"):
             torch_dtype(name)
+
+
+def test_require_flag():
+    assert require_flag("with_grad", True) is True
+    assert require_flag("with_grad", np.bool_(False)) is False
+    for value in (1, 0, None, "False", [], np.ones(2)):
+        with pytest.raises(ConfigError, match="with_grad must be True or False, got"):
+            require_flag("with_grad", value)
 
 
 def test_require_count():

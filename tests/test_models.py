@@ -6,7 +6,6 @@ import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import peft
@@ -87,6 +86,13 @@ class TestResolve:
         with pytest.raises(ModelError, match=r"has no config\.json"):
             resolve_model(tmp_path)
 
+    @pytest.mark.parametrize("name", [None, 3, [], {}, b"gpt2"])
+    def test_what_is_no_name(self, name):
+        with pytest.raises(
+            ModelError, match=f"must be a name or a path, got {type(name).__name__}"
+        ):
+            resolve_model(name)
+
     def test_a_file(self, saved):
         with pytest.raises(ModelError, match="is a file; give the folder"):
             resolve_model(saved / "config.json")
@@ -117,9 +123,10 @@ class TestLoad:
         with pytest.raises(ConfigError, match="float64, float32, bfloat16, float16, auto"):
             load_model(saved, dtype=dtype)
 
-    def test_an_unknown_device(self, saved):
+    @pytest.mark.parametrize("device", ["gpu", [], {}, 1.5, -1])
+    def test_an_unknown_device(self, saved, device):
         with pytest.raises(ConfigError, match="expected 'cpu', 'cuda' or 'cuda:N'"):
-            load_model(saved, device="gpu")
+            load_model(saved, device=device)
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has one")
     def test_a_device_that_is_not_there(self, saved):
@@ -241,6 +248,58 @@ class TestChecks:
         with pytest.raises(ModelError, match=r"300 tokens .* only 299"):
             check_tokenizer(tiny_tokenizer, 299)
 
+    @pytest.mark.parametrize("model", [None, 3, []])
+    def test_what_is_no_model(self, model, tiny_tokenizer):
+        with pytest.raises(ModelError, match=r"causal language model in torch, got \w+$"):
+            check_model_and_tokenizer(model, tiny_tokenizer)
+
+    def test_a_name_in_place_of_a_model(self, tiny_tokenizer):
+        with pytest.raises(ModelError, match=r"got str; a name or path is opened by"):
+            check_model_and_tokenizer("gpt2", tiny_tokenizer)
+
+    @pytest.mark.parametrize("tokenizer", [None, 3, "x", [], {}])
+    def test_what_is_no_tokenizer(self, tiny_llama, tokenizer):
+        with pytest.raises(ModelError, match=r"tokenizer must be .* got \w+, which has no "):
+            check_model_and_tokenizer(tiny_llama(), tokenizer)
+
+    @pytest.mark.parametrize("training", [False, True])
+    def test_a_model_without_a_head(self, tiny_llama, tiny_gpt2, tiny_tokenizer, training):
+        for model in (tiny_llama().model, tiny_gpt2().transformer):
+            before = torch.random.get_rng_state()
+            with pytest.raises(ModelError, match=r"Model gives no logits over the 300 .* but none"):
+                check_model_and_tokenizer(model.train(training), tiny_tokenizer)
+            assert torch.equal(torch.random.get_rng_state(), before)
+
+    def test_a_head_of_something_else(self, tiny_llama, tiny_tokenizer):
+        from transformers import AutoModelForSequenceClassification
+
+        model = AutoModelForSequenceClassification.from_config(tiny_llama().config)
+        with pytest.raises(ModelError, match=r"gives no logits .* but some of shape \[1, 2\] for"):
+            check_model_and_tokenizer(model, tiny_tokenizer)
+
+    def test_a_model_that_is_not_called_like_one(self, tiny_llama, tiny_tokenizer):
+        class Renamed(torch.nn.Module):
+            config = tiny_llama().config
+
+            def forward(self, tokens):
+                return tokens
+
+        with pytest.raises(ModelError, match=r"a Renamed cannot be read with input_ids.*TypeError"):
+            check_model_and_tokenizer(Renamed(), tiny_tokenizer)
+
+    @pytest.mark.parametrize("bare", [True, False])
+    def test_a_model_of_ones_own_need_not_tell_of_its_head(self, tiny_llama, tiny_tokenizer, bare):
+        inner = tiny_llama()
+
+        class Own(torch.nn.Module):
+            config = inner.config
+
+            def forward(self, **arguments):
+                output = inner(**arguments)
+                return output.logits if bare else output
+
+        check_model_and_tokenizer(Own(), tiny_tokenizer)
+
     def test_no_eos(self, tiny_tokenizer):
         tokenizer = copy.deepcopy(tiny_tokenizer)
         tokenizer.eos_token = None
@@ -254,62 +313,6 @@ class TestChecks:
             check_tokenizer(tokenizer, 300)
         assert tokenizer.pad_token_id == tokenizer.eos_token_id
         assert "padding with EOS '<eos>'" in caplog.text
-
-    def test_vocab_size_counts_the_rows_of_the_embedding(self, tiny_gpt2, tiny_qwen2):
-        assert vocab_size(tiny_gpt2(vocab_size=311)) == 311
-        assert vocab_size(tiny_qwen2()) == 300
-
-    def test_vocab_size_of_a_model_with_only_a_config(self):
-        nested = SimpleNamespace(text_config=SimpleNamespace(vocab_size=7))
-        assert vocab_size(SimpleNamespace(config=SimpleNamespace(vocab_size=5))) == 5
-        assert vocab_size(SimpleNamespace(config=nested)) == 7
-
-    def test_vocab_size_of_something_else(self):
-        with pytest.raises(ModelError, match="vocabulary size of a Linear"):
-            vocab_size(torch.nn.Linear(2, 2))
-
-
-class TestEosTokenIds:
-    @pytest.mark.parametrize(
-        ("generation", "config", "tokenizer", "expected"),
-        [
-            (5, 9, 2, (2, 5)),
-            ([7, 5], 9, 5, (5, 7)),
-            (None, 9, 2, (2, 9)),
-            (None, [9, 0], None, (0, 9)),
-            (0, None, None, (0,)),
-            (None, None, 0, (0,)),
-        ],
-    )
-    def test_union(self, generation, config, tokenizer, expected):
-        holders = [SimpleNamespace(eos_token_id=ids) for ids in (config, generation, tokenizer)]
-        assert eos_token_ids(*holders) == expected
-
-    def test_a_model_brings_its_own_generation_config(self, tiny_llama, tiny_tokenizer):
-        model = tiny_llama()
-        model.generation_config.eos_token_id = [11, 4]
-        assert eos_token_ids(model, None, tiny_tokenizer) == (0, 4, 11)
-        assert eos_token_ids(model.config, None, tiny_tokenizer) == (0,)
-
-    def test_a_text_config_is_asked_too(self):
-        config = SimpleNamespace(text_config=SimpleNamespace(eos_token_id=3))
-        assert eos_token_ids(config, None, SimpleNamespace(eos_token_id=None)) == (3,)
-
-    def test_none_at_all(self):
-        nothing = SimpleNamespace(eos_token_id=None)
-        with pytest.raises(ModelError, match="set one of them"):
-            eos_token_ids(nothing, nothing, nothing)
-
-
-class TestContextLength:
-    def test_of_real_configurations(self, tiny_llama, tiny_gpt2):
-        assert context_length(tiny_llama(max_position_embeddings=96).config) == 96
-        assert context_length(tiny_gpt2(n_positions=40).config) == 40
-
-    def test_of_nested_and_silent_ones(self):
-        nested = SimpleNamespace(text_config=SimpleNamespace(max_sequence_length=12))
-        assert context_length(nested) == 12
-        assert context_length(SimpleNamespace(vocab_size=3)) is None
 
 
 @pytest.mark.model

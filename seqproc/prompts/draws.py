@@ -32,10 +32,11 @@ def choose_prompts(pool: Sequence[T], num_prompts: int | None, seed: int) -> lis
 
     Raises:
         DatasetError: `num_prompts` is below 1, or more than the pool holds.
-        ConfigError: the seed is not an integer of 64 bits.
+        ConfigError: the seed is not an integer of 64 bits, or `num_prompts` no integer.
     """
     if num_prompts is None:
         return list(pool)
+    num_prompts = _integer("num_prompts", num_prompts)
     if num_prompts < 1:
         raise DatasetError(f"num_prompts must be at least 1, or None for all, got {num_prompts}.")
     if num_prompts > len(pool):
@@ -55,8 +56,9 @@ def replacement_indices(seed: int, pool_size: int, total: int) -> NDArray[np.int
 
     Raises:
         DatasetError: `pool_size` is below 1 or `total` is negative.
-        ConfigError: the seed is not an integer of 64 bits.
+        ConfigError: the seed is not an integer of 64 bits, or another argument no integer.
     """
+    pool_size, total = _integer("pool_size", pool_size), _integer("total", total)
     if pool_size < 1:
         raise DatasetError(f"draws need a pool of at least 1 prompt, got {pool_size}.")
     if total < 0:

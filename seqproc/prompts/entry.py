@@ -15,7 +15,8 @@ class PromptEntry:
     """A prompt as the model reads it, the question behind it, and the gold answer.
 
     Raises:
-        PromptError: `text` is blank or not a string, or another field has the wrong type.
+        PromptError: `text` is blank or not a string, another field has the wrong type, or one holds
+            half of a surrogate pair.
     """
 
     text: str
@@ -32,11 +33,28 @@ class PromptEntry:
         _require(isinstance(self.question, str), "question", "a string", self.question)
         _require(isinstance(self.answer, str | None), "answer", "a string or None", self.answer)
         _require(isinstance(self.meta, Mapping), "meta", "a mapping", self.meta)
+        for name in ("text", "question", "answer"):
+            refuse_surrogates(f"PromptEntry.{name}", getattr(self, name) or "")
         if not self.text.strip():
             raise PromptError(
                 f"PromptEntry.text must hold something for the model to read, got {self.text!r}. "
                 "Drop the entry, or fix the column or template it came from."
             )
+
+
+def refuse_surrogates(name: str, text: str) -> None:
+    """Refuse what is no Unicode text: it has no UTF-8 bytes, so neither tokens nor a file for it.
+
+    Half a surrogate pair comes of JSON that was cut inside an escape, or of bytes that were decoded
+    with ``errors="surrogateescape"``.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise PromptError(
+            f"{name} holds half of a surrogate pair, {text[error.start]!r}, as character "
+            f"{error.start}: decode its source as what it is, or use errors='replace'."
+        ) from error
 
 
 def _require(fits: bool, field_name: str, expected: str, value: object) -> None:

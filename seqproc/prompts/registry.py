@@ -91,7 +91,7 @@ def register_dataset(
     Raises:
         DatasetError: the name is malformed or taken, or `splits` is one string.
     """
-    if not _NAME.fullmatch(name):
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise DatasetError(f"a dataset's name is letters, digits, '_', '.' and '-', got {name!r}.")
     if isinstance(splits, str):
         raise DatasetError(f"splits must be a sequence of names, got the string {splits!r}.")
@@ -134,6 +134,15 @@ def load_prompts(
         DatasetError: the name or the split is unknown, an option does not apply to this
             dataset, or what it reads is missing, malformed or empty.
     """
+    if not isinstance(spec, str):
+        raise DatasetError(
+            f"a dataset is named by a string, got {type(spec).__name__}. "
+            f"Known: {_listing(dataset_names())}."
+        )
+    if not isinstance(split, str):
+        raise DatasetError(f"a split is named by a string, got {type(split).__name__}.")
+    if not isinstance(data_dir, str | PathLike | None):
+        raise DatasetError(f"data_dir must be a path, got {type(data_dir).__name__}.")
     name, colon, argument = spec.partition(":")
     dataset = _find(name)
     known_splits = dataset.info.splits

@@ -27,6 +27,15 @@ class TestChoosePrompts:
         assert set(chosen) <= set(range(size))
         assert choose_prompts(range(size), size, seed)[:count] == chosen
 
+    @pytest.mark.parametrize("count", ["x", 2.5, [], {}])
+    def test_what_is_no_number(self, count):
+        with pytest.raises(ConfigError, match="num_prompts must be an integer, got"):
+            choose_prompts("abc", count, 0)
+        with pytest.raises(ConfigError, match="pool_size must be an integer, got"):
+            replacement_indices(0, count, 1)
+        with pytest.raises(ConfigError, match="total must be an integer, got"):
+            replacement_indices(0, 3, count)
+
     def test_too_many_or_too_few(self):
         with pytest.raises(DatasetError, match=r"4 prompts .* holds 3\."):
             choose_prompts("abc", 4, 0)

@@ -58,6 +58,8 @@ class TestJsonl:
             ('{"prompt": ["x"]}', "'prompt' must be a string, got list"),
             ('{"prompt": null}', "'prompt' must be a string, got NoneType"),
             ('{"prompt": " "}', "must hold something"),
+            (r'{"prompt": "x \ud83d"}', "text holds half of a surrogate pair, .*, as character 2"),
+            (r'{"prompt": "x", "answer": "\udc00"}', "answer holds half of a surrogate pair"),
             ('{"prompt": "x", "question": 3}', "question must be a string"),
             ('{"prompt": "x", "answer": true}', "'answer' must be a string, a number or null"),
             ('{"prompt": "x", "answer": ["4"]}', "'answer' must be .* got list"),

@@ -54,6 +54,19 @@ def test_register_by_a_call():
     assert load_prompts("mine") == [entry()]
 
 
+@pytest.mark.parametrize("value", [None, 3, [], {}])
+def test_names_are_strings(value):
+    with pytest.raises(DatasetError, match=r"a dataset is named by a string, got .* Known: 'arith"):
+        load_prompts(value)
+    with pytest.raises(DatasetError, match="a split is named by a string, got"):
+        load_prompts("arithmetic", value)
+    with pytest.raises(DatasetError, match="a dataset's name is"):
+        register_dataset(value, description="", splits=())
+    if value is not None:
+        with pytest.raises(DatasetError, match="data_dir must be a path, got"):
+            load_prompts("jsonl", data_dir=value)
+
+
 def test_a_taken_name_needs_replace():
     register_dataset("mine", lambda split: [entry("a")], description="1", splits=("train",))
     with pytest.raises(DatasetError, match="replace=True"):

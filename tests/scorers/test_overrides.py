@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from scorer_helpers import distance, random_sequences
@@ -162,13 +163,17 @@ GOOD = torch.ones(2, 2)
         ({"scale": torch.ones(2)}, r"no parameter named 'scale'"),
         ({"weight": torch.ones(4)}, r"'weight': expected shape \[2, 2\], got \[4\]"),
         ({"weight": torch.ones(1, 2)}, r"expected shape \[2, 2\], got \[1, 2\]"),
+        ({"weight": GOOD.to("meta")}, r"expected a tensor with data, got one on the device 'meta'"),
+        ({"weight": GOOD.long()}, r"'weight': expected a floating dtype.*, got torch\.int64"),
         (
-            {"weight": GOOD.to("meta")},
-            r"expected device cpu, got meta; move it with \.to\('cpu'\)",
+            {"weight": GOOD.to(torch.complex64)},
+            r"expected a floating dtype.*, got torch\.complex64",
         ),
-        ({"weight": GOOD.long()}, r"'weight': expected a floating dtype, got torch\.int64"),
-        ({"weight": GOOD * float("nan")}, r"'weight' holds NaN or infinity"),
-        ({"weight": GOOD / 0}, r"'weight' holds NaN or infinity"),
+        ({"weight": GOOD.to(torch.float8_e4m3fn)}, r"of 16 bits or more, got torch\.float8_e4m3fn"),
+        ({"weight": GOOD.to_sparse()}, r"'weight': expected a dense tensor, got sparse_coo; use"),
+        ({"weight": GOOD.to_mkldnn()}, r"'weight': expected a dense tensor, got _mkldnn"),
+        ({"weight": GOOD * float("nan")}, r"'weight' holds NaN or infinity in 4 of 4 entries$"),
+        ({"weight": GOOD / 0}, r"'weight' holds NaN or infinity in 4 of 4 entries$"),
         ({"weight": [[1.0, 1.0], [1.0, 1.0]]}, r"'weight': expected a tensor, got list"),
         ({"weight": None}, r"expected a tensor, got NoneType"),
         (
@@ -178,7 +183,7 @@ GOOD = torch.ones(2, 2)
         ({"weight": GOOD, "twin": 2 * GOOD}, r"'twin' is tied to 'weight': give one of them"),
         ({"twin": 2 * GOOD, "weight": GOOD}, r"'weight' is tied to 'twin': give one of them"),
         ([("weight", GOOD)], r"an override must map parameter names to tensors, got list"),
-        (None, r"must map parameter names to tensors, got NoneType"),
+        (3, r"must map parameter names to tensors, got int"),
     ],
 )
 def test_what_does_not_fit_is_refused(direction, message):
@@ -186,10 +191,80 @@ def test_what_does_not_fit_is_refused(direction, message):
         build_params_override(Wrapped(), direction, 1.0)
 
 
-@pytest.mark.parametrize("eta", [float("nan"), float("inf"), "1", None, True, 1j])
+@pytest.mark.parametrize("eta", [float("nan"), float("inf"), "1", None, True, 1j, 10**400, [0.1]])
 def test_eta_must_be_a_finite_number(eta):
     with pytest.raises(OverrideError, match="eta must be a finite number, got"):
         build_params_override(Wrapped(), {"weight": GOOD}, eta)
+
+
+def test_eta_may_be_any_real_number():
+    model = Wrapped()
+    for eta in (np.float32(0.5), np.float64(0.5), Fraction(1, 2)):
+        assert build_params_override(model, {"weight": GOOD}, eta)["weight"][0, 0] == 0.5
+
+
+@pytest.mark.parametrize("direction", [None, {}])
+@pytest.mark.parametrize("eta", [0.0, -3.0])
+def test_no_direction_is_the_model_as_it_is(direction, eta):
+    model = Wrapped()
+    mapping = build_params_override(model, direction, eta)
+    assert {name: t.data_ptr() for name, t in mapping.items()} == {
+        name: p.data_ptr() for name, p in model.named_parameters()
+    }
+    assert build_state_override(model, direction, eta).keys() == mapping.keys()
+
+
+def infinite() -> Wrapped:
+    """A model one of whose bias entries forbids something."""
+    model = Wrapped()
+    model.bias.data[0] = -torch.inf
+    return model
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_infinity_of_the_models_own_passes(dtype):
+    model = infinite()
+    moved = build_params_override(model, {"weight": GOOD}, 0.5, dtype=dtype)
+    state, _ = resolve_mapping(model, moved, None, [])
+    assert state["bias"].tolist() == [-torch.inf, 0]
+    too = build_params_override(model, {"bias": torch.ones(2)}, 0.5, allow_frozen=True)
+    assert resolve_mapping(model, too, None, [])[0]["bias"].tolist() == [-torch.inf, 0.5]
+    mended = {"bias": torch.ones(2)}
+    assert resolve_mapping(model, mended, None, [])[0]["bias"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("bias", "number"),
+    [([-torch.inf, torch.inf], 1), ([torch.inf, 0], 1), ([torch.nan, torch.nan], 2)],
+)
+def test_a_new_infinity_or_nan_is_refused_and_counted(bias, number):
+    message = rf"parameter 'bias' holds NaN or infinity in {number} of 2 entries where the model's"
+    with pytest.raises(OverrideError, match=message):
+        resolve_mapping(infinite(), {"bias": torch.tensor(bias)}, None, [])
+    broken = Wrapped()
+    broken.bias.data[:] = torch.nan
+    with pytest.raises(OverrideError, match=r"in 2 of 2 entries"):  # not NaN, though it is there
+        resolve_mapping(broken, {"bias": broken.bias.detach()}, None, [])
+    with pytest.raises(OverrideError, match=r"buffer 'scale' holds NaN or infinity in 1 of 2"):
+        resolve_mapping(infinite(), None, {"scale": torch.tensor([1, torch.inf])}, [])
+
+
+def test_a_direction_is_not_infinite_where_the_model_is():
+    v = {"bias": torch.tensor([-torch.inf, 0])}
+    with pytest.raises(OverrideError, match=r"'bias' holds NaN or infinity in 1 of 2 entries$"):
+        build_params_override(infinite(), v, 1.0, allow_frozen=True)
+
+
+def test_tensors_on_another_device_are_moved_to_the_models():
+    model = Wrapped().to("meta")
+    moved = build_params_override(model, {"weight": GOOD, "twin": GOOD}, 0.5)
+    assert moved["weight"].is_meta
+    scale = {"scale": torch.ones(2)}
+    state, _ = resolve_mapping(model, {"weight": GOOD}, scale, [torch.float64])
+    assert all(state[name].is_meta for name in ("weight", "scale"))
+    assert resolve_mapping(model, moved, None, [])[0]["weight"].is_meta
+    with pytest.raises(OverrideError, match="'weight' holds NaN or infinity in 4 of 4"):
+        build_params_override(model, {"weight": GOOD / 0}, 0.5)
 
 
 def test_what_the_errors_leave_alone():
@@ -224,6 +299,13 @@ def test_buffers_are_checked_under_their_own_name():
         resolve_mapping(Wrapped(), None, {"scael": torch.ones(2)}, [])
     with pytest.raises(OverrideError, match=r"buffer 'scale': expected shape \[2\], got \[3\]"):
         resolve_mapping(Wrapped(), None, {"scale": torch.ones(3)}, [])
+    with pytest.raises(OverrideError, match=r"'scale': expected a floating dtype.*torch\.int64"):
+        resolve_mapping(Wrapped(), None, {"scale": torch.ones(2).long()}, [])
+    counting = Wrapped()
+    counting.register_buffer("count", torch.zeros(2, dtype=torch.int64))
+    for other in (torch.float32, torch.complex64):
+        with pytest.raises(OverrideError, match=rf"'count': expected torch\.int64, got {other}"):
+            resolve_mapping(counting, None, {"count": torch.ones(2, dtype=other)}, [])
     state, _ = resolve_mapping(Wrapped(), None, {"scale": torch.full((2,), 5.0)}, [])
     assert state["scale"].tolist() == [5, 5]
 
