@@ -67,18 +67,22 @@ def create_engine(engine: str | Engine, source: ModelSource, **options: Any) -> 
     return _find(engine).from_source(source, **options)
 
 
+def require_known(name: str) -> None:
+    """Raise `EngineError` unless there is an engine of this name; imports and starts nothing."""
+    known = engine_names()
+    if name not in known:
+        close = difflib.get_close_matches(str(name), known, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise EngineError(f"there is no engine {name!r}: expected one of {', '.join(known)}{hint}")
+
+
 def _find(name: str) -> type[Engine]:
+    require_known(name)
     if name in _registered:
         return _registered[name]
     if name in _BUILT_IN:
         return _load(metadata.EntryPoint(name, _BUILT_IN[name], GROUP))
-    for point in _announced():
-        if point.name == name:
-            return _load(point)
-    known = engine_names()
-    close = difflib.get_close_matches(str(name), known, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise EngineError(f"there is no engine {name!r}: expected one of {', '.join(known)}{hint}")
+    return _load(next(point for point in _announced() if point.name == name))
 
 
 def _announced() -> metadata.EntryPoints:

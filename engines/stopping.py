@@ -56,7 +56,23 @@ def finish(
             f"tokens: no EOS id of {list(stopping.eos_token_ids)} and no stop string of "
             f"{list(stopping.stop)} in it. This is a fault of the engine"
         )
-    return tuple(ids), response_text(tokenizer, ids), reason
+    stop = stopping.stop if reason == "stop" else ()
+    return tuple(ids), _text_with_stop(ids, tokenizer, stop), reason
+
+
+def _text_with_stop(ids: list[int], tokenizer: Any, stop: Sequence[str]) -> str:
+    """The text, special tokens stripped but for those of the stop string that it ends with."""
+    text = response_text(tokenizer, ids)
+    if not stop or any(string in text for string in stop):
+        return text
+    whole = _ResponseText(tokenizer)
+    for start in range(len(ids) - 1, -1, -1):
+        ending = whole(ids[start:])
+        if any(string in ending for string in stop):
+            end = ids[start:]
+            holds_special = response_text(tokenizer, end) != _decode(tokenizer, end)
+            return response_text(tokenizer, ids[:start]) + ending if holds_special else text
+    return text
 
 
 def _stop_end(ids: list[int], tokenizer: Any, stop: Sequence[str]) -> int | None:

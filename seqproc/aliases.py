@@ -22,12 +22,14 @@ if TYPE_CHECKING:
 class SpecificationAliases:
     """Mixed into `SequenceProcessor`; probes written for the specification call these."""
 
-    def _build_params_override(self: Any, v_named: ParamMapping, eta: float) -> dict[str, Tensor]:
+    def _build_params_override(
+        self: Any, v_named: ParamMapping | None, eta: float
+    ) -> dict[str, Tensor]:
         return self.build_params_override(v_named, eta)
 
     def _build_state_override(
         self: Any,
-        v_named: ParamMapping,
+        v_named: ParamMapping | None,
         eta: float,
         *,
         param_dtype: torch.dtype | None = None,
@@ -82,6 +84,24 @@ class SpecificationAliases:
     @property
     def _tf_cfg(self: Any) -> NoGradProfile:
         return self.precision.tf_nograd
+
+    @property
+    def _entropy_fp64(self: Any) -> bool:
+        entropy_fp64: bool = self.precision.entropy_fp64
+        return entropy_fp64
+
+    @_entropy_fp64.setter
+    def _entropy_fp64(self: Any, value: bool) -> None:
+        self.precision.entropy_fp64 = value
+
+    @property
+    def _temp_examples(self: Any) -> Sequence[PromptEntry] | None:
+        examples: Sequence[PromptEntry] | None = self.default_examples
+        return examples
+
+    @_temp_examples.setter
+    def _temp_examples(self: Any, examples: Sequence[PromptEntry] | None) -> None:
+        self.default_examples = examples
 
     @staticmethod
     def _unwrap(model: nn.Module) -> nn.Module:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import logging
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,9 +22,21 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, Validat
 from pydantic.dataclasses import dataclass
 
 from seqproc.errors import ConfigError
-from seqproc.policy import SamplingPolicy
+from seqproc.policy import LEAST_TEMPERATURE, MOST_TEMPERATURE, SamplingPolicy
+from seqproc.rewards import TAG_AND_ANSWER
+
+_LOGGER = logging.getLogger("seqproc")
 
 DTypeName = Literal["float64", "float32", "bfloat16", "float16"]
+_OTHER_DTYPE_NAMES = {
+    "fp64": "float64",
+    "double": "float64",
+    "fp32": "float32",
+    "float": "float32",
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "half": "float16",
+}
 MatmulPrecision = Literal["highest", "high", "medium"]
 
 DEFAULT_STOP = ("</answer>",)
@@ -41,6 +54,28 @@ def _stop_strings(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
+def dtype_name(value: object) -> object:
+    """The one name of a dtype that has several ("fp32", "torch.float32"); else what was given."""
+    if isinstance(value, torch.dtype):
+        value = str(value)
+    if not isinstance(value, str):
+        return value
+    name = value.strip().lower().removeprefix("torch.")
+    return _OTHER_DTYPE_NAMES.get(name, name)
+
+
+def _two_numbers(value: object) -> object:
+    """A list, as TOML has it, or a mapping of both, as a pair."""
+    if isinstance(value, Mapping):
+        known = {"tag", "answer"}
+        if set(value) != known:
+            raise ValueError(f"must name {' and '.join(sorted(known))}, and nothing else")
+        value = [value["tag"], value["answer"]]
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_integer_as_float, value))
+    return value
+
+
 def _integer_as_float(value: object) -> object:
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
@@ -55,8 +90,23 @@ def _autocast_off(value: bool) -> bool:
     return value
 
 
+def _within_temperatures(value: float) -> float:
+    if not LEAST_TEMPERATURE <= value <= MOST_TEMPERATURE:
+        raise ValueError(
+            f"must lie in [{LEAST_TEMPERATURE:g}, {MOST_TEMPERATURE:g}]; for greedy decoding use "
+            "do_sample=False (--greedy)"
+        )
+    return value
+
+
 PositiveInt = Annotated[int, Field(ge=1)]
-Temperature = Annotated[float, BeforeValidator(_integer_as_float), Field(gt=0, allow_inf_nan=False)]
+Temperature = Annotated[
+    float,
+    BeforeValidator(_integer_as_float),
+    AfterValidator(_within_temperatures),
+]
+DType = Annotated[DTypeName, BeforeValidator(dtype_name)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 TopP = Annotated[float, BeforeValidator(_integer_as_float), Field(gt=0, le=1)]
 StopString = Annotated[str, Field(min_length=1)]
 AlwaysOff = Annotated[bool, AfterValidator(_autocast_off)]
@@ -107,7 +157,7 @@ class GenerationConfig:
         ConfigError: on an unknown key, a wrong type, or a value out of range.
     """
 
-    temperature: Temperature = 1.0  # T > 0
+    temperature: Temperature = 1.0  # T in [1e-6, 1e6]
     top_p: TopP = 1.0  # nucleus mass in (0, 1]
     max_new_tokens: PositiveInt = 200  # per response
     do_sample: bool = True  # False: greedy
@@ -118,6 +168,8 @@ class GenerationConfig:
     stop: Annotated[tuple[StopString, ...], BeforeValidator(_stop_strings)] = DEFAULT_STOP
     tf_token_budget: PositiveInt | None = None  # most tokens per forward; None: from free memory
     tf_share_prompts: bool = True  # compute a prompt once for all its responses in a forward
+    # What `tag_pref` gives for the form of a response, and for a right answer on top of it.
+    reward_weights: Annotated[tuple[Finite, Finite], BeforeValidator(_two_numbers)] = TAG_AND_ANSWER
 
     @property
     def policy(self) -> SamplingPolicy:
@@ -125,6 +177,23 @@ class GenerationConfig:
         return SamplingPolicy(
             temperature=self.temperature, top_p=self.top_p, do_sample=self.do_sample
         )
+
+
+# Keys of the specification's profiles that choose what is never otherwise here.
+_WITHOUT_EFFECT = {
+    "cast_buffers": "buffers are cast up with the parameters",
+    "fallback_on_nan": "a score that is not a number is an error",
+}
+
+
+def _with_effect(profile: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values but those of an override profile that have none, which the log tells of."""
+    if profile.__name__ != "OverrideProfile":
+        return dict(values)
+    for name in values:
+        if name in _WITHOUT_EFFECT:
+            _LOGGER.warning("func_override.%s has no effect: %s", name, _WITHOUT_EFFECT[name])
+    return {name: value for name, value in values.items() if name not in _WITHOUT_EFFECT}
 
 
 class _Keyed:
@@ -135,8 +204,9 @@ class _Keyed:
         return getattr(self, key)
 
     def __setitem__(self, key: str, value: Any) -> None:
-        self._require(key)
-        setattr(self, key, value)
+        for name, one in _with_effect(type(self), {key: value}).items():
+            self._require(name)
+            setattr(self, name, one)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.keys())
@@ -151,7 +221,7 @@ class _Keyed:
 
     def update(self, values: Mapping[str, Any] | None = None, **more: Any) -> None:
         """Set several fields: all of them, or none when one is not valid."""
-        values = {**(values or {}), **more}
+        values = _with_effect(type(self), {**(values or {}), **more})
         for key in values:
             self._require(key)
         dataclasses.replace(self, **values)  # type: ignore[type-var]
@@ -172,7 +242,7 @@ class OverrideProfile(_Keyed):
     """Parameter overrides, `functional_call` (``func_override``)."""
 
     autocast: AlwaysOff = False  # always off: overrides are evaluated as given
-    dtype: DTypeName = "float32"  # effective parameters θ + η·v are cast up to this
+    dtype: DType = "float32"  # effective parameters θ + η·v are cast up to this
     cast_params: bool = True
 
 
@@ -182,7 +252,7 @@ class NoGradProfile(_Keyed):
     """Teacher forcing without gradients (``tf_nograd``)."""
 
     autocast: AlwaysOff = False  # always off: the path is the numerical reference
-    dtype: DTypeName = "float32"  # the forward runs at least this wide; float64 is true fp64
+    dtype: DType = "float32"  # the forward runs at least this wide; float64 is true fp64
     cast_logits_fp32: bool = True  # statistics never below float32
 
 
@@ -192,7 +262,7 @@ class WithGradProfile(_Keyed):
     """Teacher forcing on the live module, with gradients (``tf_withgrad``)."""
 
     autocast: bool = False
-    dtype: DTypeName = "float32"  # of autocast when it is on, else the forward's least width
+    dtype: DType = "float32"  # of autocast when it is on, else the forward's least width
     cast_logits_fp32: bool = True
 
 
@@ -211,10 +281,11 @@ class PrecisionConfig:
 
 def torch_dtype(name: str) -> torch.dtype:
     """The torch dtype of a configured name, e.g. ``"float32"``."""
-    if name not in get_args(DTypeName):
+    canonical = dtype_name(name)
+    if canonical not in get_args(DTypeName):
         known = ", ".join(get_args(DTypeName))
         raise ConfigError(f"dtype must be one of {known}, got {name!r}")
-    dtype: torch.dtype = getattr(torch, name)
+    dtype: torch.dtype = getattr(torch, str(canonical))
     return dtype
 
 
@@ -254,7 +325,7 @@ def _load_precision(section: Mapping[str, Any]) -> PrecisionConfig:
         "tf_withgrad": WithGradProfile,
     }
     nested = {
-        name: profile(**_section(name, section))
+        name: profile(**_with_effect(profile, _section(name, section)))
         for name, profile in profiles.items()
         if name in section
     }

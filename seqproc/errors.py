@@ -17,6 +17,10 @@ class ConfigError(SeqprocError, ValueError):
     """A configuration value, key or type is not one that seqproc accepts."""
 
 
+class UnknownAttributeError(SeqprocError, AttributeError):
+    """An attribute is set that nothing would read."""
+
+
 class PromptError(SeqprocError, ValueError):
     """A prompt cannot be used: empty, not a string, or longer than the model's context."""
 

@@ -6,6 +6,7 @@ nothing about engines, scorers or prompts; imports transformers and peft only wh
 
 from __future__ import annotations
 
+import difflib
 import logging
 import os
 import re
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 
-from seqproc.config import DTypeName
+from seqproc.config import DTypeName, dtype_name
 from seqproc.embedded import (
     EMBEDDED_MODELS,
     EmbeddedModel,
@@ -165,7 +166,7 @@ def check_tokenizer(tokenizer: Any, vocab_size: int) -> None:
 
 def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype | str:
     """The dtype of a name; "auto" stays as it is. ConfigError for any other."""
-    name = str(dtype).removeprefix("torch.")
+    name = str(dtype_name(dtype))
     if name not in DTYPES:
         raise ConfigError(f"dtype is {dtype!r}; expected one of {', '.join(DTYPES)}")
     return name if name == "auto" else getattr(torch, name)
@@ -173,16 +174,34 @@ def resolve_dtype(dtype: str | torch.dtype) -> torch.dtype | str:
 
 def resolve_device(device: str | torch.device | None) -> torch.device:
     """The device of a name; for None an accelerator when there is one. ConfigError when absent."""
-    has_cuda = torch.cuda.is_available()
     if device is None:
-        return torch.device("cuda" if has_cuda else "cpu")
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         resolved = torch.device(device)
     except (RuntimeError, TypeError, ValueError) as error:
-        raise ConfigError(f"device is {device!r}; expected 'cpu', 'cuda' or 'cuda:N'") from error
-    if resolved.type == "cuda" and not has_cuda:
-        raise ConfigError(f"device is {device!r}, but torch sees no CUDA device; use 'cpu'")
+        raise ConfigError(f"device is {device!r}; expected {_devices()}") from error
+    if not _is_here(resolved):
+        raise ConfigError(f"device is {device!r}, and torch sees none here; expected {_devices()}")
     return resolved
+
+
+def _is_here(device: torch.device) -> bool:
+    """Whether torch sees a device. Starts nothing on it: an engine may still fork."""
+    if device.type == "cpu":
+        return True
+    if device.type == "mps":
+        return torch.backends.mps.is_available()
+    back_end: Any = getattr(torch, device.type, None)
+    if not hasattr(back_end, "is_available"):  # meta, for one
+        return False
+    return bool(back_end.is_available()) and (device.index or 0) < back_end.device_count()
+
+
+def _devices() -> str:
+    """Those that torch sees, in words."""
+    cuda = [f"'cuda:{n}'" for n in range(torch.cuda.device_count())]
+    mps = ["'mps'"] if torch.backends.mps.is_available() else []
+    return " or ".join(["'cpu'", *cuda, *mps])
 
 
 def _local_or_hub(name_or_path: StrPath, *, kind: str, required: str) -> str:
@@ -200,6 +219,12 @@ def _local_or_hub(name_or_path: StrPath, *, kind: str, required: str) -> str:
         raise ModelError(
             f"there is no folder {path!r}, and it is not a hub id ('owner/name') either; "
             f"embedded models: {', '.join(EMBEDDED_MODELS)}"
+        )
+    close = difflib.get_close_matches(path.lower(), EMBEDDED_MODELS, n=1, cutoff=0.8)
+    if close and "/" not in path:
+        raise ModelError(
+            f"there is no folder {path!r}, and it is no embedded model; did you mean {close[0]!r}? "
+            "A model of the hub with such a name: give its owner, too ('owner/name')"
         )
     return path
 

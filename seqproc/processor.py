@@ -6,7 +6,9 @@ It joins prompts, an engine and a scorer; how an engine decodes and how a scorer
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import logging
+import os
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, overload
@@ -18,6 +20,7 @@ from seqproc.aliases import SpecificationAliases
 from seqproc.config import (
     ConfigLike,
     GenerationConfig,
+    PrecisionConfig,
     load_config,
     require_count,
     require_flag,
@@ -25,8 +28,12 @@ from seqproc.config import (
 )
 from seqproc.engines import Engine, ModelSource
 from seqproc.engines.base import StoppingRule
-from seqproc.engines.stopping import response_text
-from seqproc.errors import ConfigError, EngineError, OverrideError, SequenceError
+from seqproc.errors import (
+    ConfigError,
+    EngineError,
+    OverrideError,
+    UnknownAttributeError,
+)
 from seqproc.modules import unwrap
 from seqproc.policy import SamplingPolicy
 from seqproc.prompts import (
@@ -36,7 +43,8 @@ from seqproc.prompts import (
     load_prompts,
     replacement_indices,
 )
-from seqproc.rewards import tag_pref_batch
+from seqproc.rewarding import Rewarder, gold_answers
+from seqproc.rewards import Reward
 from seqproc.sampling import Sampler
 from seqproc.scorers import TeacherForcingScorer, overrides
 from seqproc.scorers.derivatives import TokenDerivatives
@@ -59,6 +67,11 @@ class SequenceProcessor(SpecificationAliases):
         engine: ``"hf"``, ``"vllm"``, the name of a registered engine, or an `Engine`. An engine
             that reads weights from disk takes a snapshot of the model when it first generates.
         engine_options: the engine's own options, e.g. those of `vllm.LLM`.
+        reward: rewards of one prompt's responses, as a function of their texts and the prompt's
+            `PromptEntry`; None for `tag_pref` with ``config.reward_weights``.
+
+    Attributes:
+        default_examples: entries that rewards are computed with where a call gives none.
 
     Raises:
         ConfigError: when the configuration is not valid.
@@ -74,13 +87,14 @@ class SequenceProcessor(SpecificationAliases):
         engine: str | Engine = "hf",
         *,
         engine_options: Mapping[str, Any] | None = None,
+        reward: Reward | None = None,
     ) -> None:
         from seqproc.models import check_model_and_tokenizer
 
         model = unwrap(model)
         check_model_and_tokenizer(model, tokenizer)
         source = ModelSource.from_model(model, tokenizer)
-        self._set_up(source, logger, config, engine, engine_options)
+        self._set_up(source, logger, config, engine, engine_options, reward)
         self.scoring.teacher  # noqa: B018 - examines the model now, to refuse it before it samples
 
     @classmethod
@@ -97,6 +111,7 @@ class SequenceProcessor(SpecificationAliases):
         logger: logging.Logger | None = None,
         config: ConfigLike = None,
         engine_options: Mapping[str, Any] | None = None,
+        reward: Reward | None = None,
     ) -> SequenceProcessor:
         """Open a model by name or path; the scorer's copy loads when something is first scored.
 
@@ -111,6 +126,7 @@ class SequenceProcessor(SpecificationAliases):
             logger: see the class.
             config: see the class.
             engine_options: see the class.
+            reward: see the class.
         """
         self = cls.__new__(cls)
         source = ModelSource.from_pretrained(
@@ -121,7 +137,7 @@ class SequenceProcessor(SpecificationAliases):
             revision=revision,
             trust_remote_code=trust_remote_code,
         )
-        self._set_up(source, logger, config, engine, engine_options)
+        self._set_up(source, logger, config, engine, engine_options, reward)
         return self
 
     def _set_up(
@@ -131,18 +147,33 @@ class SequenceProcessor(SpecificationAliases):
         config: ConfigLike,
         engine: str | Engine,
         engine_options: Mapping[str, Any] | None,
+        reward: Reward | None,
     ) -> None:
         _require_set_up(logger, engine, engine_options)
         self.logger = logger or logging.getLogger("seqproc")
-        self._config, self.precision = load_config(config)
+        self._config, self._precision = load_config(config)
         self.source = source
         self.tokenizer = source.tokenizer
         self.eos_token_ids = source.eos_token_ids
-        self._told_of_missing_answers = False
+        self.default_examples: Sequence[PromptEntry] | None = None
+        self._rewarder = Rewarder(self.tokenizer, reward, self.logger)
         self.sampler = Sampler(source, self._config, engine, engine_options)
         self.scoring = SequenceScorer(
-            source, self._config, self.precision, self.provenance, self.logger
+            source, self._config, self._precision, self.provenance, self.logger
         )
+        self._is_set_up = True
+
+    _is_set_up = False
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute that there is; a subclass may add its own."""
+        known = hasattr(type(self), name) or name in vars(self) or not self._is_set_up
+        if type(self) is SequenceProcessor and not known:
+            names = [*dir(type(self)), *vars(self)]
+            close = difflib.get_close_matches(name, names, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise UnknownAttributeError(f"a SequenceProcessor has no attribute {name!r}{hint}")
+        super().__setattr__(name, value)
 
     # ------------------------------------------------------------------ what it is made of
 
@@ -159,6 +190,25 @@ class SequenceProcessor(SpecificationAliases):
                 "set at construction, or on the attribute precision"
             )
         self._config = self.sampler.config = self.scoring.config = config
+
+    @property
+    def reward(self) -> Reward | None:
+        """The reward given at construction; None for `tag_pref`."""
+        return self._rewarder.reward
+
+    @property
+    def precision(self) -> PrecisionConfig:
+        """Dtypes of forwards and statistics; its fields may be changed, or all of it replaced."""
+        return self._precision
+
+    @precision.setter
+    def precision(self, precision: PrecisionConfig) -> None:
+        if not isinstance(precision, PrecisionConfig):
+            raise ConfigError(
+                f"precision must be a PrecisionConfig, got {type(precision).__name__}"
+            )
+        self._precision = precision
+        self.scoring.use(precision)
 
     @property
     def model(self) -> nn.Module:
@@ -300,7 +350,7 @@ class SequenceProcessor(SpecificationAliases):
             prompts, examples = self.sample_prompts(dataset_name, split, num_prompts, seed)
         prompts = as_prompts(prompts)
         # Refused now, and not when all has been sampled.
-        _gold_answers(examples, len(prompts))
+        gold_answers(self.default_examples if examples is None else examples, len(prompts))
         require_flag("with_grad", with_grad)
         require_flag("compute_rb", compute_rb)
         sequences = self.generate_batched(prompts, G, gen_batch_size, seed=seed)
@@ -578,6 +628,7 @@ class SequenceProcessor(SpecificationAliases):
             model=self.source.name,
             engine=self.sampler.describe(),
             precision=dataclasses.asdict(self.precision),
+            reward=self._rewarder.describe(self.config.reward_weights),
         )
 
     # ------------------------------------------------------------------ rewards
@@ -585,41 +636,19 @@ class SequenceProcessor(SpecificationAliases):
     def compute_rewards(
         self, sequences: BatchedSequences, examples: Sequence[PromptEntry] | None
     ) -> list[list[float]]:
-        """`tag_pref` rewards ``[B][G]``; 0 where there is no gold answer.
+        """Rewards ``[B][G]``: the processor's own, or `tag_pref`, 0 where there is no gold answer.
 
         Args:
             sequences: the responses.
-            examples: one entry per prompt, or None when there are no gold answers.
+            examples: one entry per prompt; None for ``default_examples``, or no gold answers.
 
         Raises:
             SequenceError: when there are not as many entries as prompts, or they are none.
         """
         require_sequences(sequences)
-        num_prompts = sequences.num_prompts
-        golds = _gold_answers(examples, num_prompts)
-        if examples is not None and None in golds and not self._told_of_missing_answers:
-            self._told_of_missing_answers = True  # once: a run asks for each chunk
-            self.logger.warning(
-                "%d of %d prompts have no gold answer: their rewards are 0",
-                golds.count(None),
-                num_prompts,
-            )
-        return [
-            tag_pref_batch(texts, gold)
-            for texts, gold in zip(self._texts(sequences), golds, strict=True)
-        ]
-
-    def _texts(self, sequences: BatchedSequences) -> list[list[str]]:
-        """The responses' texts ``[B][G]``, decoded where they were not given."""
-        if len(sequences.responses_text):
-            return sequences.responses_text
-        return [
-            [
-                response_text(self.tokenizer, sequences.response_ids(b, g).tolist())
-                for g in range(sequences.num_responses)
-            ]
-            for b in range(sequences.num_prompts)
-        ]
+        if examples is None:
+            examples = self.default_examples
+        return self._rewarder.rewards(sequences, examples, self.config.reward_weights)
 
     # ------------------------------------------------------------------ overrides
 
@@ -645,7 +674,10 @@ class SequenceProcessor(SpecificationAliases):
 
 def _require_set_up(logger: object, engine: object, engine_options: object) -> None:
     if logger is not None and not hasattr(logger, "warning"):
-        raise ConfigError(f"logger must be a logging.Logger or None, got {type(logger).__name__}")
+        hint = "; give a configuration by keyword, config=" if _is_config(logger) else ""
+        raise ConfigError(
+            f"logger must be a logging.Logger or None, got {type(logger).__name__}{hint}"
+        )
     if not isinstance(engine, str | Engine):
         raise EngineError(
             f"engine must be the name of an engine or an Engine, got {type(engine).__name__}"
@@ -657,22 +689,8 @@ def _require_set_up(logger: object, engine: object, engine_options: object) -> N
         )
 
 
-def _gold_answers(examples: object, num_prompts: int) -> list[str | None]:
-    """The gold answer of each prompt; None where there is none."""
-    if examples is None:
-        return [None] * num_prompts
-    if not isinstance(examples, Sequence):
-        raise SequenceError(
-            f"examples must be a list of PromptEntry, got {type(examples).__name__}"
-        )
-    strangers = [type(entry).__name__ for entry in examples if not hasattr(entry, "answer")]
-    if strangers:
-        raise SequenceError(f"examples must be a list of PromptEntry, got a {strangers[0]} in it")
-    if len(examples) != num_prompts:
-        raise SequenceError(
-            f"examples must hold one entry per prompt ({num_prompts}), got {len(examples)}"
-        )
-    return [entry.answer for entry in examples]
+def _is_config(value: object) -> bool:
+    return isinstance(value, (GenerationConfig, Mapping, str, os.PathLike))
 
 
 def _seed_or_random(seed: int | None) -> int:

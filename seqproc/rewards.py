@@ -1,7 +1,8 @@
-r"""The reward `tag_pref`: half for the form of a response, half for its answer.
+r"""The reward `tag_pref`: so much for the form of a response, so much for its answer.
 
 A response earns 0.5 for exactly one `<answer>…</answer>` block, and 0.5 more if what stands
-in it equals the gold answer. Equality is decided by the first of these that can:
+in it equals the gold answer; or other weights than these. Equality is decided by the first of
+these that can:
 
 1. the same text, once spaces, `$`, thousands commas, a full stop at the end and `\boxed{}` or
    `\text{}` around it are gone;
@@ -17,12 +18,25 @@ the response and its gold answer. Any thread may ask. Knows nothing of prompts, 
 models: the text is the response alone, without its prompt.
 """
 
+from __future__ import annotations
+
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
 from seqproc._math_judge import MathJudge
-from seqproc.errors import SequenceError
+from seqproc.errors import ConfigError, SequenceError
+
+if TYPE_CHECKING:
+    from seqproc.prompts import PromptEntry
+
+Reward = Callable[[Sequence[str], "PromptEntry | None"], Sequence[float]]
+"""Rewards of the responses to one prompt, given their texts and the prompt's entry, if any."""
+
+TAG_AND_ANSWER = (0.5, 0.5)
+"""What `tag_pref` gives for the form, and for the answer on top of it."""
 
 MAX_ANSWER_CHARS = 512
 """Longer answers are compared as text only."""
@@ -37,13 +51,14 @@ _LATEX_WRAPPING = re.compile(r"\\(?:boxed|text|textbf|mathbf|mathrm)\{([^{}\\]*)
 _JUDGE = MathJudge()  # holds no process until a question needs one
 
 
-def tag_pref(text: str, gold: str | None) -> float:
+def tag_pref(text: str, gold: str | None, weights: tuple[float, float] = TAG_AND_ANSWER) -> float:
     """Reward a response: 0.0, 0.5 for its form, or 1.0 for form and answer.
 
     Args:
         text: the response, without its prompt. Whatever it is, it earns a reward and raises
             nothing.
         gold: the gold answer. None or a blank one earns 0.0, whatever the response.
+        weights: what the form earns, and what a right answer earns on top.
 
     Raises:
         MissingDependencyError: the comparison needs math-verify, and it is not installed.
@@ -54,10 +69,37 @@ def tag_pref(text: str, gold: str | None) -> float:
     answer = tagged_answer(text)
     if answer is None:
         return 0.0
-    return 1.0 if answers_equal(gold, answer) else 0.5
+    of_tag, of_answer = weights
+    return of_tag + of_answer if answers_equal(gold, answer) else of_tag
 
 
-def tag_pref_batch(texts: Sequence[str], gold: str | Sequence[str | None] | None) -> list[float]:
+def rewards_of(reward: Reward, texts: Sequence[str], entry: PromptEntry | None) -> list[float]:
+    """What a user's reward says of the responses to one prompt.
+
+    Raises:
+        ConfigError: it does not give one finite number per response.
+    """
+    name = getattr(reward, "__name__", type(reward).__name__)
+    found = reward(texts, entry)
+    try:
+        rewards = [float(value) for value in found]
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"the reward {name!r} must return one number per response, got {found!r}"
+        ) from error
+    if len(rewards) != len(texts) or not all(map(math.isfinite, rewards)):
+        raise ConfigError(
+            f"the reward {name!r} must return a finite number for each of {len(texts)} responses, "
+            f"got {rewards}"
+        )
+    return rewards
+
+
+def tag_pref_batch(
+    texts: Sequence[str],
+    gold: str | Sequence[str | None] | None,
+    weights: tuple[float, float] = TAG_AND_ANSWER,
+) -> list[float]:
     """Reward several responses, against one gold answer or against one each.
 
     Raises:
@@ -70,7 +112,7 @@ def tag_pref_batch(texts: Sequence[str], gold: str | Sequence[str | None] | None
             f"expected one gold answer for all responses or one for each, got {len(golds)} gold "
             f"answers for {len(texts)} responses."
         )
-    return [tag_pref(text, each) for text, each in zip(texts, golds, strict=True)]
+    return [tag_pref(text, each, weights) for text, each in zip(texts, golds, strict=True)]
 
 
 def tagged_answer(text: str) -> str | None:

@@ -16,6 +16,7 @@ from seqproc.assembly import batched_sequences
 from seqproc.config import GenerationConfig, require_count
 from seqproc.engines import Engine, ModelSource, create_engine
 from seqproc.engines.base import Completion, Request, StoppingRule
+from seqproc.engines.registry import require_known
 from seqproc.errors import SeqprocError
 from seqproc.types import BatchedSequences
 
@@ -29,6 +30,9 @@ class Sampler:
         engine: the name of a registered engine, or an `Engine` (which stays the caller's to close).
         engine_options: the engine's own options. A ``batch_size`` among them, or one of a ready
             engine, is kept; only without one does ``config.gen_batch_size`` decide.
+
+    Raises:
+        EngineError: no engine of this name; it starts when it is first needed.
     """
 
     def __init__(
@@ -38,6 +42,8 @@ class Sampler:
         engine: str | Engine,
         engine_options: Mapping[str, Any] | None = None,
     ) -> None:
+        if not isinstance(engine, Engine):
+            require_known(engine)
         self.source = source
         self.config = config
         self._choice = engine

@@ -81,6 +81,12 @@ class SequenceScorer:
             )
         return self._teacher
 
+    def use(self, precision: PrecisionConfig) -> None:
+        """Score with other dtypes from now on."""
+        self.precision = precision
+        if self._teacher is not None:
+            self._teacher.precision = precision
+
     def score(
         self,
         sequences: BatchedSequences,

@@ -27,6 +27,7 @@ class Provenance:
     model: str  # name or path as the user gave it
     engine: dict[str, Any] = field(default_factory=dict)  # the engine's own description
     precision: dict[str, Any] = field(default_factory=dict)  # dtypes of forward and statistics
+    reward: dict[str, Any] = field(default_factory=dict)  # its name and weights
 
 
 @dataclass
@@ -128,7 +129,7 @@ class LogprobResults:
     entropies: list[list[np.ndarray]]  # [T] naive surprisal −log p_raw(y_t)
     sequence_logprobs: list[list[float]]  # Σ_t log p_raw(y_t)
     rb_entropies: list[list[np.ndarray]]  # [T] H(q_t); empty unless compute_rb
-    rewards: list[list[float]]  # tag_pref; 0 without a gold answer
+    rewards: list[list[float]]  # the processor's reward; of tag_pref 0 without a gold answer
     rb_entropies_torch: list[list[Tensor]] | None = None  # [T] differentiable H(q_t)
     baseline_feats_torch: list[list[Tensor]] | None = None  # [T, 7] detached features
     token_logqs: list[list[Tensor]] | None = None  # [T] log q(y_t); −∞ outside the support

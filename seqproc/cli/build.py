@@ -21,6 +21,7 @@ def build_processor(
     policy: PolicyOptions,
     engine: EngineOptions | None = None,
     response: ResponseOptions | None = None,
+    reward_weights: str | None = None,
 ) -> SequenceProcessor:
     """Open a model as the options say; neither engine nor scorer starts yet.
 
@@ -29,8 +30,9 @@ def build_processor(
         policy: the policy.
         engine: the engine; None when nothing is to be sampled, or by engines of their own.
         response: when a response ends, for engines of their own.
+        reward_weights: "TAG,ANSWER", of `tag_pref`.
     """
-    configuration = build_config(policy, engine or response)
+    configuration = build_config(policy, engine or response, reward_weights)
     engine_options = {} if engine is None else parse_engine_options(engine.engine_option or [])
     _quieten_libraries()
     from seqproc.processor import SequenceProcessor
@@ -48,7 +50,11 @@ def build_processor(
     )
 
 
-def build_config(policy: PolicyOptions, response: ResponseOptions | None = None) -> dict[str, Any]:
+def build_config(
+    policy: PolicyOptions,
+    response: ResponseOptions | None = None,
+    reward_weights: str | None = None,
+) -> dict[str, Any]:
     """The configuration file, or the defaults, under the options that were given.
 
     Raises:
@@ -64,6 +70,7 @@ def build_config(policy: PolicyOptions, response: ResponseOptions | None = None)
         "tf_token_budget": policy.tf_token_budget,
         "tf_share_prompts": policy.tf_share_prompts,
         "do_sample": False if policy.greedy else None,
+        "reward_weights": None if reward_weights is None else _pair(reward_weights),
     }
     if response is not None:
         given |= {
@@ -75,6 +82,17 @@ def build_config(policy: PolicyOptions, response: ResponseOptions | None = None)
     if policy.entropy_fp64:
         precision = dataclasses.replace(precision, entropy_fp64=True)
     return {"generation": dataclasses.replace(generation, **changes), "precision": precision}
+
+
+def _pair(text: str) -> tuple[float, ...]:
+    """Numbers with a comma between them."""
+    try:
+        first, second = map(float, text.split(","))
+    except ValueError as error:
+        raise ConfigError(
+            f"--reward-weights must be two numbers, TAG,ANSWER, such as 0,1; got {text!r}"
+        ) from error
+    return first, second
 
 
 def parse_engine_options(

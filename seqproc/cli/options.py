@@ -109,5 +109,23 @@ class DrawOptions:
     ] = None
 
 
-Out = Annotated[Path, typer.Option(help="The run's folder: new, or empty. Never overwritten.")]
+def _folder(name: str) -> Path:
+    if not name:
+        raise typer.BadParameter("the run's folder has an empty name; '.' is this folder")
+    return Path(name)
+
+
+Out = Annotated[
+    Path,
+    typer.Option(
+        help="The run's folder: new, or empty. Never overwritten.", parser=_folder, metavar="PATH"
+    ),
+]
 Chat = Annotated[bool, typer.Option("--chat", help="Put prompts in the model's chat template.")]
+RewardWeights = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TAG,ANSWER",
+        help="What a response's <answer> block earns, and a right answer on top. Default 0.5,0.5.",
+    ),
+]

@@ -10,6 +10,7 @@ from seqproc.cli.options import (
     ModelOptions,
     Out,
     PolicyOptions,
+    RewardWeights,
 )
 
 
@@ -20,6 +21,7 @@ def sample(
     engine: EngineOptions,
     out: Out,
     chat: Chat = False,
+    reward_weights: RewardWeights = None,
 ) -> None:
     """Sample independent draws of a dataset, score every token, and keep the rows."""
     from seqproc.cli.report import print_result
@@ -33,6 +35,6 @@ def sample(
         revision=model.revision,
         chat=chat,
     )
-    with build_processor(model, policy, engine) as processor:
+    with build_processor(model, policy, engine, reward_weights=reward_weights) as processor:
         result = sample_run(processor, spec, out)
     print_result(result)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from seqproc.cli.build import build_processor
-from seqproc.cli.options import Chat, ModelOptions, Out, PolicyOptions
+from seqproc.cli.options import Chat, ModelOptions, Out, PolicyOptions, RewardWeights
 
 if TYPE_CHECKING:
     from seqproc.runs import RunResult
@@ -22,14 +22,19 @@ Source = Annotated[
 
 
 def score(
-    source: Source, model: ModelOptions, policy: PolicyOptions, out: Out, chat: Chat = False
+    source: Source,
+    model: ModelOptions,
+    policy: PolicyOptions,
+    out: Out,
+    chat: Chat = False,
+    reward_weights: RewardWeights = None,
 ) -> None:
     """Score given sequences under a model and a policy, and keep the rows."""
     from seqproc.cli.report import print_result
     from seqproc.runs import require_free, score_run
 
     require_free(out)
-    with build_processor(model, policy) as processor:
+    with build_processor(model, policy, reward_weights=reward_weights) as processor:
         result = score_run(processor, source, out, chat=chat)
     print_result(result)
     _tell_other_policy(result)

@@ -38,6 +38,7 @@ class Manifest:
     engine: Mapping[str, Any]  # the engine's own description; empty when nothing was sampled
     versions: Mapping[str, str]  # of Python and the libraries
     num_draws: int  # planned
+    reward: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # name and weights
     num_draws_done: int = 0  # committed: their rows are on disk
     state: State = "running"
     error: str | None = None  # what ended a failed run
@@ -72,6 +73,7 @@ def from_json(text: str) -> Manifest:
             f"version {FORMAT_VERSION}: read it with the seqproc that wrote it "
             f"({values.get('seqproc_version', 'unknown')})"
         )
+    values.setdefault("reward", {})  # not said when there was but one
     known = {field.name for field in dataclasses.fields(Manifest)}
     if differing := sorted(known.symmetric_difference(values)):
         raise RunError(f"the manifest lacks or does not know the keys {', '.join(differing)}")

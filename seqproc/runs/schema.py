@@ -51,7 +51,11 @@ _SEQUENCE_SCORES = [
     _column("sequence_logprob", pa.float64(), "nats: sum of logprobs"),
     _column("sequence_logq", pa.float64(), "nats: sum of logqs; -inf when a token is outside"),
     _column("out_of_support", pa.int32(), "tokens with logq = -inf"),
-    _column("reward", pa.float64(), "tag_pref, in [0, 1]; 0 where there is no gold answer"),
+    _column(
+        "reward",
+        pa.float64(),
+        "by the manifest's reward; of tag_pref 0 where there is no gold answer",
+    ),
 ]
 
 # The fields of `seqproc.types.SequenceDiagnostics` but T, which is gen_len.

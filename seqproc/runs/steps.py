@@ -33,6 +33,7 @@ def describe_run(
         stopping=dataclasses.asdict(processor.stopping) if sampled else {},
         precision=dataclasses.asdict(processor.precision),
         engine=processor.engine.describe() if sampled else {},
+        reward=processor.provenance().reward,
         versions=library_versions(),
         num_draws=num_draws,
     )
@@ -76,6 +77,6 @@ def score_and_reward(
         results, diagnostics = processor.teacher_force_logprobs_with_diagnostics(
             sequences, compute_rb=True
         )
-    graded = any(entry.answer is not None for entry in entries)
+    graded = processor.reward is not None or any(entry.answer is not None for entry in entries)
     results.rewards = processor.compute_rewards(sequences, entries if graded else None)
     return results, diagnostics

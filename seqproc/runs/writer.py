@@ -38,6 +38,8 @@ def require_free(path: str | os.PathLike[str]) -> Path:
     Raises:
         RunError: the path is a file, a folder that is not empty, or cannot be looked at.
     """
+    if not os.fspath(path):
+        raise RunError("the run's folder has an empty name: name one, or '.' for this folder")
     folder = Path(path).expanduser()
     try:
         if folder.is_dir():

@@ -287,3 +287,31 @@ def test_version_models_and_datasets(run: Run) -> None:
     assert datasets.exit_code == 0, datasets.output
     for name in ("arithmetic", "gsm8k", "jsonl", "hf"):
         assert name in datasets.stdout
+
+
+# Words.
+
+
+@pytest.mark.parametrize("command", ["sample", "score"])
+def test_an_output_folder_without_a_name_is_refused(run, command, tmp_path):
+    first = ["--dataset", "arithmetic", "--draws", "1"] if command == "sample" else [str(tmp_path)]
+    found = run(command, *first, "--model", "smollm2-135m", "--out", "")
+    assert found.exit_code == 2
+    assert "empty name" in found.output
+
+
+@pytest.mark.parametrize("weights", ["1", "1,2,3", "a,b", "0.5;0.5", "1,nan"])
+def test_reward_weights_are_two_numbers(run, weights, tmp_path):
+    first = ["--dataset", "arithmetic", "--draws", "1", "--model", "smollm2-135m"]
+    out = str(tmp_path / "run")
+    found = run("sample", *first, "--out", out, "--reward-weights", weights)
+    assert found.exit_code == 2
+    assert "reward" in found.output
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_temperature_of_zero_names_the_option(run, tmp_path):
+    first = ["--dataset", "arithmetic", "--draws", "1", "--model", "smollm2-135m"]
+    found = run("sample", *first, "--out", str(tmp_path / "run"), "--temperature", "0")
+    assert found.exit_code == 2
+    assert "--greedy" in found.output

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from seqproc import engines
+from seqproc import SequenceProcessor, engines
 from seqproc.engines import ModelSource, ScriptedEngine, create_engine, engine_names, registry
 from seqproc.errors import EngineError, MissingDependencyError
 
@@ -163,3 +163,10 @@ def test_an_untested_version_is_told(
     vllm_process._warn_of_untested_version()
     assert bool(caplog.records) == is_told
     assert not is_told or "tested with (0.32 to 0.33)" in caplog.text
+
+
+def test_an_unknown_name_is_told_of_before_anything_starts(
+    tiny_llama: Any, tiny_tokenizer: Any
+) -> None:
+    with pytest.raises(EngineError, match=r"no engine 'vlm': expected one of .*mean 'vllm'"):
+        SequenceProcessor(tiny_llama(), tiny_tokenizer, engine="vlm")

@@ -123,8 +123,10 @@ def test_eos_before_a_stop_string_wins_and_after_it_does_not(pieces: Any) -> Non
 
 def test_a_stop_string_may_be_a_special_token_or_hold_one(pieces: Any) -> None:
     ids = ids_of(pieces, "a", "<|end|>", "b")
-    assert finish(ids, pieces, rule(pieces, "<|end|>")) == (tuple(ids[:2]), "a", "stop")
-    assert finish(ids, pieces, rule(pieces, "a<|end|>b")) == (tuple(ids), "ab", "stop")
+    assert finish(ids, pieces, rule(pieces, "<|end|>")) == (tuple(ids[:2]), "a<|end|>", "stop")
+    assert finish(ids, pieces, rule(pieces, "a<|end|>b")) == (tuple(ids), "a<|end|>b", "stop")
+    twice = ids_of(pieces, "<|end|>", "a", "<|end|>", "b")  # one that is no part of it is stripped
+    assert finish(twice, pieces, rule(pieces, "a<|end|>")) == (tuple(twice[:3]), "a<|end|>", "stop")
 
 
 def test_one_token_that_is_eos_and_stop_string_counts_as_eos(pieces: Any) -> None:

@@ -262,3 +262,8 @@ def test_a_column_that_is_not_there_is_refused(tmp_path: Path) -> None:
 def test_reading_a_run_does_not_import_torch() -> None:
     code = "import sys; from seqproc.runs import open_run; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_folder_without_a_name_is_refused() -> None:
+    with pytest.raises(RunError, match="empty name"):
+        require_free("")

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from engine_stubs import NEVER_STARTS
 
 from seqproc import SequenceProcessor, load_prompts
 from seqproc.engines import Engine, Request, ScriptedEngine
@@ -249,7 +250,7 @@ def test_bad_input_is_refused_before_anything_starts(
     error: type[Exception],
     message: str,
 ) -> None:
-    processor = make("no such engine")  # which would be the error, were it asked for
+    processor = make(NEVER_STARTS)  # which would be the error, were it asked for
     with pytest.raises(error, match=message):
         sample_run(processor, spec(**fields), tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -258,7 +259,7 @@ def test_bad_input_is_refused_before_anything_starts(
 def test_a_prompt_too_long_is_refused_before_anything_starts(
     make: MakeProcessor, tmp_path: Path
 ) -> None:
-    processor = make("no such engine", config={"generation": {"max_new_tokens": 400}})
+    processor = make(NEVER_STARTS, config={"generation": {"max_new_tokens": 400}})
     with pytest.raises(PromptError, match=r"drawn from 'arithmetic' .* exceeds the context of 512"):
         sample_run(processor, spec(), tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -273,6 +274,19 @@ def test_an_engine_that_does_not_start_leaves_nothing(make: MakeProcessor, tmp_p
 def test_an_occupied_folder_is_refused_first(make: MakeProcessor, tmp_path: Path) -> None:
     (tmp_path / "mine").touch()
     with pytest.raises(RunError, match="is not empty"):
-        sample_run(make("no such engine"), spec(dataset="nor this"), tmp_path)
+        sample_run(make(NEVER_STARTS), spec(dataset="nor this"), tmp_path)
     with pytest.raises(ConfigError, match="chunk_size must be an integer >= 1"):
-        sample_run(make("no such engine"), spec(), tmp_path / "run", chunk_size=0)
+        sample_run(make(NEVER_STARTS), spec(), tmp_path / "run", chunk_size=0)
+
+
+def test_rewards_are_recorded_with_the_run(make: MakeProcessor, tmp_path: Path) -> None:
+    sample_run(make(), spec(2), tmp_path / "own")
+    assert open_run(tmp_path / "own").manifest.reward == {
+        "name": "tag_pref",
+        "tag": 0.5,
+        "answer": 0.5,
+    }
+    processor = make(reward=lambda texts, entry: [7.0] * len(texts))
+    result = sample_run(processor, spec(2), tmp_path / "other")
+    assert result.open().rows().column("reward").to_pylist() == [7.0, 7.0]
+    assert "lambda" in result.manifest.reward["name"]

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from engine_stubs import NEVER_STARTS
 
 from seqproc import SequenceProcessor
 from seqproc.errors import DatasetError, RunError, SequenceError
@@ -19,13 +20,12 @@ CONFIG = {"generation": {"max_new_tokens": 6, "top_p": 0.9}}
 TEMPLATE = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[assistant]"
 
 MakeProcessor = Callable[..., SequenceProcessor]
-NO_ENGINE = "never started"
 
 
 @pytest.fixture
 def make(tiny_llama: Any, tiny_tokenizer: Any) -> MakeProcessor:
     def make(
-        engine: str = NO_ENGINE, *, seed: int = 0, tokenizer: Any = None, **config: Any
+        engine: str = NEVER_STARTS, *, seed: int = 0, tokenizer: Any = None, **config: Any
     ) -> Any:
         generation = {**CONFIG["generation"], **config}
         return SequenceProcessor(
