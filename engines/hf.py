@@ -29,7 +29,7 @@ from seqproc.engines.noise import COUPLED, GREEDY, Noise, NotReplayable
 from seqproc.engines.source import ModelSource
 from seqproc.engines.stopping import StopWatcher, check_request, finish
 from seqproc.engines.weights import FingerprintCache
-from seqproc.errors import ConfigError, EngineError
+from seqproc.errors import ConfigError, EngineError, EngineOptionError
 from seqproc.policy import SamplingPolicy
 
 # Shapes: N rows of a batch, P padded prompt width, T generated tokens, V vocabulary.
@@ -73,7 +73,7 @@ class HFEngine(Engine):
         """Use the source's live model. The one option is ``batch_size``."""
         unknown = sorted(set(options) - {"batch_size"})
         if unknown:
-            raise EngineError(
+            raise EngineOptionError(
                 f"engine 'hf' has no option {', '.join(unknown)}; its one option is batch_size"
             )
         return cls(source.live_model(), source.tokenizer, max_context=source.max_context, **options)

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 from seqproc.engines.base import Completion, Engine, Request, StoppingRule
 from seqproc.engines.source import ModelSource
 from seqproc.engines.stopping import check_request, finish
-from seqproc.errors import EngineError
+from seqproc.errors import EngineError, EngineOptionError
 from seqproc.policy import SamplingPolicy
 
 Script = Mapping[int, Sequence[int]] | Callable[[Request], Sequence[int]]
@@ -77,7 +77,9 @@ class ScriptedEngine(Engine):
     def from_source(cls, source: ModelSource, **options: Any) -> ScriptedEngine:
         """Take the tokenizer and context of a source, and a ``script`` among the options."""
         if "script" not in options:
-            raise EngineError("engine 'scripted' plays back a script: give the option script=…")
+            raise EngineOptionError(
+                "engine 'scripted' plays back a script: give the option script=…"
+            )
         try:
             return cls(
                 options.pop("script"),
@@ -85,7 +87,9 @@ class ScriptedEngine(Engine):
                 **{"max_context": source.max_context, **options},
             )
         except TypeError as error:
-            raise EngineError(f"engine 'scripted' does not take these options: {error}") from error
+            raise EngineOptionError(
+                f"engine 'scripted' does not take these options: {error}"
+            ) from error
 
     @property
     def max_context(self) -> int | None:

@@ -22,7 +22,7 @@ from torch import Tensor
 from seqproc.engines.base import StoppingRule
 from seqproc.engines.gumbel import finalise64, seed_tensor
 from seqproc.engines.source import Checkpoint
-from seqproc.errors import EngineError
+from seqproc.errors import EngineError, EngineOptionError
 from seqproc.policy import SamplingPolicy
 
 _GIB = 1 << 30
@@ -119,7 +119,9 @@ def _require_known(options: Mapping[str, Any]) -> None:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise EngineError(f"engine 'vllm' has no option {name!r}: vllm.LLM has none{hint}")
+            raise EngineOptionError(
+                f"engine 'vllm' has no option {name!r}: vllm.LLM has none{hint}"
+            )
 
 
 def _refuse_fixed(options: Mapping[str, Any]) -> None:
@@ -127,18 +129,18 @@ def _refuse_fixed(options: Mapping[str, Any]) -> None:
     fixed = {"generation_config": "vllm", "logprobs_mode": "processed_logprobs"}
     for name, value in fixed.items():
         if options.get(name, value) != value:
-            raise EngineError(
+            raise EngineOptionError(
                 f"engine 'vllm' needs {name}={value!r}, so that it samples from seqproc's policy "
                 f"and reports its log q; got {options[name]!r}. Leave it out"
             )
     if options.get("watermark_config") is not None:
-        raise EngineError(
+        raise EngineOptionError(
             "engine 'vllm' has no place for watermark_config: a watermark changes the distribution "
             "that vLLM samples from. Leave it out"
         )
     for name in _OURS:
         if name in options:
-            raise EngineError(f"engine 'vllm' sets {name!r} itself; leave it out")
+            raise EngineOptionError(f"engine 'vllm' sets {name!r} itself; leave it out")
 
 
 def _kv_cache_bytes() -> int:

@@ -45,6 +45,10 @@ class EngineError(SeqprocError, RuntimeError):
     """An engine is unknown, could not start, or broke its contract."""
 
 
+class EngineOptionError(EngineError, ConfigError):
+    """An option of an engine is unknown, or one that it cannot be given."""
+
+
 class ScoringError(SeqprocError, ArithmeticError):
     """Scoring produced something that is not a number."""
 

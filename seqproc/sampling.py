@@ -15,6 +15,7 @@ from seqproc import tokenization
 from seqproc.assembly import batched_sequences
 from seqproc.config import GenerationConfig, require_count
 from seqproc.engines import Engine, ModelSource, create_engine
+from seqproc.engines.answers import answered
 from seqproc.engines.base import Completion, Request, StoppingRule
 from seqproc.engines.registry import require_known
 from seqproc.errors import SeqprocError
@@ -131,7 +132,13 @@ class Sampler:
         with self._batch_size(engine, gen_batch_size), _awake(engine):
             completions = engine.generate(requests, self.config.policy, self.stopping)
             with _closing(completions):
-                yield from _with_progress(completions, len(requests))
+                answers = answered(
+                    completions,
+                    requests,
+                    engine=engine.name,
+                    vocabulary=self.source.vocab_size,
+                )
+                yield from _with_progress(answers, len(requests))
 
     @contextmanager
     def _batch_size(self, engine: Engine, asked: int | None) -> Iterator[None]:

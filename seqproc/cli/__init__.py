@@ -1,7 +1,8 @@
 """The command line: parse, build, run, close. No numerics, and no heavy import before a command.
 
 Exit codes: 0; 1 for a failure; 2 for bad usage (an option that does not parse, a configuration
-that is not valid); 130 after Ctrl-C. An error is one line on stderr; ``--traceback`` shows more.
+that is not valid); 3 when parity was tested and does not hold; 130 after Ctrl-C. An error is one
+line on stderr; ``--traceback`` shows more.
 """
 
 from __future__ import annotations

@@ -20,8 +20,9 @@ import typer
 from seqproc.cli.display import print_error
 from seqproc.errors import ConfigError, SeqprocError
 
-FAILURE = 1
+FAILURE = 1  # of whatever kind, Python's own included
 BAD_USAGE = 2
+DOES_NOT_HOLD = 3  # parity was tested, and an engine failed
 INTERRUPTED = 130
 
 _Traceback = Annotated[

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from seqproc.cli.build import build_processor, parse_engine_options
-from seqproc.cli.command import FAILURE
+from seqproc.cli.command import DOES_NOT_HOLD
 from seqproc.cli.display import console, printable
 from seqproc.cli.options import Chat, DrawOptions, ModelOptions, PolicyOptions, ResponseOptions
 from seqproc.errors import ConfigError
@@ -47,7 +47,10 @@ def parity(
     out: _ParityOut = Path(),
     chat: Chat = False,
 ) -> None:
-    """Test engines against the scorer: 0 when parity holds, 1 when not, 2 on bad usage."""
+    """Test engines against the scorer.
+
+    Exit codes: 0 parity holds, 3 it does not, 1 it could not be tested, 2 bad usage.
+    """
     choices, measured = parse_engines(engines), parse_policies(policies or [])
     _require_folder(out)  # before anything is sampled for nothing
     path = out / "parity.json"
@@ -78,7 +81,7 @@ def parity(
     write_report(report, path)
     console().print(f"written to {printable(str(path))}")
     if not report.holds:
-        raise typer.Exit(FAILURE)
+        raise typer.Exit(DOES_NOT_HOLD)
 
 
 def _nothing_yet(model: ModelOptions, draw: DrawOptions) -> ParityReport:
@@ -177,6 +180,8 @@ def print_check(label: str, check: Check) -> None:
         f"{check.num_draws:,} draws of {check.num_prompts:,} prompts, {check.num_tokens:,} tokens"
     )
     out.print(f"[dim]{printable(_how_it_samples(check))}[/]")
+    if check.assumed is not None:
+        out.print(f"[yellow]{printable(check.assumed)}[/]")
     out.print(_findings_table(check))
     if check.mismatch is not None:
         out.print(_mismatch_table(check))

@@ -226,5 +226,7 @@ def _log_likelihood(draws: Draws) -> float:
 def _error(logqs: Floats, engine_logqs: Floats | None) -> float:
     if engine_logqs is None:
         return math.nan
+    told = ~np.isnan(engine_logqs)
+    engine_logqs, logqs = engine_logqs[told], logqs[told]
     gaps = np.maximum(engine_logqs, _IMPOSSIBLE) - np.maximum(logqs, _IMPOSSIBLE)
     return float(np.abs(gaps).mean())

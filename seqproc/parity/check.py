@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import numpy as np
 from seqproc.engines.base import Engine, Request, StoppingRule
 from seqproc.engines.noise import Noise, NotReplayable
 from seqproc.errors import ConfigError, SequenceError
+from seqproc.models import vocab_size
 from seqproc.parity import metrics, structure
 from seqproc.parity.attribution import Cause, attribute
 from seqproc.parity.draws import (
@@ -48,6 +49,7 @@ class Check:
     num_draws: int
     num_tokens: int
     logit_error: float  # allowed to the engine, nats
+    assumed: str | None  # about the engine, where it does not tell; in words
     findings: tuple[Finding, ...]
     verdict: Verdict
     mismatch: dict[str, Metric] | None  # None: the engine reports no log q
@@ -97,8 +99,9 @@ def check_engine(
     require_rate(false_alarms)
     _require_requests(requests, prompts)
     description, noise = engine.describe(), engine.noise(policy)
-    error = _logit_error(logit_error, description)
-    answers = sample(engine, requests, prompts, policy, stopping)
+    error, assumed = _logit_error(logit_error, description)
+    vocabulary = vocab_size(scorer.model)
+    answers = sample(engine, requests, prompts, policy, stopping, vocabulary=vocabulary)
     draws, nominal = score_nominal(
         answers,
         scorer,
@@ -121,7 +124,8 @@ def check_engine(
         logit_error=error,
         false_alarms=false_alarms,
     )
-    return _judged(case, tokenizer, description, noise)
+    check = _judged(case, tokenizer, description, noise)
+    return replace(check, assumed=assumed)
 
 
 def _judged(
@@ -144,6 +148,7 @@ def _judged(
         num_draws=len(case.answers),
         num_tokens=len(draws.logqs),
         logit_error=case.logit_error,
+        assumed=None,
         findings=tuple(findings),
         verdict=verdict,
         mismatch=None if logqs is None else metrics.mismatch(draws, logqs),
@@ -183,12 +188,14 @@ def _require_requests(requests: Sequence[Request], prompts: Sequence[int]) -> No
         raise SequenceError("every request needs an index of its own; some have the same")
 
 
-def _logit_error(given: float | None, description: dict[str, Any]) -> float:
+def _logit_error(given: float | None, description: dict[str, Any]) -> tuple[float, str | None]:
+    """What is allowed, and what was assumed for it, in words."""
     if given is None:
-        return metrics.logit_error_of(str(description.get("dtype")))
-    if not 0 <= given < math.inf:
+        dtype, assumed = metrics.known_dtype(description.get("dtype"))
+        return metrics.LOGIT_ERRORS[dtype], assumed
+    if isinstance(given, bool) or not isinstance(given, (int, float)) or not 0 <= given < math.inf:
         raise ConfigError(f"logit_error must be a number of nats ≥ 0, got {given!r}")
-    return given
+    return given, None
 
 
 def all_findings(

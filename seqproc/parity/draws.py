@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from seqproc.engines.answers import answered
 from seqproc.engines.base import Completion, Engine, Request, StoppingRule
 from seqproc.engines.gumbel import seed_tensor
 from seqproc.engines.noise import Noise
@@ -110,7 +111,7 @@ class Nominal:
     cut_margin: Floats  # last kept − first dropped, nats
     is_reachable: NDArray[np.bool_]  # logits within the stated error could have y in the support
     is_settled: NDArray[np.bool_]  # logits within the stated error have the same support
-    engine_logqs: Floats | None  # as the engine reported them; None when it does not
+    engine_logqs: Floats | None  # as the engine reported them, NaN where it did not; None: never
     replayed: ReplayedTokens | None = None  # None when the engine's noise cannot be computed again
 
 
@@ -120,6 +121,8 @@ def sample(
     prompts: Sequence[int],
     policy: SamplingPolicy,
     stopping: StoppingRule,
+    *,
+    vocabulary: int | None = None,
 ) -> list[Answer]:
     """Have an engine answer every request.
 
@@ -129,30 +132,22 @@ def sample(
         prompts: ``[D]``, the number of each request's prompt.
         policy: to sample under.
         stopping: where responses end.
+        vocabulary: V, which ids are held against; None when it is not known.
 
     Returns:
         D answers in the order of the requests.
 
     Raises:
-        EngineError: when a request is answered twice or not at all, or its log q do not fit.
+        EngineError: what it sends is not what the contract says.
     """
-    found: dict[int, Completion] = {}
-    completions = engine.generate(requests, policy, stopping)
-    for completion in _progress(completions, len(requests), f"sampling with {engine.name}"):
-        if completion.index in found:
-            raise EngineError(f"engine {engine.name!r} answered request {completion.index} twice")
-        if completion.logqs is not None and len(completion.logqs) != len(completion.token_ids):
-            raise EngineError(
-                f"engine {engine.name!r} reported {len(completion.logqs)} log q for the "
-                f"{len(completion.token_ids)} tokens of request {completion.index}"
-            )
-        found[completion.index] = completion
-    missing = [request.index for request in requests if request.index not in found]
-    if missing:
-        raise EngineError(
-            f"engine {engine.name!r} left {len(missing)} of {len(requests)} requests without an "
-            f"answer, the first of them {missing[0]}"
-        )
+    completions = answered(
+        engine.generate(requests, policy, stopping),
+        requests,
+        engine=engine.name,
+        vocabulary=vocabulary,
+    )
+    told = _progress(completions, len(requests), f"sampling with {engine.name}")
+    found = {completion.index: completion for completion in told}
     return [
         Answer(request=request, prompt=prompt, completion=found[request.index])
         for request, prompt in zip(requests, prompts, strict=True)
@@ -304,10 +299,12 @@ def _draws(
 
 
 def _engine_logqs(answers: Sequence[Answer]) -> Floats | None:
-    reported = [answer.completion.logqs for answer in answers]
-    if any(logqs is None for logqs in reported):
+    completions = [answer.completion for answer in answers]
+    if all(completion.logqs is None for completion in completions):
         return None
-    return np.array([value for logqs in reported for value in logqs or ()])
+    unknown = float("nan")
+    each = [[unknown] * len(c.token_ids) if c.logqs is None else c.logqs for c in completions]
+    return np.concatenate([np.array(logqs, dtype=np.float64) for logqs in each])
 
 
 def _progress(completions: Iterable[Completion], total: int, title: str) -> Iterable[Completion]:

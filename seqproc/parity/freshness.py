@@ -12,8 +12,9 @@ import numpy as np
 
 from seqproc.engines.base import Engine, Request, StoppingRule
 from seqproc.errors import EngineError
+from seqproc.models import vocab_size
 from seqproc.parity.draws import sample, score_nominal
-from seqproc.parity.metrics import logit_error_of, tolerance
+from seqproc.parity.metrics import LOGIT_ERRORS, known_dtype, tolerance
 from seqproc.parity.verdict import Finding, Link
 from seqproc.policy import SamplingPolicy
 from seqproc.scorers import TeacherForcingScorer
@@ -46,16 +47,24 @@ def canary(
         A finding with p-value 1, or 0 when the engine has other weights.
     """
     if logit_error is None:
-        logit_error = logit_error_of(str(engine.describe().get("dtype")))
+        logit_error = LOGIT_ERRORS[known_dtype(engine.describe().get("dtype"))[0]]
     requests = [Request(index=i, prompt_ids=tuple(ids), seed=i) for i, ids in enumerate(prompts)]
     stopping = StoppingRule(max_new_tokens=_NUM_TOKENS, eos_token_ids=scorer.eos_token_ids)
     wrong, total, worst = 0, 0, 0.0
     for policy in (SamplingPolicy(do_sample=False), SamplingPolicy()):
-        answers = sample(engine, requests, range(len(requests)), policy, stopping)
+        answers = sample(
+            engine,
+            requests,
+            range(len(requests)),
+            policy,
+            stopping,
+            vocabulary=vocab_size(scorer.model),
+        )
         draws, nominal = score_nominal(answers, scorer, policy, logit_error, override=override)
         bad = ~nominal.is_reachable
         if policy.do_sample and nominal.engine_logqs is not None:
             gaps = np.abs(nominal.engine_logqs - draws.logqs)
+            gaps[np.isnan(nominal.engine_logqs)] = 0.0  # not reported
             bad |= ~(gaps <= tolerance(logit_error, policy))
             worst = float(gaps.max())
         wrong, total = wrong + int(bad.sum()), total + len(bad)

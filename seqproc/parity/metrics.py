@@ -27,6 +27,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from seqproc.config import dtype_name
 from seqproc.estimators import effective_sample_size
 from seqproc.parity.draws import Draws, Floats
 from seqproc.parity.verdict import Finding, Link
@@ -41,11 +42,19 @@ _NAMES = (
 
 # How far each logit of a right engine may be off, in nats, by the dtype that it computes in.
 LOGIT_ERRORS = {"float64": 1e-7, "float32": 5e-4, "float16": 0.05, "bfloat16": 0.25}
+_ASSUMED = "float32"
 
 
-def logit_error_of(dtype: str) -> float:
-    """The error allowed to an engine that says it computes in ``dtype``; bfloat16's, if unknown."""
-    return LOGIT_ERRORS.get(dtype, LOGIT_ERRORS["bfloat16"])
+def known_dtype(told: object) -> tuple[str, str | None]:
+    """The dtype that an engine says it computes in, by its one name; float32 where that is none.
+
+    And what was assumed, in words; None when nothing was.
+    """
+    name = dtype_name(told)
+    if isinstance(name, str) and name in LOGIT_ERRORS:
+        return name, None
+    was = "the engine tells no dtype" if told is None else f"the engine's dtype {told!r} is unknown"
+    return _ASSUMED, f"{was}: its logits are allowed the error of {_ASSUMED}"
 
 
 def tolerance(logit_error: float, policy: SamplingPolicy) -> float:
@@ -95,8 +104,8 @@ def mismatch(draws: Draws, engine_logqs: Floats) -> dict[str, Metric]:
 
     Args:
         draws: scored under the policy.
-        engine_logqs: ``[N]`` as the engine reported them, nats. Tokens that the scorer has outside
-            the support are left out; the check of the support counts them.
+        engine_logqs: ``[N]`` as the engine reported them, nats; NaN where it did not. Tokens that
+            the scorer has outside the support are left out; the check of the support counts them.
     """
     gaps = _gaps(draws, engine_logqs)
     values = _metrics(gaps)
@@ -122,6 +131,8 @@ def reported_log_q(
     """No reported log q is further off than what is allowed, where the support is sure."""
     delta = settled_gaps(draws, engine_logqs, is_settled)
     wrong = ~(delta <= allowed)
+    starts = np.minimum(draws.starts, len(engine_logqs) - 1)
+    without = int(np.isnan(engine_logqs[starts]).sum())
     worst = float(delta.max()) if len(delta) else 0.0
     return Finding(
         name="reported log q",
@@ -129,13 +140,14 @@ def reported_log_q(
         p_value=0.0 if wrong.any() else 1.0,
         statistic=worst,
         detail=f"{wrong.sum():,} of {len(delta):,} are off by more than {allowed:g} nats; "
-        f"the worst by {worst:.2g}",
+        f"the worst by {worst:.2g}"
+        + (f"; {without:,} of {len(draws.lengths):,} draws report none" if without else ""),
     )
 
 
 def settled_gaps(draws: Draws, engine_logqs: Floats, is_settled: NDArray[np.bool_]) -> Floats:
     """|log q(engine) − log q(scorer)| of the tokens whose support is sure, nats."""
-    clear = is_settled & draws.in_support
+    clear = is_settled & draws.in_support & ~np.isnan(engine_logqs)
     gaps: Floats = np.abs(engine_logqs[clear] - draws.logqs[clear])
     return gaps
 

@@ -138,7 +138,7 @@ def test_engine_options_are_json_or_else_strings() -> None:
         (["--split", "nope"], 1, "has no split 'nope'"),
         (["--max-prompts-pool", 99], 1, "the pool holds 5"),
         (["--engine", "hff"], 1, "there is no engine 'hff'"),
-        (["--engine-option", "nope=1"], 1, "engine 'hf' has no option nope"),
+        (["--engine-option", "nope=1"], 2, "engine 'hf' has no option nope"),
         (["--engine-option", "nope"], 2, "--engine-option must be KEY=VALUE"),
         (["--max-new-tokens", 1000], 1, "exceeds the context of 512 tokens"),
         (["--top-p", 1.5], 2, "GenerationConfig.top_p"),

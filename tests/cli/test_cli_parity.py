@@ -96,7 +96,7 @@ def test_coupled_engines_are_compared(run: Run, tmp_path: Path) -> None:
 
 def test_a_wrong_engine_fails_and_is_told_why(run: Run, tmp_path: Path) -> None:
     result = run("hot", "--temperature", 0.7)
-    assert result.exit_code == 1
+    assert result.exit_code == 3
     assert "parity does not hold" in result.output
     assert "cause, policy: temperature" in result.output
     (one,) = report(tmp_path)["checks"]["hot"]
@@ -129,6 +129,7 @@ def test_a_report_of_before_does_not_outlive_a_failure(run: Run, tmp_path: Path)
         (("hf,hf",), "names an engine twice"),
         (("vllm:sampler",), "an option of vllm in --engines must be KEY=VALUE"),
         (("vllm:sampler=bogus",), "sampler must be 'auto', 'native' or 'coupled'"),
+        (("hf:batch=3",), "engine 'hf' has no option batch"),
         (("hf", "--policy", "1"), "must be T,TOP_P"),
         (("hf", "--policy", "0,1"), "temperature must lie"),
         (("hf", "--max-prompts-pool", 96), "fewer than two of each"),

@@ -11,7 +11,7 @@ from synthetic import synthetic
 
 from seqproc import estimators
 from seqproc.parity import Draws, mismatch
-from seqproc.parity.metrics import LOGIT_ERRORS, logit_error_of, reported_log_q
+from seqproc.parity.metrics import LOGIT_ERRORS, known_dtype, reported_log_q
 
 E = np.array([0.5, 0.3, 0.2])  # the engine's distribution at every step
 Q = np.array([0.4, 0.4, 0.2])  # the scorer's
@@ -113,10 +113,43 @@ def test_reported_log_q() -> None:
 def test_not_a_number_is_no_log_q() -> None:
     draws = synthetic(0)
     settled = np.ones(len(draws.logqs), dtype=bool)
-    assert reported_log_q(draws, draws.logqs * np.nan, settled, 1.0).p_value == 0.0
+    assert reported_log_q(draws, draws.logqs - np.inf, settled, 1.0).p_value == 0.0
 
 
 def test_wider_dtypes_are_allowed_less() -> None:
     assert LOGIT_ERRORS["float64"] < LOGIT_ERRORS["float32"] < LOGIT_ERRORS["bfloat16"]
-    assert logit_error_of("float32") == LOGIT_ERRORS["float32"]
-    assert logit_error_of("None") == LOGIT_ERRORS["bfloat16"]
+
+
+@pytest.mark.parametrize(
+    ("told", "dtype"),
+    [
+        ("float32", "float32"),
+        ("torch.float16", "float16"),
+        ("BF16", "bfloat16"),
+        ("half", "float16"),
+        ("fp64", "float64"),
+    ],
+)
+def test_a_dtype_has_several_names(told: str, dtype: str) -> None:
+    assert known_dtype(told) == (dtype, None)
+
+
+@pytest.mark.parametrize("told", [None, "auto", "fp8", "", 3, ["float32"], {}])
+def test_an_unknown_dtype_gets_the_allowance_of_float32_and_says_so(told: object) -> None:
+    dtype, assumed = known_dtype(told)
+    assert dtype == "float32"
+    assert assumed is not None
+    assert repr(told) in assumed or told is None
+
+
+def test_draws_that_report_none_do_not_hide_the_others() -> None:
+    draws = synthetic(0)
+    settled = np.ones(len(draws.logqs), dtype=bool)
+    logqs = draws.logqs + 3.0
+    logqs[: draws.lengths[0]] = np.nan
+    found = reported_log_q(draws, logqs, settled, 1.0)
+    assert found.p_value == 0.0
+    assert f"1 of {len(draws.lengths):,} draws report none" in found.detail
+    assert reported_log_q(draws, logqs - 3.0, settled, 1.0).p_value == 1.0
+    values = mismatch(draws, logqs - 3.0)
+    assert values["max_abs"].value < 1e-12
