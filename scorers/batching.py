@@ -17,17 +17,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seqproc.config import require_count
+from seqproc.arguments import require, require_all
+from seqproc.config import require_count, require_flag
+from seqproc.errors import SequenceError
 from seqproc.scorers.packing import FORWARD_COST, Item, cheapest_runs
+from seqproc.tensor_arguments import require_ids, token_ids
 from seqproc.types import BatchedSequences
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenSequence:
-    """One sequence to score: its prompt and the response whose tokens get scores."""
+    """One sequence to score: its prompt and the response whose tokens get scores.
+
+    Raises:
+        SequenceError: ids that are not a tensor of integers of one dimension.
+    """
 
     prompt_ids: Tensor  # [P] int64, P ≥ 1 unless the response is empty
     response_ids: Tensor  # [T] int64
+
+    def __post_init__(self) -> None:
+        require_ids("prompt_ids", self.prompt_ids, dims=1)
+        require_ids("response_ids", self.response_ids, dims=1)
 
     @property
     def length(self) -> int:
@@ -51,6 +62,7 @@ class Limits:
     def __post_init__(self) -> None:
         require_count("token_budget", self.tokens)
         require_count("forward_cost", self.forward_cost)
+        require_flag("share_prompts", self.share_prompts)
         if self.sequences is not None:
             require_count("batch_size", self.sequences)
 
@@ -113,6 +125,7 @@ class Batch:
 
 def token_sequences(batch: BatchedSequences) -> list[TokenSequence]:
     """Strip the padding of a `BatchedSequences`; B·G sequences in the order [b][g]."""
+    require("batch", batch, BatchedSequences, "a BatchedSequences", SequenceError)
     return [
         TokenSequence(prompt_ids=batch.prompt_ids(b, g), response_ids=batch.response_ids(b, g))
         for b in range(batch.num_prompts)
@@ -127,7 +140,9 @@ def plan(
 
     Longest first, so that a batch that does not fit in memory fails at once and not at the end.
     """
-    chosen = range(len(sequences)) if indices is None else indices
+    require_all("sequences", sequences, TokenSequence, "TokenSequence", SequenceError)
+    require("limits", limits, Limits, "Limits")
+    chosen = range(len(sequences)) if indices is None else _indices(indices, len(sequences))
     scored = [i for i in chosen if len(sequences[i].response_ids)]
     whole, families = _families(sequences, scored) if limits.share_prompts else (scored, [])
     batches = [
@@ -135,6 +150,10 @@ def plan(
     ]
     batches += [_unshared(sequences, indices) for indices in _packed(sequences, whole, limits)]
     return sorted(batches, key=lambda batch: -batch.longest)
+
+
+def _indices(indices: object, number: int) -> tuple[int, ...]:
+    return token_ids("indices", indices, number)
 
 
 def _families(

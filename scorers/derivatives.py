@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from seqproc.errors import ScoringError
-from seqproc.policy import SamplingPolicy, TokenScores
+from seqproc.arguments import require_all
+from seqproc.errors import ConfigError, ScoringError, SequenceError
+from seqproc.policy import SamplingPolicy, TokenScores, require_policy
 from seqproc.scorers.batching import Batch, TokenSequence
 from seqproc.scorers.custom_functions import differentiated_forwards
 from seqproc.scorers.finite import require_finite, require_numbers
@@ -84,6 +85,8 @@ def jvp(
         ScoringError: a score or derivative that is not a number, or a model whose own code has no
             forward derivative.
     """
+    require_policy(policy)
+    require_all("sequences", sequences, TokenSequence, "TokenSequence", SequenceError)
     model = scorer.model
     moves = check_mapping(direction, dict(model.named_parameters()), canonical_names(model))
     least = [*scorer.least_dtypes(), *(v.dtype for v in moves.values())]
@@ -138,6 +141,10 @@ def hvp(
     Raises:
         OverrideError: a direction that does not fit the model.
     """
+    if not callable(objective):
+        raise ConfigError(
+            f"objective must be a function of a list of TokenScores, got {type(objective).__name__}"
+        )
     model = scorer.model
     params = {name: p for name, p in model.named_parameters() if p.requires_grad}
     moves = check_mapping(direction, dict(model.named_parameters()), canonical_names(model))
@@ -149,7 +156,17 @@ def hvp(
             token_budget=token_budget,
             share_prompts=share_prompts,
         )
-        gradient = _gradient(objective(scores), params, create_graph=True)
+        try:
+            value = objective(scores)
+        except Exception as error:
+            raise ConfigError(
+                f"objective raised {type(error).__name__} on a list of TokenScores: {error}"
+            ) from error
+        if not isinstance(value, Tensor) or value.dim() or not value.requires_grad:
+            raise ConfigError(
+                f"objective must give a scalar tensor that depends on the scores, got {value!r:.60}"
+            )
+        gradient = _gradient(value, params, create_graph=True)
         slope = sum((gradient[name] * v).sum() for name, v in moves.items() if name in params)
         if not isinstance(slope, Tensor) or not slope.requires_grad:
             return {name: torch.zeros_like(p) for name, p in params.items()}

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from seqproc.policy import SamplingPolicy, TokenScores
 from seqproc.scorers.measure import measure
+from seqproc.tensor_arguments import token_ids
 from seqproc.types import DiagnosticsPack, SequenceDiagnostics, TokenStepDiagnostics
 
 EARLY_STEPS = 16  # K of the early window
@@ -41,10 +42,9 @@ class DistributionDiagnostics:
         self.policy = SamplingPolicy(temperature=temperature, top_p=top_p, do_sample=do_sample)
         if eos_token_id is None:
             self.eos_token_ids: tuple[int, ...] = ()
-        elif isinstance(eos_token_id, int):
-            self.eos_token_ids = (eos_token_id,)
         else:
-            self.eos_token_ids = tuple(eos_token_id)
+            ids = [eos_token_id] if isinstance(eos_token_id, int) else eos_token_id
+            self.eos_token_ids = token_ids("eos_token_id", ids)
 
     @torch.no_grad()
     def compute_from_logits(self, gen_logits: Tensor, realized_tokens: Tensor) -> DiagnosticsPack:

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from seqproc.arguments import require
 from seqproc.errors import ModelError
 from seqproc.modules import without_adapters
 from seqproc.scorers import precision
@@ -101,6 +102,7 @@ def examine(model: nn.Module) -> tuple[CausalParts, Shortcuts]:
         ModelError: the model cannot be called with token ids and a mask alone, gives no logits, or
             is not causal.
     """
+    require("model", model, nn.Module, "a causal language model in torch", ModelError)
     with torch.no_grad(), _as_scored(model), _narrow_windows(model):
         probe = _Probe(model)
         shortcuts = probe.allowed()

@@ -15,9 +15,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from seqproc.arguments import require_all
 from seqproc.by_device import ByDevice
 from seqproc.config import require_count
-from seqproc.errors import ConfigError, ScoringError, SequenceError
+from seqproc.errors import ConfigError, OverrideError, ScoringError, SequenceError
 from seqproc.policy import SamplingPolicy, TokenScores
 from seqproc.scorers.batching import Batch, TokenSequence
 from seqproc.scorers.budget import free_memory
@@ -25,6 +26,7 @@ from seqproc.scorers.derivatives import TokenDerivatives, jvp
 from seqproc.scorers.finite import require_numbers
 from seqproc.scorers.overrides import ParamMapping, canonical_names, check_mapping
 from seqproc.scorers.teacher_forcing import TeacherForcingScorer
+from seqproc.tensor_arguments import require_dense
 
 Gradient = dict[str, Tensor]  # by parameter name; zeros where f does not depend on it
 Objective = Callable[[TokenScores], Tensor]
@@ -79,6 +81,7 @@ def sequence_gradients(
         ScoringError: see `TeacherForcingScorer.score`.
     """
     objective = _objective(of)
+    require_all("sequences", sequences, TokenSequence, "TokenSequence", SequenceError)
     return (
         _gradient(scorer, [sequence], policy, objective, first=i)
         for i, sequence in enumerate(sequences)
@@ -108,6 +111,10 @@ def weighted_gradient(
         SequenceError: when there are not as many weights as sequences.
     """
     objective = _objective(of)
+    require_dense("weights", weights)
+    require_all("sequences", sequences, TokenSequence, "TokenSequence", SequenceError)
+    if not bool(weights.isfinite().all()):
+        raise SequenceError("weights must be finite, and some are not")
     if weights.shape != (len(sequences),):
         raise SequenceError(
             f"weights must be [{len(sequences)}], one for each sequence, got {list(weights.shape)}"
@@ -138,6 +145,9 @@ def projected_gradients(
         OverrideError: a direction that does not fit the model.
     """
     objective = _objective(of)
+    require_all("directions", directions, Mapping, "mappings by parameter name", OverrideError)
+    if not directions:
+        raise OverrideError("directions must hold at least one mapping by parameter name")
     if len(directions) == 1:
         slopes = jvp(scorer, sequences, policy, directions[0])
         found = [_along(slope, objective, i) for i, slope in enumerate(slopes)]
@@ -170,6 +180,8 @@ def gradient_gram(
         held: how many gradients to have in memory at a time; None: as half of the free memory
             holds. With fewer than N those of later sequences are computed again for each part.
     """
+    _objective(of)
+    require_all("sequences", sequences, TokenSequence, "TokenSequence", SequenceError)
     number = len(sequences)
     together = _held(scorer, number) if held is None else require_count("held", held)
     gram = torch.zeros(number, number, dtype=torch.float64)
@@ -233,7 +245,7 @@ def _by_own_attention(scorer: TeacherForcingScorer) -> TeacherForcingScorer:
 def _objective(of: OfScores) -> Objective:
     if callable(of):
         return of
-    if of not in OBJECTIVES:
+    if not isinstance(of, str) or of not in OBJECTIVES:
         raise ConfigError(
             f"of is {of!r}; expected one of {', '.join(map(repr, OBJECTIVES))}, or a function of a "
             "sequence's TokenScores"
@@ -243,7 +255,12 @@ def _objective(of: OfScores) -> Objective:
 
 def _value(objective: Objective, scores: TokenScores, index: int) -> Tensor:
     """f of a sequence."""
-    value = objective(scores)
+    try:
+        value = objective(scores)
+    except Exception as error:
+        raise ConfigError(
+            f"f raised {type(error).__name__} on a sequence's TokenScores: {error}"
+        ) from error
     if not isinstance(value, Tensor) or value.dim():
         raise ConfigError(f"f must be a scalar tensor of a sequence's scores, got {value!r}")
     if not bool(value.isfinite()):

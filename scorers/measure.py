@@ -14,6 +14,7 @@ from torch import Tensor
 from seqproc.by_device import ByDevice
 from seqproc.policy import PolicyStatistics, SamplingPolicy, TokenScores, score_tokens
 from seqproc.scorers.chunks import in_chunks
+from seqproc.tensor_arguments import require_logits, require_tokens
 
 # Logits per chunk. What reads them whole goes in smaller parts itself; but a backward pass holds
 # several tensors of this size.
@@ -28,6 +29,8 @@ def measure(
 
     A backward pass computes the statistics again, part by part, and keeps none of them.
     """
+    require_logits(logits)
+    require_tokens(tokens, logits)
 
     def score(part: Tensor, ids: Tensor) -> TokenScores:
         return score_tokens(part, ids, policy, eos_token_ids)

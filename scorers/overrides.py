@@ -17,7 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from seqproc.config import require_flag
 from seqproc.errors import OverrideError
+from seqproc.tensor_arguments import require_dtype
 
 ParamMapping = Mapping[str, Tensor]
 
@@ -51,6 +53,8 @@ def build_params_override(
             tensor, NaN or infinity, or a frozen parameter without ``allow_frozen``.
     """
     eta = check_eta(eta)
+    require_dtype("dtype", dtype)
+    allow_frozen = require_flag("allow_frozen", allow_frozen)
     own = dict(model.named_parameters())
     direction = check_mapping({} if direction is None else direction, own, canonical_names(model))
     if not allow_frozen:
@@ -72,6 +76,9 @@ def build_state_override(
     allow_frozen: bool = False,
 ) -> dict[str, Tensor]:
     """`build_params_override`; on request with the buffers, cast up to ``buffer_dtype``."""
+    require_dtype("param_dtype", param_dtype)
+    require_dtype("buffer_dtype", buffer_dtype)
+    include_buffers = require_flag("include_buffers", include_buffers)
     params = build_params_override(
         model, direction, eta, dtype=param_dtype, allow_frozen=allow_frozen
     )

@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from seqproc.arguments import require, require_all
 from seqproc.by_device import ByDevice
-from seqproc.config import PrecisionConfig, torch_dtype
-from seqproc.errors import ScoringError, SeqprocError
+from seqproc.config import PrecisionConfig, require_flag, torch_dtype
+from seqproc.errors import ModelError, OverrideError, ScoringError, SeqprocError, SequenceError
 from seqproc.modules import unwrap
-from seqproc.policy import SamplingPolicy, TokenScores, score_tokens
+from seqproc.policy import SamplingPolicy, TokenScores, require_policy, score_tokens
 from seqproc.scorers import precision as precisions
 from seqproc.scorers.allocator import keep_freed_memory
 from seqproc.scorers.batching import Batch, Limits, TokenSequence
@@ -34,6 +35,7 @@ from seqproc.scorers.measure import empty_scores, measure
 from seqproc.scorers.overrides import ParamMapping, cast_up, resolve_mapping, widest
 from seqproc.scorers.packing import FORWARD_COST
 from seqproc.scorers.products import MULTIPLE
+from seqproc.tensor_arguments import require_dense, require_ids, token_ids
 
 # Logits of a chunk of the head: 132 MB in float32 on a CPU, a little less than the largest blocks
 # that `keep_freed_memory` keeps. In smaller chunks a CPU packs the matrix more often.
@@ -60,8 +62,10 @@ class TeacherForcingScorer:
         eos_token_ids: Sequence[int] = (),
         precision: PrecisionConfig | None = None,
     ) -> None:
+        require("model", model, nn.Module, "a causal language model in torch", ModelError)
+        require("precision", precision, (PrecisionConfig, type(None)), "a PrecisionConfig or None")
         self.model = unwrap(model)
-        self.eos_token_ids = tuple(eos_token_ids)
+        self.eos_token_ids = token_ids("eos_token_ids", eos_token_ids)
         self.precision = precision or PrecisionConfig()
         self.parts, self.shortcuts = examine(self.model)
         if self.device.type == "cpu":
@@ -108,6 +112,11 @@ class TeacherForcingScorer:
             ScoringError: a score that is not a number, what the model's own code raises, or one
                 sequence alone that does not fit in memory.
         """
+        require_policy(policy)
+        if not isinstance(overrides, Iterable) or isinstance(overrides, (Tensor, str)):
+            raise OverrideError(
+                f"overrides must be mappings or None, in a list, got {type(overrides).__name__}"
+            )
         schedule = self.schedule(sequences, batch_size, token_budget, share_prompts)
         results: list[list[TokenScores]] = []
         for override in overrides:
@@ -141,6 +150,7 @@ class TeacherForcingScorer:
         cast inside the graph, so that gradients reach them all the same. Logits are not kept: the
         backward pass computes them again, chunk by chunk, from the hidden states.
         """
+        require_all("sequences", sequences, TokenSequence, "TokenSequence", SequenceError)
         results = [self.empty_scores(self._with_grad_width())] * len(sequences)
         with torch.enable_grad():
             score_batch = self.graphed(policy)
@@ -156,6 +166,7 @@ class TeacherForcingScorer:
 
         To be made and called where gradients are enabled; see `score_with_grad`.
         """
+        require_policy(policy)
         profile = self.precision.tf_withgrad
         return functools.partial(
             self.score_batch,
@@ -178,7 +189,8 @@ class TeacherForcingScorer:
             if token_budget is None
             else token_budget,
             sequences=batch_size if self.shortcuts.batches else 1,
-            share_prompts=share_prompts and self.parts.shares_prompts,
+            share_prompts=require_flag("share_prompts", share_prompts)
+            and self.parts.shares_prompts,
             forward_cost=FORWARD_COST.on(self.device),
         )
         return Schedule(sequences, limits)
@@ -230,6 +242,8 @@ class TeacherForcingScorer:
         self, input_ids: Tensor, attention_mask: Tensor, mapping: ParamMapping | None = None
     ) -> Tensor:
         """Logits ``[N, L, V]`` of one forward without gradients, autocast or cache."""
+        require_ids("input_ids", input_ids, dims=2)
+        require_dense("attention_mask", attention_mask, dims=2)
         state, width = resolve_mapping(self.model, mapping, None, self.least_dtypes())
         with torch.no_grad(), self.forwarding(width):
             return forward_logits(self.model, input_ids, attention_mask, state)

@@ -282,7 +282,7 @@ class PrecisionConfig:
 def torch_dtype(name: str) -> torch.dtype:
     """The torch dtype of a configured name, e.g. ``"float32"``."""
     canonical = dtype_name(name)
-    if canonical not in get_args(DTypeName):
+    if not isinstance(canonical, str) or canonical not in get_args(DTypeName):
         known = ", ".join(get_args(DTypeName))
         raise ConfigError(f"dtype must be one of {known}, got {name!r}")
     dtype: torch.dtype = getattr(torch, str(canonical))

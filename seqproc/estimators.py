@@ -90,6 +90,12 @@ def sequence_log_weights(logqs_to: Iterable[ArrayLike], logqs_from: Iterable[Arr
         SequenceError: when the two do not have the same sequences and lengths, when a value is
             NaN or > 0, or when q_from cannot emit a token that it is said to have emitted.
     """
+    for name, given in (("logqs_to", logqs_to), ("logqs_from", logqs_from)):
+        is_one = isinstance(given, (str, bytes)) or getattr(given, "ndim", 1) == 0
+        if is_one or not isinstance(given, Iterable):
+            raise SequenceError(
+                f"{name} must hold one array per sequence, got {type(given).__name__}"
+            )
     to, source = list(logqs_to), list(logqs_from)
     if not to or len(to) != len(source):
         raise SequenceError(

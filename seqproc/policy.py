@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from seqproc.arguments import require
 from seqproc.errors import ConfigError
 from seqproc.nucleus import (
     Nuclei,
@@ -41,6 +42,7 @@ from seqproc.nucleus import (
     wide,
 )
 from seqproc.restricted import Restricted, truncated, whole
+from seqproc.tensor_arguments import require_logits, require_tokens, token_ids
 
 _NEG_INF = float("-inf")
 
@@ -160,6 +162,7 @@ def support(logits: Tensor, policy: SamplingPolicy, *, may_wait: bool = True) ->
     Returns:
         Boolean mask ``[..., V]``, decided in float64.
     """
+    _require(logits, policy)
     rows = _rows(logits.detach())
     if not policy.truncates:
         return (rows > _NEG_INF).view(logits.shape)
@@ -175,6 +178,7 @@ def log_q(logits: Tensor, policy: SamplingPolicy, *, may_wait: bool = True) -> T
     It is −∞, too, of a logit whose distance from the largest its dtype cannot hold. ``may_wait`` is
     that of `support`.
     """
+    _require(logits, policy)
     shifted = scaled(_shifted(_at_least_fp32(logits)), policy.temperature)
     inside = shifted.masked_fill(~support(logits, policy, may_wait=may_wait), _NEG_INF)
     return inside - inside.logsumexp(-1, keepdim=True)
@@ -222,6 +226,7 @@ def statistics(
         `PolicyStatistics`, each field ``[...]`` in the dtype of the logits (float32 at least),
         differentiable with the support held fixed.
     """
+    _require(logits, policy)
     any_token = torch.zeros(logits.shape[:-1], dtype=torch.int64, device=logits.device)
     return score_tokens(logits, any_token, policy, eos_token_ids).stats
 
@@ -243,12 +248,24 @@ def score_tokens(
     Returns:
         `TokenScores`, each field ``[...]``, differentiable with the support held fixed.
     """
-    rows = _rows(logits)
+    _require(logits, policy)
+    require_tokens(tokens, logits)
+    rows, eos = _rows(logits), token_ids("eos_token_ids", eos_token_ids, logits.shape[-1])
     each = tokens.reshape(-1, 1).long()
     # Filled in where they are: copies to a GPU would wait for what it is at.
-    asked = torch.cat([each, *(torch.full_like(each, token) for token in eos_token_ids)], dim=-1)
+    asked = torch.cat([each, *(torch.full_like(each, token) for token in eos)], dim=-1)
     scores = _score_rows(rows, asked, policy)
     return scores.map(lambda field: field.to(rows.dtype).view(logits.shape[:-1]))
+
+
+def _require(logits: Tensor, policy: SamplingPolicy) -> None:
+    require_logits(logits)
+    require_policy(policy)
+
+
+def require_policy(policy: object) -> None:
+    """Raise `ConfigError` unless this is a `SamplingPolicy`."""
+    require("policy", policy, SamplingPolicy, "a SamplingPolicy")
 
 
 def _score_rows(rows: Tensor, asked: Tensor, policy: SamplingPolicy) -> TokenScores:
@@ -346,6 +363,4 @@ def _rows(logits: Tensor) -> Tensor:
 
 
 def _at_least_fp32(logits: Tensor) -> Tensor:
-    if not logits.is_floating_point():
-        raise TypeError(f"logits must be a floating tensor, got {logits.dtype}")
     return logits.to(torch.promote_types(logits.dtype, torch.float32))

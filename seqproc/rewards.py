@@ -27,6 +27,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from seqproc._math_judge import MathJudge
+from seqproc.arguments import require, require_all
 from seqproc.errors import ConfigError, SequenceError
 
 if TYPE_CHECKING:
@@ -64,13 +65,27 @@ def tag_pref(text: str, gold: str | None, weights: tuple[float, float] = TAG_AND
         MissingDependencyError: the comparison needs math-verify, and it is not installed.
         SeqprocError: math-verify's helper process cannot be started.
     """
+    require("text", text, str, "a string", SequenceError)
+    require("gold", gold, (str, type(None)), "a string or None", SequenceError)
+    of_tag, of_answer = _pair(weights)
     if gold is None or not gold.strip():
         return 0.0
     answer = tagged_answer(text)
     if answer is None:
         return 0.0
-    of_tag, of_answer = weights
     return of_tag + of_answer if answers_equal(gold, answer) else of_tag
+
+
+def _pair(weights: object) -> tuple[float, float]:
+    """Two finite numbers."""
+    if isinstance(weights, (tuple, list)) and len(weights) == 2:
+        first, second = weights
+        kinds = all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in weights)
+        if kinds and math.isfinite(first) and math.isfinite(second):
+            return first, second
+    raise ConfigError(
+        f"weights must be two finite numbers, of the form and of the answer, got {weights!r:.60}"
+    )
 
 
 def rewards_of(reward: Reward, texts: Sequence[str], entry: PromptEntry | None) -> list[float]:
@@ -106,6 +121,11 @@ def tag_pref_batch(
         SequenceError: there are not as many gold answers as responses.
         MissingDependencyError, SeqprocError: as for `tag_pref`.
     """
+    require_all("texts", texts, str, "strings", SequenceError)
+    if not isinstance(gold, (str, type(None))) and not isinstance(gold, Sequence):
+        raise SequenceError(
+            f"gold must be a string, None or a list of them, got {type(gold).__name__}"
+        )
     golds = [gold] * len(texts) if gold is None or isinstance(gold, str) else list(gold)
     if len(golds) != len(texts):
         raise SequenceError(
@@ -132,6 +152,8 @@ def answers_equal(gold: str, answer: str) -> bool:
     Raises:
         MissingDependencyError, SeqprocError: as for `tag_pref`.
     """
+    require("gold", gold, str, "a string", SequenceError)
+    require("answer", answer, str, "a string", SequenceError)
     gold, answer = gold.strip(), answer.strip()
     if gold == answer:
         return True

@@ -172,6 +172,6 @@ def test_wrapper_engine_that_forgets_the_temperature(
 ) -> None:
     broken = "wrapped:forget_temperature=true"
     code, report = check_parity(broken, model, tmp_path / "out", installed)
-    assert (code, report["holds"]) == (1, False)
+    assert (code, report["holds"]) == (3, False)
     ((check,),) = report["checks"].values()
     assert "temperature" in check["causes"][0]["description"]

@@ -16,7 +16,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from seqproc import nucleus
-from seqproc.errors import ConfigError
+from seqproc.errors import ConfigError, SequenceError
 from seqproc.policy import (
     SamplingPolicy,
     log_q,
@@ -393,7 +393,7 @@ def test_any_leading_shape_gives_what_its_rows_give(shape, policy):
     ],
 )
 def test_integer_logits_are_refused(call):
-    with pytest.raises((TypeError), match=r"floating tensor, got torch\.int64"):
+    with pytest.raises(SequenceError, match=r"floating tensor, got torch\.int64"):
         call(torch.tensor([1, 2, 3]))
     call(torch.tensor([1.0, 2.0, 3.0]))
 

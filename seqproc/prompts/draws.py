@@ -12,6 +12,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from seqproc.arguments import require
 from seqproc.errors import ConfigError, DatasetError
 
 T = TypeVar("T")
@@ -34,6 +35,7 @@ def choose_prompts(pool: Sequence[T], num_prompts: int | None, seed: int) -> lis
         DatasetError: `num_prompts` is below 1, or more than the pool holds.
         ConfigError: the seed is not an integer of 64 bits, or `num_prompts` no integer.
     """
+    require("pool", pool, Sequence, "a list of prompts", DatasetError)
     if num_prompts is None:
         return list(pool)
     num_prompts = _integer("num_prompts", num_prompts)
@@ -63,6 +65,8 @@ def replacement_indices(seed: int, pool_size: int, total: int) -> NDArray[np.int
         raise DatasetError(f"draws need a pool of at least 1 prompt, got {pool_size}.")
     if total < 0:
         raise DatasetError(f"the number of draws cannot be negative, got {total}.")
+    if max(pool_size, total) >= 2**63:
+        raise DatasetError(f"draws and prompts are counted in 64 bits, got {total} of {pool_size}.")
     return _generator(seed).integers(0, pool_size, size=total, dtype=np.int64)
 
 

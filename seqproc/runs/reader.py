@@ -13,6 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from seqproc.arguments import require_path
 from seqproc.errors import RunError
 from seqproc.runs.manifest import Manifest, from_json
 from seqproc.runs.schema import ROWS_SCHEMA
@@ -77,6 +78,7 @@ def open_run(path: str | os.PathLike[str]) -> Run:
         RunError: there is no manifest, it is of another format version, or the parts of a
             complete run are not all there.
     """
+    require_path("the run's folder", path, RunError)
     folder = Path(path).expanduser()
     manifest = _read_manifest(folder)
     run = Run(folder, manifest, _find_parts(folder))

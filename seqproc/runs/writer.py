@@ -16,6 +16,7 @@ from typing import Any, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from seqproc.arguments import require_path
 from seqproc.errors import RunError, SeqprocError
 from seqproc.runs.atomic import sync_folder, write_atomically
 from seqproc.runs.manifest import Manifest, to_json, utc_now
@@ -38,6 +39,7 @@ def require_free(path: str | os.PathLike[str]) -> Path:
     Raises:
         RunError: the path is a file, a folder that is not empty, or cannot be looked at.
     """
+    require_path("the run's folder", path, RunError)
     if not os.fspath(path):
         raise RunError("the run's folder has an empty name: name one, or '.' for this folder")
     folder = Path(path).expanduser()

@@ -399,10 +399,10 @@ def test_token_sequences_come_in_row_order():
 
 
 def test_records_are_frozen():
-    sequence = TokenSequence(prompt_ids=torch.zeros(2), response_ids=torch.zeros(3))
+    sequence = TokenSequence(prompt_ids=torch.zeros(2).long(), response_ids=torch.zeros(3).long())
     assert sequence.length == 5
     with pytest.raises(AttributeError):
-        sequence.prompt_ids = torch.zeros(1)
+        sequence.prompt_ids = torch.zeros(1).long()
     with pytest.raises(AttributeError):
         Limits(tokens=3).tokens = 4
 

@@ -97,10 +97,16 @@ def test_gradients_are_named_and_shaped_as_parameters(model, scorer):
 
 
 def test_gradients_are_computed_when_asked_for(scorer):
-    found = sequence_gradients(scorer, [*SEQUENCES[:1], None], POLICY)  # type: ignore[list-item]
+    calls = []
+
+    def of(scores: Any) -> torch.Tensor:
+        calls.append(len(scores.logprobs))
+        return scores.logprobs.sum()
+
+    found = sequence_gradients(scorer, SEQUENCES, POLICY, of)
+    assert calls == []
     next(found)
-    with pytest.raises(AttributeError):
-        next(found)
+    assert calls == [len(SEQUENCES[0].response_ids)]
 
 
 def test_a_response_without_tokens_has_none(scorer):
