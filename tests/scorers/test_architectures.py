@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers
 import zoo
+from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from seqproc.errors import ModelError
@@ -32,6 +33,27 @@ SMALL = {
 
 REFUSED: dict[str, tuple[str, str, dict[str, Any], str]] = {
     "bert": ("Bert", "BertForMaskedLM", SMALL, "is not causal"),
+    "bert with its decoder's head": ("Bert", "BertLMHeadModel", SMALL, "is not causal"),
+    "cpm-ant": (
+        "CpmAnt",
+        "CpmAntForCausalLM",
+        {
+            "vocab_size": zoo.V,
+            "hidden_size": 32,
+            "dim_head": 8,
+            "dim_ff": 48,
+            "num_attention_heads": 4,
+            "num_hidden_layers": 2,
+        },
+        "is not causal",
+    ),
+    "xlm": ("XLM", "XLMWithLMHeadModel", SMALL | {"emb_dim": 32, "n_layers": 2}, "is not causal"),
+    "xlnet": (
+        "XLNet",
+        "XLNetLMHeadModel",
+        {"vocab_size": zoo.V, "d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48},
+        "is not causal",
+    ),
     "roberta": ("Roberta", "RobertaForMaskedLM", SMALL, "is not causal"),
     "modernbert": ("ModernBert", "ModernBertForMaskedLM", SMALL | {"pad_token_id": 0}, "is not c"),
     "t5": (
@@ -56,10 +78,44 @@ REFUSED: dict[str, tuple[str, str, dict[str, Any], str]] = {
 }
 
 
+# Columns that are not right, and why. Whoever mends one takes it out.
+KNOWN = {
+    # Its table has a padding row of zeros, and the length of a row of zeros no derivative, which
+    # reaches other tokens from the padding of a batch.
+    "gemma 3n": {"jvp", "gradient"},
+}
+
+
 @pytest.mark.parametrize("name", zoo.ARCHITECTURES)
 def test_an_architecture_scores_as_its_own_forward_says(name, caplog):
     caplog.set_level(logging.CRITICAL)
-    assert zoo.examined(name).faults() == {}
+    found = zoo.examined(name, zoo.build(name)).faults()
+    assert found.keys() == KNOWN.get(name, set()), found
+
+
+def test_a_model_with_adapters_scores_as_its_own_forward_says(caplog):
+    caplog.set_level(logging.CRITICAL)
+    names = ["q_proj", "v_proj", "down_proj"]
+    config = LoraConfig(r=3, target_modules=names, init_lora_weights=False)
+    torch.manual_seed(0)
+    assert zoo.examined("adapters", get_peft_model(zoo.build("llama"), config)).faults() == {}
+
+
+@pytest.mark.parametrize("name", zoo.ARCHITECTURES)
+def test_an_architecture_is_far_from_predicting_all_tokens_alike(name):
+    """Or what it reads at a wrong place would show in no figure."""
+    entropy, moved = zoo.liveliness(zoo.build(name))
+    assert entropy < 0.75
+    assert moved > 1e-2
+
+
+def test_a_figure_that_is_not_a_number_is_a_fault():
+    model = zoo.build("llama")
+    policy = zoo.POLICIES[0]
+    scores = TeacherForcingScorer(model).score(zoo.sequences(), policy)[0]
+    scores[2].logprobs[3] = float("nan")
+    line = zoo.Line(name="", figures={"packed": zoo.distance(scores, model, policy)}, left_out=[])
+    assert line.faults()
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -70,8 +126,21 @@ def test_what_is_no_causal_language_model_is_refused(name):
         take_apart(made.eval())
 
 
+@pytest.mark.xfail(strict=True, reason="what follows is changed when a model is tried, not added")
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [("deepseek v3.2", {"index_n_heads": 2}), ("glm moe dsa", {"index_n_heads": 2})],
+)
+def test_a_model_whose_past_depends_on_how_much_follows_is_refused(name, changes, monkeypatch):
+    """An indexer of few heads, whose scores tie: more keys, and others of the tied are taken."""
+    family, fields = zoo.ARCHITECTURES[name]
+    monkeypatch.setitem(zoo.ARCHITECTURES, name, (family, fields | changes))
+    with pytest.raises(ModelError, match="is not causal"):
+        take_apart(zoo.build(name))
+
+
 def test_there_are_as_many_as_docs_say():
-    assert len(zoo.ARCHITECTURES) >= 40
+    assert len(zoo.ARCHITECTURES) == 117
 
 
 class Shifted(nn.Module):
@@ -92,6 +161,6 @@ def test_every_figure_can_show_a_fault():
     model = zoo.build("llama")
     scorer = TeacherForcingScorer(Shifted(model))
     scorer.model.shift = 1e-3  # type: ignore[assignment]
-    assert zoo.worst(scorer.score(zoo.sequences(), zoo.POLICY)[0], model) > 1e-5
-    line = zoo.Line(name="llama", figures={"packed": 2e-5, "jvp": "refused"}, left_out=[])
+    assert zoo.worst(scorer, model) > 2e-5
+    line = zoo.Line(name="llama", figures={"packed": 3e-5, "jvp": "refused"}, left_out=[])
     assert set(line.faults()) == {"packed", "jvp"}
