@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers
 import zoo
+import zoo_models
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
@@ -24,7 +25,7 @@ pytestmark = [
 ]
 
 SMALL = {
-    "vocab_size": zoo.V,
+    "vocab_size": zoo_models.V,
     "hidden_size": 32,
     "intermediate_size": 48,
     "num_hidden_layers": 2,
@@ -38,7 +39,7 @@ REFUSED: dict[str, tuple[str, str, dict[str, Any], str]] = {
         "CpmAnt",
         "CpmAntForCausalLM",
         {
-            "vocab_size": zoo.V,
+            "vocab_size": zoo_models.V,
             "hidden_size": 32,
             "dim_head": 8,
             "dim_ff": 48,
@@ -51,7 +52,7 @@ REFUSED: dict[str, tuple[str, str, dict[str, Any], str]] = {
     "xlnet": (
         "XLNet",
         "XLNetLMHeadModel",
-        {"vocab_size": zoo.V, "d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48},
+        {"vocab_size": zoo_models.V, "d_model": 32, "n_layer": 2, "n_head": 4, "d_inner": 48},
         "is not causal",
     ),
     "roberta": ("Roberta", "RobertaForMaskedLM", SMALL, "is not causal"),
@@ -59,13 +60,13 @@ REFUSED: dict[str, tuple[str, str, dict[str, Any], str]] = {
     "t5": (
         "T5",
         "T5ForConditionalGeneration",
-        {"vocab_size": zoo.V, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2},
+        {"vocab_size": zoo_models.V, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2},
         "an encoder and a decoder",
     ),
     "bart": (
         "Bart",
         "BartForConditionalGeneration",
-        {"vocab_size": zoo.V, "d_model": 32, "encoder_layers": 1, "decoder_layers": 1},
+        {"vocab_size": zoo_models.V, "d_model": 32, "encoder_layers": 1, "decoder_layers": 1},
         "an encoder and a decoder",
     ),
     "llama's backbone": ("Llama", "LlamaModel", SMALL, "gives no logits"),
@@ -86,10 +87,10 @@ KNOWN = {
 }
 
 
-@pytest.mark.parametrize("name", zoo.ARCHITECTURES)
+@pytest.mark.parametrize("name", zoo_models.ARCHITECTURES)
 def test_an_architecture_scores_as_its_own_forward_says(name, caplog):
     caplog.set_level(logging.CRITICAL)
-    found = zoo.examined(name, zoo.build(name)).faults()
+    found = zoo.examined(name, zoo_models.build(name)).faults()
     assert found.keys() == KNOWN.get(name, set()), found
 
 
@@ -98,19 +99,21 @@ def test_a_model_with_adapters_scores_as_its_own_forward_says(caplog):
     names = ["q_proj", "v_proj", "down_proj"]
     config = LoraConfig(r=3, target_modules=names, init_lora_weights=False)
     torch.manual_seed(0)
-    assert zoo.examined("adapters", get_peft_model(zoo.build("llama"), config)).faults() == {}
+    assert (
+        zoo.examined("adapters", get_peft_model(zoo_models.build("llama"), config)).faults() == {}
+    )
 
 
-@pytest.mark.parametrize("name", zoo.ARCHITECTURES)
+@pytest.mark.parametrize("name", zoo_models.ARCHITECTURES)
 def test_an_architecture_is_far_from_predicting_all_tokens_alike(name):
     """Or what it reads at a wrong place would show in no figure."""
-    entropy, moved = zoo.liveliness(zoo.build(name))
+    entropy, moved = zoo_models.liveliness(zoo_models.build(name))
     assert entropy < 0.75
     assert moved > 1e-2
 
 
 def test_a_figure_that_is_not_a_number_is_a_fault():
-    model = zoo.build("llama")
+    model = zoo_models.build("llama")
     policy = zoo.POLICIES[0]
     scores = TeacherForcingScorer(model).score(zoo.sequences(), policy)[0]
     scores[2].logprobs[3] = float("nan")
@@ -133,14 +136,14 @@ def test_what_is_no_causal_language_model_is_refused(name):
 )
 def test_a_model_whose_past_depends_on_how_much_follows_is_refused(name, changes, monkeypatch):
     """An indexer of few heads, whose scores tie: more keys, and others of the tied are taken."""
-    family, fields = zoo.ARCHITECTURES[name]
-    monkeypatch.setitem(zoo.ARCHITECTURES, name, (family, fields | changes))
+    family, fields = zoo_models.ARCHITECTURES[name]
+    monkeypatch.setitem(zoo_models.ARCHITECTURES, name, (family, fields | changes))
     with pytest.raises(ModelError, match="is not causal"):
-        take_apart(zoo.build(name))
+        take_apart(zoo_models.build(name))
 
 
 def test_there_are_as_many_as_docs_say():
-    assert len(zoo.ARCHITECTURES) == 117
+    assert len(zoo_models.ARCHITECTURES) == 117
 
 
 class Shifted(nn.Module):
@@ -152,13 +155,13 @@ class Shifted(nn.Module):
 
     def forward(self, **arguments: Any) -> Any:
         output = self.inner(**arguments)
-        output.logits = output.logits + self.shift * torch.linspace(0, 1, zoo.V)
+        output.logits = output.logits + self.shift * torch.linspace(0, 1, zoo_models.V)
         return output
 
 
 def test_every_figure_can_show_a_fault():
     """Of a model that changes under the scorer, after it was examined."""
-    model = zoo.build("llama")
+    model = zoo_models.build("llama")
     scorer = TeacherForcingScorer(Shifted(model))
     scorer.model.shift = 1e-3  # type: ignore[assignment]
     assert zoo.worst(scorer, model) > 2e-5
