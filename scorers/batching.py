@@ -273,8 +273,12 @@ def _whole_ids(sequence: TokenSequence) -> Tensor:
 
 
 def _pad(rows: list[Tensor], *, left: bool) -> tuple[Tensor, Tensor]:
+    """Filled up with a token that is read anyhow: a padding token's own row can be zeros, and what
+    a model divides by their length reaches others in a derivative, as 0 · ∞.
+    """
     width = max(map(len, rows))
-    ids = torch.zeros(len(rows), width, dtype=torch.int64)
+    filling = next((int(row[0]) for row in rows if len(row)), 0)
+    ids = torch.full((len(rows), width), filling, dtype=torch.int64)
     mask = torch.zeros_like(ids)
     for n, row in enumerate(rows):
         real = slice(width - len(row), width) if left else slice(0, len(row))

@@ -44,7 +44,7 @@ _ROWS = 5  # of a chunk of the head
 
 # Settings of a configuration that hold how far a token sees, and the length that they get while a
 # model is tried: shorter than the sequences, or a fault beyond it would not show.
-_WINDOWS = ("sliding_window", "attention_chunk_size")
+_WINDOWS = ("sliding_window", "attention_chunk_size", "index_topk")
 _WINDOW = 4
 
 # How far log p may be from that of the plain forward, relative to how far a step's log p spread.
@@ -124,10 +124,12 @@ class _Probe:
         _refuse_encoder_decoder(model)
         self._model = model
         self._sequences = _sequences(_vocabulary(model))
-        self.expected = torch.cat([_plain(model, s) for s in self._sequences])
-        if bool(self.expected.isnan().any()):
-            return
-        _require_causal(model, self._sequences[0])
+        plain = [_forward(model, _ids(s)[:-1]) for s in self._sequences]
+        pairs = zip(self._sequences, plain, strict=True)
+        self.expected = torch.cat([logits[len(s.prompt_ids) - 1 :] for s, logits in pairs])
+        if not bool(self.expected.isnan().any()):
+            for sequence, logits in zip(self._sequences, plain, strict=True):
+                _require_causal(model, _ids(sequence), logits)
 
     def allowed(self) -> Shortcuts:
         """As many shortcuts as give the expected logits."""
@@ -229,10 +231,8 @@ def _sequences(vocabulary: int) -> list[TokenSequence]:
     ]
 
 
-def _plain(model: nn.Module, sequence: TokenSequence) -> Tensor:
-    """Logits ``[T, V]`` of the response, by one forward on this sequence alone."""
-    ids = torch.cat([sequence.prompt_ids, sequence.response_ids])[:-1]
-    return _forward(model, ids)[len(sequence.prompt_ids) - 1 :]
+def _ids(sequence: TokenSequence) -> Tensor:
+    return torch.cat([sequence.prompt_ids, sequence.response_ids])
 
 
 def _forward(model: nn.Module, ids: Tensor) -> Tensor:
@@ -268,24 +268,22 @@ def _refuse_encoder_decoder(model: Any) -> None:
         )
 
 
-def _require_causal(model: nn.Module, sequence: TokenSequence) -> None:
-    """Refuse a model in which another last token changes what was predicted before it."""
-    ids = torch.cat([sequence.prompt_ids, sequence.response_ids])
-    other = ids.clone()
-    other[-1] = ids[0] if ids[0] != ids[-1] else (ids[-1] + 1) % _IDS_OF_A_STRANGER
-    before, after = (_forward(model, each)[:-1] for each in (ids, other))
-    if (difference := _difference(after, before)) is None:
+def _require_causal(model: nn.Module, ids: Tensor, before: Tensor) -> None:
+    """Refuse a model in which a last token changes ``before``, the logits without it."""
+    changed = _difference(_forward(model, ids)[:-1], before)
+    if changed is None:
         return
-    name, last = type(model).__name__, len(ids) - 1
-    if _difference(_forward(model, ids)[:-1], before):
+    last = len(ids) - 1
+    name = type(model).__name__
+    if _difference(_forward(model, ids[:-1]), before):
         raise ModelError(
-            f"a {name} gives other logits each time that it reads the same tokens ({difference}), "
+            f"a {name} gives other logits each time that it reads the same tokens ({changed}), "
             "also in evaluation mode, so that it has no log-probabilities to score"
         )
     raise ModelError(
-        f"a {name} is not causal: with another token at position {last} its logits at earlier "
-        f"positions changed ({difference}). Teacher forcing needs a model that predicts each token "
-        "from those before it, e.g. one of AutoModelForCausalLM with is_decoder=True"
+        f"a {name} is not causal: with a token at position {last} its logits at earlier positions "
+        f"changed ({changed}). Teacher forcing needs a model that predicts each token from those "
+        "before it alone, e.g. one of AutoModelForCausalLM with is_decoder=True"
     )
 
 

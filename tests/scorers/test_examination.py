@@ -164,7 +164,7 @@ def test_a_token_that_is_never_sampled_does_not_set_the_scale(value, told):
     assert examine(model)[1] == Shortcuts()
     assert told() == []
     with torch.no_grad():
-        far = examination._plain(model, examination._sequences(V)[0])
+        far = examination._forward(model, examination._ids(examination._sequences(V)[0]))
     assert examination._difference(far, far) is None
     assert "off by" in (examination._difference(far + torch.linspace(0, 0.1, V), far) or "")
 
