@@ -30,6 +30,7 @@ from seqproc.engines.source import ModelSource
 from seqproc.engines.stopping import StopWatcher, check_request, finish
 from seqproc.engines.weights import FingerprintCache
 from seqproc.errors import ConfigError, EngineError, EngineOptionError
+from seqproc.modules import in_turn, undisturbed
 from seqproc.policy import SamplingPolicy
 
 # Shapes: N rows of a batch, P padded prompt width, T generated tokens, V vocabulary.
@@ -58,8 +59,8 @@ class HFEngine(Engine):
         max_context: int | None = None,
         batch_size: int = 32,
     ) -> None:
-        if batch_size < 1:
-            raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise ConfigError(f"batch_size must be an integer of at least 1, got {batch_size!r}")
         self.batch_size = batch_size
         self._model = model
         self._tokenizer = tokenizer
@@ -162,7 +163,13 @@ class HFEngine(Engine):
         sampler = PolicySampler(policy, [request.seed for request in batch])
         stops = StopStrings(self._tokenizer, stopping, len(batch))
         try:
-            with _generating(self._model), swapped(self._model, self._weights):
+            with (
+                in_turn(self._model),
+                undisturbed(device),
+                torch.no_grad(),
+                _generating(self._model),
+                swapped(self._model, self._weights),
+            ):
                 output: Tensor = self._model.generate(  # type: ignore[operator]
                     input_ids=ids_NP,
                     attention_mask=mask_NP,

@@ -141,7 +141,7 @@ class _InOrder(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
         twice = torch.is_grad_enabled()  # whoever differentiates wants to do so again
-        with torch.enable_grad():
+        with torch.autocast("cpu", enabled=False), torch.enable_grad():  # as the forward ran
             operands = [alias(tensor, twice) for tensor in ctx.saved_tensors]
             query, key, value = operands
             out = functional.scaled_dot_product_attention(

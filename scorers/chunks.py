@@ -56,7 +56,8 @@ class _InChunks(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:
         twice = torch.is_grad_enabled()  # whoever differentiates wants to do so again
-        with torch.enable_grad():
+        device = ctx.saved_tensors[0].device.type
+        with torch.autocast(device, enabled=False), torch.enable_grad():  # but what compute sets
             values, *shared = (alias(x, twice) for x in ctx.saved_tensors)
             of_shared = [torch.zeros_like(x) if x.requires_grad else None for x in shared]
             of_values: list[Any] = []

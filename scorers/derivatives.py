@@ -24,6 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from seqproc.arguments import require_all
 from seqproc.errors import ConfigError, ScoringError, SequenceError
+from seqproc.modules import undisturbed
 from seqproc.policy import SamplingPolicy, TokenScores, require_policy
 from seqproc.scorers.batching import Batch, TokenSequence
 from seqproc.scorers.custom_functions import differentiated_forwards
@@ -103,6 +104,7 @@ def jvp(
             results[index] = _rows(found, start, stop)
 
     with (
+        undisturbed(scorer.device),
         torch.no_grad(),
         differentiable_attention(model),
         differentiated_forwards(),
@@ -148,7 +150,7 @@ def hvp(
     model = scorer.model
     params = {name: p for name, p in model.named_parameters() if p.requires_grad}
     moves = check_mapping(direction, dict(model.named_parameters()), canonical_names(model))
-    with differentiable_attention(model), torch.enable_grad():
+    with undisturbed(scorer.device), differentiable_attention(model), torch.enable_grad():
         scores = scorer.score_with_grad(
             sequences,
             policy,
@@ -167,7 +169,10 @@ def hvp(
                 f"objective must give a scalar tensor that depends on the scores, got {value!r:.60}"
             )
         gradient = _gradient(value, params, create_graph=True)
-        slope = sum((gradient[name] * v).sum() for name, v in moves.items() if name in params)
+        # Cloned, as one that was made in inference mode cannot be in a graph.
+        slope = sum(
+            (gradient[name] * v.clone()).sum() for name, v in moves.items() if name in params
+        )
         if not isinstance(slope, Tensor) or not slope.requires_grad:
             return {name: torch.zeros_like(p) for name, p in params.items()}
         return _gradient(slope, params)

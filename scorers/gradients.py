@@ -18,7 +18,14 @@ from torch import Tensor
 from seqproc.arguments import require_all
 from seqproc.by_device import ByDevice
 from seqproc.config import require_count
-from seqproc.errors import ConfigError, OverrideError, ScoringError, SequenceError
+from seqproc.errors import (
+    ConfigError,
+    ModelError,
+    OverrideError,
+    ScoringError,
+    SequenceError,
+)
+from seqproc.modules import undisturbed
 from seqproc.policy import SamplingPolicy, TokenScores
 from seqproc.scorers.batching import Batch, TokenSequence
 from seqproc.scorers.budget import free_memory
@@ -228,7 +235,11 @@ def _gradient(
         else:
             total.extend(found)
 
-    with torch.enable_grad():
+    if not params:
+        raise ModelError(
+            "no parameter of the model requires a gradient: unfreeze some (requires_grad_(True))"
+        )
+    with undisturbed(scorer.device), torch.enable_grad():
         score_batch = scorer.graphed(policy)
         scorer.schedule(sequences, batch_size).run(work)
     found = total or [torch.zeros_like(p) for p in params.values()]
@@ -261,8 +272,11 @@ def _value(objective: Objective, scores: TokenScores, index: int) -> Tensor:
         raise ConfigError(
             f"f raised {type(error).__name__} on a sequence's TokenScores: {error}"
         ) from error
-    if not isinstance(value, Tensor) or value.dim():
-        raise ConfigError(f"f must be a scalar tensor of a sequence's scores, got {value!r}")
+    if not isinstance(value, Tensor) or value.dim() or not value.requires_grad:
+        raise ConfigError(
+            "f must give a scalar tensor that depends on a sequence's scores, got "
+            f"{value!r:.60}; a result of detach() or item() has no gradient"
+        )
     if not bool(value.isfinite()):
         outside, number = int(scores.logqs.isneginf().sum()), float(value.detach())
         raise ScoringError(
@@ -277,8 +291,6 @@ def _along(slope: TokenDerivatives, objective: Objective, index: int) -> float:
     leaves = slope.scores.map(lambda field: field.clone().requires_grad_())
     with torch.enable_grad():
         value = _value(objective, leaves, index)
-    if not value.requires_grad:
-        return 0.0
     moving = [leaves.logprobs, leaves.logqs, leaves.stats.rb_entropy]
     others = [x for x in _statistics(leaves) if x is not leaves.stats.rb_entropy]
     found = torch.autograd.grad(value, [*moving, *others], allow_unused=True)
@@ -326,12 +338,14 @@ def _products(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> Tensor
 
     Float64 on the CPU, summed so over parts of the elements.
     """
-    parts = [
-        (a @ b.mT).double().cpu()
-        for name, rows in left.items()
-        for a, b in zip(rows.split(_COLUMNS, 1), right[name].split(_COLUMNS, 1), strict=True)
-    ]
-    return torch.stack(parts).sum(0)
+    device = next(iter(left.values())).device
+    with undisturbed(device):
+        parts = [
+            (a @ b.mT).double().cpu()
+            for name, rows in left.items()
+            for a, b in zip(rows.split(_COLUMNS, 1), right[name].split(_COLUMNS, 1), strict=True)
+        ]
+        return torch.stack(parts).sum(0)
 
 
 def _inner(gradient: Gradient, direction: ParamMapping) -> Tensor:

@@ -16,7 +16,7 @@ from seqproc.arguments import require, require_all
 from seqproc.by_device import ByDevice
 from seqproc.config import PrecisionConfig, require_flag, torch_dtype
 from seqproc.errors import ModelError, OverrideError, ScoringError, SeqprocError, SequenceError
-from seqproc.modules import unwrap
+from seqproc.modules import in_turn, undisturbed, unwrap
 from seqproc.policy import SamplingPolicy, TokenScores, require_policy, score_tokens
 from seqproc.scorers import precision as precisions
 from seqproc.scorers.allocator import keep_freed_memory
@@ -152,7 +152,8 @@ class TeacherForcingScorer:
         """
         require_all("sequences", sequences, TokenSequence, "TokenSequence", SequenceError)
         results = [self.empty_scores(self._with_grad_width())] * len(sequences)
-        with torch.enable_grad():
+        self._require_trainable()
+        with undisturbed(self.device), torch.enable_grad():
             score_batch = self.graphed(policy)
 
             def work(batch: Batch) -> None:
@@ -254,6 +255,13 @@ class TeacherForcingScorer:
         names = [no_grad.dtype, *([override.dtype] if override.cast_params else [])]
         return [torch_dtype(name) for name in names]
 
+    def _require_trainable(self) -> None:
+        if not any(p.requires_grad for p in self.model.parameters()):
+            raise ModelError(
+                "no parameter of the model requires a gradient, so that there is none to keep: "
+                "unfreeze some (requires_grad_(True)), or score without gradients"
+            )
+
     def _with_grad_width(self) -> torch.dtype:
         """Dtype of a forward with gradients: at least the model's own."""
         profile = self.precision.tf_withgrad
@@ -275,6 +283,7 @@ class TeacherForcingScorer:
     def forwarding(self, width: torch.dtype, autocast: torch.dtype | None = None) -> Iterator[None]:
         """Evaluation mode, precision as configured, sums in order and fast, around a forward."""
         with (
+            in_turn(self.model),
             _explained(self.model, autocast or width),
             evaluating(self.model),
             precisions.matmul_mode(

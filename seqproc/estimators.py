@@ -361,6 +361,8 @@ def _log_weight(index: int, logqs_to: ArrayLike, logqs_from: ArrayLike) -> float
 
 def _array(name: str, values: ArrayLike) -> Array:
     """A new float64 array of one dimension."""
+    if isinstance(values, np.ma.MaskedArray):
+        raise SequenceError(f"{name} is a masked array: leave masked values out (.compressed())")
     try:
         array = np.asarray(values)
     except (TypeError, ValueError, RuntimeError) as error:

@@ -1,10 +1,49 @@
-"""What wraps a model without being part of it. Knows torch's wrappers; nothing of models."""
+"""What wraps a model without being part of it, and whose turn it is with one.
+
+Knows torch's wrappers; nothing of models.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import threading
+import weakref
+from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import nn
+
+_TURNS: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
+_NEW_TURN = threading.Lock()
+
+
+@contextlib.contextmanager
+def in_turn(model: nn.Module) -> Iterator[None]:
+    """A scope that one thread at a time is in, for each model.
+
+    A forward at other parameters puts them in the place of the module's own, and one in evaluation
+    mode sets it: another thread's forward would run with them.
+    """
+    with _NEW_TURN:
+        turn = _TURNS.setdefault(model, threading.RLock())
+    with turn:
+        yield
+
+
+@contextlib.contextmanager
+def undisturbed(device: torch.device) -> Iterator[None]:
+    """A scope without the caller's autocast and inference mode, which change numbers and gradients.
+
+    Whether gradients are recorded stays as it is.
+    """
+    records = torch.is_grad_enabled()  # leaving inference mode would switch it on
+    with (
+        torch.inference_mode(False),
+        torch.set_grad_enabled(records),
+        torch.autocast(device.type, enabled=False),
+    ):
+        yield
 
 
 def unwrap(model: nn.Module) -> nn.Module:

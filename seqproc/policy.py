@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -63,8 +64,9 @@ class SamplingPolicy:
     do_sample: bool = True  # False: the point mass on the argmax
 
     def __post_init__(self) -> None:
-        _require_number("temperature", self.temperature)
-        _require_number("top_p", self.top_p)
+        for name in ("temperature", "top_p"):
+            object.__setattr__(self, name, _number(name, getattr(self, name)))
+        require("do_sample", self.do_sample, bool, "True or False")
         if not LEAST_TEMPERATURE <= self.temperature <= MOST_TEMPERATURE:
             raise ConfigError(
                 f"temperature must lie in [{LEAST_TEMPERATURE:g}, {MOST_TEMPERATURE:g}], got "
@@ -81,9 +83,13 @@ class SamplingPolicy:
         return not self.do_sample or self.top_p < 1
 
 
-def _require_number(name: str, value: object) -> None:
+def _number(name: str, value: Any) -> Any:
+    """A number, numpy's as Python's."""
+    if isinstance(value, (np.floating, np.integer)):
+        return value.item()
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ConfigError(f"{name} must be a number, got {value!r} ({type(value).__name__})")
+    return value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

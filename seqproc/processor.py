@@ -602,7 +602,7 @@ class SequenceProcessor(SpecificationAliases):
             return self.scoring.gradients(sequences, of)
         if isinstance(project, Mapping):
             return self.scoring.projected(sequences, [project], of)[..., 0]
-        return self.scoring.projected(sequences, list(project), of)
+        return self.scoring.projected(sequences, project, of)
 
     def weighted_grad(
         self, sequences: BatchedSequences, weights: Tensor, of: OfScores = "logprob"

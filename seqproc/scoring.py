@@ -142,7 +142,13 @@ class SequenceScorer:
         """Their sum, by weights ``[B, G]``."""
         items, policy = self._items(sequences), self.config.policy
         shape = (sequences.num_prompts, sequences.num_responses)
-        weights = torch.as_tensor(weights)
+        try:
+            weights = torch.as_tensor(weights, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise SequenceError(
+                f"weights must be {list(shape)}, numbers like sequences' rows, got "
+                f"{type(weights).__name__} ({error})"
+            ) from error
         if weights.shape != shape:
             raise SequenceError(
                 f"weights must be {list(shape)}, like sequences, got {list(weights.shape)}"

@@ -75,7 +75,8 @@ def step(
         tail = sum((p[i] for i in dropped), mpf(0))
         entropy = -sum(_xlogx(x) for x in q.values())
         collision = sum(x * x for x in q.values())
-        mean = sum(q[i] * a[i] for i in kept)
+        top = max(a[i] for i in kept)
+        mean = sum(q[i] * (a[i] - top) for i in kept)  # from the top, as a may be 1e308
         falling = sorted((a[i] for i in kept), reverse=True)
         return Step(
             support=tuple(i in q for i in range(len(a))),
@@ -90,8 +91,8 @@ def step(
             collision=collision,
             renyi2=-log(collision),
             eff_support=exp(entropy),
-            logit_mean=mean,
-            logit_var=sum(q[i] * (a[i] - mean) ** 2 for i in kept),
+            logit_mean=top + mean,
+            logit_var=sum(q[i] * (a[i] - top - mean) ** 2 for i in kept),
             cut_margin=falling[-1] - max(a[i] for i in dropped) if dropped else inf,
             eos_prob=sum((q.get(i, mpf(0)) for i in eos), mpf(0)),
         )

@@ -447,6 +447,18 @@ def test_a_policy_is_frozen_keyword_only_and_hashable():
         SamplingPolicy(0.5)
 
 
+@pytest.mark.parametrize("value", ["false", "yes", 1, None, np.bool_(True)])
+def test_whether_to_sample_is_true_or_false(value):
+    with pytest.raises(ConfigError, match="do_sample must be True or False"):
+        SamplingPolicy(do_sample=value)
+
+
+def test_numpys_numbers_are_numbers():
+    policy = SamplingPolicy(temperature=np.int64(1), top_p=np.float32(0.5))
+    assert policy == SamplingPolicy(temperature=1, top_p=0.5)
+    assert type(policy.top_p) is float
+
+
 # Properties that hold for every row.
 
 finite = st.floats(-12, 12, width=32)

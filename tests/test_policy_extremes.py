@@ -31,7 +31,9 @@ Row = tuple[float, ...]
 def rows(dtype: torch.dtype) -> st.SearchStrategy[Row]:
     width = 32 if dtype == torch.float32 else 64
     ordinary = st.floats(-60, 60, width=width)  # type: ignore[arg-type]
-    special = st.sampled_from((*SPECIAL, -LARGEST[dtype], LARGEST[dtype]))
+    # Nothing is wider than float64, to hold the distance of its lowest number from its largest.
+    largest = (LARGEST[dtype],) if dtype == torch.float32 else ()
+    special = st.sampled_from((*SPECIAL, -LARGEST[dtype], *largest))
     return st.lists(ordinary | special, min_size=1, max_size=6).map(tuple)
 
 
@@ -54,7 +56,7 @@ def both_dtypes(test: Any) -> Any:
 
     @pytest.mark.parametrize("dtype", LARGEST, ids=str)
     def run(dtype: torch.dtype) -> None:
-        @settings(max_examples=300, deadline=None)
+        @settings(max_examples=300, deadline=None, derandomize=True)
         @cases(dtype)
         @example((1.0, -LARGEST[dtype], 2.0), SamplingPolicy(temperature=0.8), 0)
         @example((1.0, -1e20, 2.0), SamplingPolicy(), 1)

@@ -41,6 +41,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "teacher_force_logprobs_with_diagnostics": {"sequences": ...},
     "sweep": {"sequences": ..., "v_named": V, "etas": [0.1]},
     "jvp": {"sequences": ..., "v_named": V},
+    "per_sequence_grads": {"sequences": ..., "project": V},
+    "weighted_grad": {"sequences": ..., "weights": torch.ones(2, 1)},
+    "gradient_gram": {"sequences": ...},
     "compute_rewards": {"sequences": ..., "examples": None},
     "build_params_override": {"v_named": V, "eta": 0.1},
 }

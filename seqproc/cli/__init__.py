@@ -7,7 +7,9 @@ line on stderr; ``--traceback`` shows more.
 
 from __future__ import annotations
 
+import io
 import os
+import sys
 
 from seqproc.cli.app import app
 
@@ -16,5 +18,8 @@ __all__ = ["app", "main"]
 
 def main() -> None:
     """Entry point of the `seqproc` command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that knows ASCII alone
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is imported
     app()

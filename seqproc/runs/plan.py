@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from seqproc.arguments import require
 from seqproc.config import require_count
 from seqproc.errors import ConfigError
 from seqproc.prompts import choose_prompts, draw_seed, replacement_indices
@@ -41,6 +42,7 @@ class RunSpec:
         if self.max_prompts_pool is not None:
             require_count("max_prompts_pool", self.max_prompts_pool)
         draw_seed(self.seed, 0)  # refuses what is no seed
+        require("chat", self.chat, bool, "True or False")
         for name in ("dataset", "split"):
             value = getattr(self, name)
             if not isinstance(value, str) or not value:

@@ -207,7 +207,7 @@ def test_an_unknown_objective(scorer):
 
 @pytest.mark.parametrize("value", [1.0, torch.ones(2)])
 def test_an_objective_that_is_no_scalar(scorer, value):
-    with pytest.raises(ConfigError, match="f must be a scalar tensor"):
+    with pytest.raises(ConfigError, match="f must give a scalar tensor"):
         next(sequence_gradients(scorer, SEQUENCES, POLICY, lambda _: value))
 
 
