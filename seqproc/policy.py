@@ -168,7 +168,7 @@ def support(logits: Tensor, policy: SamplingPolicy, *, may_wait: bool = True) ->
     Returns:
         Boolean mask ``[..., V]``, decided in float64.
     """
-    _require(logits, policy)
+    _require(logits, policy, may_be_meta=not may_wait)
     rows = _rows(logits.detach())
     if not policy.truncates:
         return (rows > _NEG_INF).view(logits.shape)
@@ -184,7 +184,7 @@ def log_q(logits: Tensor, policy: SamplingPolicy, *, may_wait: bool = True) -> T
     It is −∞, too, of a logit whose distance from the largest its dtype cannot hold. ``may_wait`` is
     that of `support`.
     """
-    _require(logits, policy)
+    _require(logits, policy, may_be_meta=not may_wait)
     shifted = scaled(_shifted(_at_least_fp32(logits)), policy.temperature)
     inside = shifted.masked_fill(~support(logits, policy, may_wait=may_wait), _NEG_INF)
     return inside - inside.logsumexp(-1, keepdim=True)
@@ -264,8 +264,9 @@ def score_tokens(
     return scores.map(lambda field: field.to(rows.dtype).view(logits.shape[:-1]))
 
 
-def _require(logits: Tensor, policy: SamplingPolicy) -> None:
-    require_logits(logits)
+def _require(logits: Tensor, policy: SamplingPolicy, *, may_be_meta: bool = False) -> None:
+    """Check both; on the meta device, where nothing can be read, for what waits for nothing."""
+    require_logits(logits, may_be_meta=may_be_meta)
     require_policy(policy)
 
 

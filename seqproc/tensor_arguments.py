@@ -15,11 +15,14 @@ from torch import Tensor
 from seqproc.errors import ConfigError, SequenceError
 
 
-def require_dense(name: str, tensor: object, *, dims: int | None = None) -> None:
+def require_dense(
+    name: str, tensor: object, *, dims: int | None = None, may_be_meta: bool = False
+) -> None:
     """Raise unless this is an ordinary tensor of integers or floats that is somewhere."""
     if not isinstance(tensor, Tensor):
         raise SequenceError(f"{name} must be a tensor, got {type(tensor).__name__}")
-    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_complex():
+    is_nowhere = tensor.is_meta and not may_be_meta
+    if tensor.layout != torch.strided or is_nowhere or tensor.is_complex():
         kind = "on the meta device" if tensor.is_meta else f"{tensor.layout} of {tensor.dtype}"
         raise SequenceError(f"{name} must be a dense tensor of numbers, got one {kind}")
     if dims is not None and tensor.dim() != dims:
@@ -28,9 +31,9 @@ def require_dense(name: str, tensor: object, *, dims: int | None = None) -> None
         )
 
 
-def require_logits(logits: object) -> None:
+def require_logits(logits: object, *, may_be_meta: bool = False) -> None:
     """Raise unless these are logits ``[..., V]``, floating, V ≥ 1."""
-    require_dense("logits", logits)
+    require_dense("logits", logits, may_be_meta=may_be_meta)
     assert isinstance(logits, Tensor)
     if not logits.is_floating_point():
         raise SequenceError(f"logits must be a floating tensor, got {logits.dtype}")

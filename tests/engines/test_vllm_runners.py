@@ -22,6 +22,8 @@ from seqproc.engines.coupling import choose
 from seqproc.engines.gumbel import seed_tensor
 from seqproc.engines.vllm_coupled import CoupledDraw, extra_args
 from seqproc.engines.vllm_runner import Runner
+from seqproc.errors import SequenceError
+from seqproc.nucleus import nuclei
 from seqproc.policy import SamplingPolicy, log_q
 
 pytestmark = pytest.mark.vllm
@@ -177,7 +179,9 @@ def test_the_check_of_crossings_can_fail() -> None:
         torch.arange(5).to("meta")
     assert crossings.names
     with pytest.raises((RuntimeError, NotImplementedError)):
-        log_q(logits, NUCLEUS)  # which may wait, and does
+        list(nuclei(logits, 1.0, NUCLEUS.top_p))  # which may wait, and does
+    with pytest.raises(SequenceError, match="meta"):
+        log_q(logits, NUCLEUS)
 
 
 def test_a_step_of_the_adapter_reads_nothing_back() -> None:
