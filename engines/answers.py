@@ -1,23 +1,152 @@
 """What an engine answers, held against its contract before anything reads it.
 
-The one place that checks completions, whoever asked for them. What means the same is taken in: a
-list for a tuple, a tensor or an array for numbers. Everything else is an `EngineError` that names
-the engine, the request, what was expected and what came.
+The one place that asks engines and checks what comes: completions, and what an engine tells of
+itself. What means the same is taken in: a list for a tuple, a tensor or an array for numbers.
+Everything else is an `EngineError` that names the engine, the request, what was expected and what
+came.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Sequence
+import sys
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn, get_args
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from seqproc.engines.base import Completion, Request
+from seqproc import strict_json
+from seqproc.engines.base import Completion, Engine, Request, StoppingRule
+from seqproc.engines.noise import Noise, NoiseFunction, NotReplayable
 from seqproc.errors import EngineError
+from seqproc.policy import SamplingPolicy
 from seqproc.types import FinishReason
+
+_MOST = 0.5  # nats; a log q is at most 0, which bfloat16 rounds by two places of its logits
+_LEAST = -sys.float_info.max  # but for −∞
+
+
+def ask(
+    engine: Engine,
+    requests: Iterable[Request],
+    policy: SamplingPolicy,
+    stopping: StoppingRule,
+    *,
+    vocabulary: int | None,
+) -> Generator[Completion, None, None]:
+    """Have an engine answer requests; its completions as they come, held against the contract.
+
+    Args:
+        engine: gets a list of its own, so that what it does to it is seen by nobody else.
+        requests: see `Engine.generate`.
+        policy: see there.
+        stopping: see there.
+        vocabulary: V; ids lie in [0, V). None when it is not known.
+
+    Raises:
+        EngineError: when the engine fails, or see `answered`.
+    """
+    asked = list(requests)
+    completions = engine.generate(list(asked), policy, stopping)
+    with _closing(completions):
+        yield from answered(completions, asked, engine=name_of(engine), vocabulary=vocabulary)
+
+
+@contextmanager
+def _closing(completions: Any) -> Iterator[None]:
+    """End a generation that is not read to its end, before anything else is asked of the engine."""
+    try:
+        yield
+    finally:
+        close = getattr(completions, "close", None)  # an iterator need not be a generator
+        if close is not None:
+            close()
+
+
+def name_of(engine: Engine) -> str:
+    """An engine's name, for errors; that of its class where it gave itself none."""
+    return str(getattr(engine, "name", None) or type(engine).__name__)
+
+
+def described(engine: Engine) -> dict[str, Any]:
+    """What an engine says of itself.
+
+    Raises:
+        EngineError: it is no mapping, or one that cannot be written.
+    """
+    told: Any = engine.describe()
+    if not isinstance(told, Mapping):
+        _refuse(name_of(engine), f"described itself by a {type(told).__name__}; expected a dict")
+    try:
+        strict_json.dumps(told)
+    except RecursionError:
+        _refuse(
+            name_of(engine), "described itself by what holds itself; expected what JSON can say"
+        )
+    return dict(told)
+
+
+def noise_of(engine: Engine, policy: SamplingPolicy) -> Noise | NotReplayable:
+    """The noise that an engine says it draws with; every value that it gives is held, too.
+
+    Raises:
+        EngineError: it is neither a `Noise` nor a `NotReplayable`, or an error that is none.
+    """
+    told: Any = engine.noise(policy)
+    if isinstance(told, NotReplayable):
+        return told
+    if not isinstance(told, Noise):
+        _refuse(
+            name_of(engine),
+            f"told its noise by a {type(told).__name__}; expected a Noise or a NotReplayable",
+        )
+    if not (isinstance(told.error, (int, float)) and 0 <= told.error < math.inf):
+        _refuse(
+            name_of(engine),
+            f"told a noise with the error {told.error!r}; expected a number of nats ≥ 0",
+        )
+    return dataclasses.replace(told, values=_held(told, name_of(engine)))
+
+
+def _held(noise: Noise, engine: str) -> NoiseFunction:
+    def values(seeds_N: Tensor, lengths_N: Tensor, steps_N: Tensor, vocab: int) -> Tensor:
+        found: Any = noise.values(seeds_N, lengths_N, steps_N, vocab)
+        is_right = isinstance(found, Tensor) and found.shape == (len(seeds_N), vocab)
+        if not is_right or not found.is_floating_point() or bool(found.isnan().any()):
+            came = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            _refuse(
+                engine,
+                f"told a noise ({noise.name}) with values of {came}; expected a tensor of numbers "
+                f"of shape {[len(seeds_N), vocab]}, none of them NaN",
+            )
+        return found
+
+    return values
+
+
+def prompts_kept(
+    completions: Iterable[Completion], requests: Iterable[Request], engine: str
+) -> Iterator[Completion]:
+    """The completions; those of other prompts than were asked for are an error.
+
+    Raises:
+        EngineError: the engine fed the model other tokens, which the response would be scored
+            behind the wrong prompt for.
+    """
+    asked = {request.index: tuple(request.prompt_ids) for request in requests}
+    for completion in completions:
+        used, due = completion.prompt_ids, asked[completion.index]
+        if used is not None and used != due:
+            _refuse(
+                engine,
+                f"fed the model another prompt than that of request {completion.index}: "
+                f"{len(due)} tokens were asked for, {len(used)} came, and they differ",
+            )
+        yield completion
 
 
 def answered(
@@ -40,13 +169,15 @@ def answered(
             fields that are not what `Completion` says; or a request that is left without one.
     """
     waiting, done = {request.index for request in requests}, set[int]()
+    if not isinstance(completions, Iterable):
+        _refuse(engine, f"gave a {type(completions).__name__}; expected an iterator of Completions")
     for completion in completions:
         if not isinstance(completion, Completion):
             _refuse(engine, f"yielded a {type(completion).__name__}; expected a Completion")
         index = completion.index
-        if index in done:
+        if _is_integer(index) and index in done:
             _refuse(engine, f"answered request {index} twice")
-        if index not in waiting:
+        if not _is_integer(index) or index not in waiting:
             _refuse(engine, f"answered request {index!r}, which nobody asked for")
         waiting.discard(index)
         done.add(index)
@@ -65,8 +196,7 @@ def _checked(completion: Completion, where: str, engine: str, vocabulary: int | 
     strange = [token for token in ids if not 0 <= token < beyond]
     if strange:
         _refuse(engine, f"gave the token id {strange[0]} {where}; ids must lie in [0, {beyond})")
-    if not isinstance(completion.text, str):
-        _refuse(engine, f"gave text of type {type(completion.text).__name__} {where}; expected str")
+    _require_text(completion.text, where, engine)
     if completion.finish_reason not in get_args(FinishReason):
         known = ", ".join(map(repr, get_args(FinishReason)))
         _refuse(
@@ -78,7 +208,18 @@ def _checked(completion: Completion, where: str, engine: str, vocabulary: int | 
     prompt = completion.prompt_ids
     if prompt is not None:
         prompt = _ints("prompt_ids", prompt, where, engine)
-    return dataclasses.replace(completion, token_ids=ids, logqs=logqs, prompt_ids=prompt)
+    return dataclasses.replace(
+        completion, index=int(completion.index), token_ids=ids, logqs=logqs, prompt_ids=prompt
+    )
+
+
+def _require_text(text: object, where: str, engine: str) -> None:
+    if not isinstance(text, str):
+        _refuse(engine, f"gave text of type {type(text).__name__} {where}; expected str")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # no file would take it
+        _refuse(engine, f"gave text {where} that is not Unicode ({error.reason})")
 
 
 def _logqs(value: Any, number: int, where: str, engine: str) -> tuple[float, ...]:
@@ -86,20 +227,29 @@ def _logqs(value: Any, number: int, where: str, engine: str) -> tuple[float, ...
     if len(values) != number:
         _refuse(engine, f"reported {len(values)} log q for the {number} tokens {where}")
     for step, one in enumerate(values):
-        is_number = isinstance(one, (int, float, np.integer, np.floating))
-        if not is_number or isinstance(one, bool) or math.isnan(one) or one == math.inf:
+        if not _is_log_q(one):
             _refuse(
                 engine,
                 f"reported a log q of {one!r} for token {step} {where}; expected a number of nats, "
-                "or logqs=None for a draw without any",
+                "at most 0, or logqs=None for a draw without any",
             )
     return tuple(map(float, values))
+
+
+def _is_log_q(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return bool(value == -math.inf or _LEAST <= value <= _MOST)  # no comparison holds for NaN
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def _ints(name: str, value: Any, where: str, engine: str) -> tuple[int, ...]:
     values = _numbers(name, value, where, engine)
     for one in values:
-        if isinstance(one, bool) or not isinstance(one, (int, np.integer)):
+        if not _is_integer(one):
             _refuse(engine, f"gave {one!r} among the {name} {where}; expected integers")
     return tuple(map(int, values))
 
@@ -111,8 +261,16 @@ def _numbers(name: str, value: Any, where: str, engine: str) -> Sequence[Any]:
         _refuse(engine, f"gave {name} of shape {list(value.shape)} {where}; expected one dimension")
     if not is_array and not isinstance(value, (list, tuple)):
         _refuse(engine, f"gave {name} of type {type(value).__name__} {where}; expected a tuple")
-    found: Sequence[Any] = value.tolist() if is_array else value
-    return found
+    try:
+        return [_number(one) for one in (value.tolist() if is_array else value)]
+    except (RuntimeError, TypeError) as error:  # of tensors without values: meta, sparse
+        _refuse(engine, f"gave {name} {where} that cannot be read ({error})")
+
+
+def _number(value: Any) -> Any:
+    """Python's number of a tensor or an array without dimensions; anything else as it is."""
+    is_scalar = isinstance(value, (torch.Tensor, np.ndarray, np.generic)) and value.ndim == 0
+    return value.item() if is_scalar else value
 
 
 def _refuse(engine: str, what: str) -> NoReturn:

@@ -6,7 +6,7 @@ Knows tokenisation and the engine contract; nothing of scoring, datasets or file
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 from tqdm import tqdm
@@ -15,7 +15,7 @@ from seqproc import tokenization
 from seqproc.assembly import batched_sequences
 from seqproc.config import GenerationConfig, require_count
 from seqproc.engines import Engine, ModelSource, create_engine
-from seqproc.engines.answers import answered
+from seqproc.engines.answers import ask, described, name_of, prompts_kept
 from seqproc.engines.base import Completion, Request, StoppingRule
 from seqproc.engines.registry import require_known
 from seqproc.errors import SeqprocError
@@ -70,7 +70,7 @@ class Sampler:
 
     def describe(self) -> dict[str, Any]:
         """The engine's description; empty when none has started."""
-        return {} if self._engine is None else self._engine.describe()
+        return {} if self._engine is None else described(self._engine)
 
     def requests(
         self, prompts: Sequence[str], seeds: Sequence[int], num_responses: int = 1
@@ -130,15 +130,16 @@ class Sampler:
         """
         engine = self.engine
         with self._batch_size(engine, gen_batch_size), _awake(engine):
-            completions = engine.generate(requests, self.config.policy, self.stopping)
-            with _closing(completions):
-                answers = answered(
-                    completions,
-                    requests,
-                    engine=engine.name,
-                    vocabulary=self.source.vocab_size,
-                )
-                yield from _with_progress(answers, len(requests))
+            completions = ask(
+                engine,
+                requests,
+                self.config.policy,
+                self.stopping,
+                vocabulary=self.source.vocab_size,
+            )
+            with closing(completions):
+                kept = prompts_kept(completions, requests, name_of(engine))
+                yield from _with_progress(kept, len(requests))
 
     @contextmanager
     def _batch_size(self, engine: Engine, asked: int | None) -> Iterator[None]:
@@ -182,17 +183,6 @@ def _awake(engine: Engine) -> Iterator[None]:
             engine.sleep()
         raise
     engine.sleep()
-
-
-@contextmanager
-def _closing(completions: Iterable[Completion]) -> Iterator[None]:
-    """End a generation that is not read to its end, before the engine is put to sleep."""
-    try:
-        yield
-    finally:
-        close = getattr(completions, "close", None)  # an iterator need not be a generator
-        if close is not None:
-            close()
 
 
 def _with_progress(completions: Iterable[Completion], total: int) -> Iterator[Completion]:

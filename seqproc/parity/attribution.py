@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from seqproc.engines.base import Completion
-from seqproc.parity.draws import Answer, Draws, Floats, score
+from seqproc.errors import EngineError
+from seqproc.models import vocab_size
+from seqproc.parity.draws import Answer, Draws, Floats, sample, score
 from seqproc.parity.replay import REPLAY
 from seqproc.parity.sampler import sampler_findings
 from seqproc.parity.structure import ENDINGS
@@ -25,6 +26,7 @@ from seqproc.parity.verdict import Finding, Link, decide
 _IMPOSSIBLE = -50.0  # nats for a token that a suspect cannot emit, in place of −∞
 _MOSTLY = 0.999  # share of tokens in a suspect's support; rounding may put a few outside
 _RARE = 1e-6  # chance of a draw that another of the same prompt does not repeat
+_OTHER_LOGITS = "other logits than the scorer's (dtype, kernel), or other weights"
 _ALONE = 4  # draws that are sampled again, each alone
 
 
@@ -154,22 +156,30 @@ def _cause_of_reports(case: Case, best: _Fit, nominal: _Fit) -> Cause:
 def _unexplained_reports(case: Case, errors: str) -> Cause:
     """Whether log q change when a draw is sampled alone: then batching or padding is at fault."""
     some = [answer for answer in case.answers if answer.completion.logqs][:_ALONE]
-    change = max((_change_alone(case, answer) for answer in some), default=0.0)
+    try:
+        change = max((_change_alone(case, answer) for answer in some), default=0.0)
+    except EngineError as error:  # the verdict stands without it
+        detail = f"{errors}; sampled alone, the engine fails: {error}"
+        return Cause(link=Link.LOGITS, description=_OTHER_LOGITS, explains=False, detail=detail)
     batched = change > case.tolerance
     return Cause(
         link=Link.LOGITS,
-        description="logits depend on the batch (padding, positions)"
-        if batched
-        else "other logits than the scorer's (dtype, kernel), or other weights",
+        description="logits depend on the batch (padding, positions)" if batched else _OTHER_LOGITS,
         explains=batched,
         detail=f"{errors}; sampled alone, log q change by up to {change:.2g} nats",
     )
 
 
 def _change_alone(case: Case, answer: Answer) -> float:
-    alone: Completion = next(
-        iter(case.engine.generate([answer.request], case.policy, case.stopping))
+    (other,) = sample(
+        case.engine,
+        [answer.request],
+        [answer.prompt],
+        case.policy,
+        case.stopping,
+        vocabulary=vocab_size(case.scorer.model),
     )
+    alone = other.completion
     pairs = zip(
         alone.token_ids,
         answer.completion.token_ids,

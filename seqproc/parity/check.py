@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from seqproc.engines.answers import described, noise_of
 from seqproc.engines.base import Engine, Request, StoppingRule
 from seqproc.engines.noise import Noise, NotReplayable
 from seqproc.errors import ConfigError, SequenceError
@@ -98,7 +99,7 @@ def check_engine(
     """
     require_rate(false_alarms)
     _require_requests(requests, prompts)
-    description, noise = engine.describe(), engine.noise(policy)
+    description, noise = described(engine), noise_of(engine, policy)
     error, assumed = _logit_error(logit_error, description)
     vocabulary = vocab_size(scorer.model)
     answers = sample(engine, requests, prompts, policy, stopping, vocabulary=vocabulary)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from seqproc.engines.answers import answered
+from seqproc.engines.answers import ask, name_of
 from seqproc.engines.base import Completion, Engine, Request, StoppingRule
 from seqproc.engines.gumbel import seed_tensor
 from seqproc.engines.noise import Noise
@@ -140,13 +140,8 @@ def sample(
     Raises:
         EngineError: what it sends is not what the contract says.
     """
-    completions = answered(
-        engine.generate(requests, policy, stopping),
-        requests,
-        engine=engine.name,
-        vocabulary=vocabulary,
-    )
-    told = _progress(completions, len(requests), f"sampling with {engine.name}")
+    completions = ask(engine, requests, policy, stopping, vocabulary=vocabulary)
+    told = _progress(completions, len(requests), f"sampling with {name_of(engine)}")
     found = {completion.index: completion for completion in told}
     return [
         Answer(request=request, prompt=prompt, completion=found[request.index])

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from seqproc.engines.answers import described, name_of
 from seqproc.engines.base import Engine, Request, StoppingRule
 from seqproc.errors import EngineError
 from seqproc.models import vocab_size
@@ -47,7 +48,7 @@ def canary(
         A finding with p-value 1, or 0 when the engine has other weights.
     """
     if logit_error is None:
-        logit_error = LOGIT_ERRORS[known_dtype(engine.describe().get("dtype"))[0]]
+        logit_error = LOGIT_ERRORS[known_dtype(described(engine).get("dtype"))[0]]
     requests = [Request(index=i, prompt_ids=tuple(ids), seed=i) for i, ids in enumerate(prompts)]
     stopping = StoppingRule(max_new_tokens=_NUM_TOKENS, eos_token_ids=scorer.eos_token_ids)
     wrong, total, worst = 0, 0, 0.0
@@ -94,6 +95,6 @@ def require_weights(
     found = canary(engine, scorer, prompts, override=override, logit_error=logit_error)
     if found.p_value == 0:
         raise EngineError(
-            f"engine {engine.name!r} does not sample with the scorer's weights: {found.detail}. "
-            "Give it the current ones with engine.load_weights(...)"
+            f"engine {name_of(engine)!r} does not sample with the scorer's weights: "
+            f"{found.detail}. Give it the current ones with engine.load_weights(...)"
         )

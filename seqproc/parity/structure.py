@@ -34,7 +34,7 @@ def prompts(answers: Sequence[Answer]) -> Finding:
             p_value=None,
             detail="the engine does not tell which prompt tokens it used",
         )
-    wrong = [a for a in told if a.completion.prompt_ids != a.request.prompt_ids]
+    wrong = [a for a in told if a.completion.prompt_ids != tuple(a.request.prompt_ids)]
     return _check("prompts", Link.PROMPT, len(wrong), len(told), _difference(wrong))
 
 

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from seqproc import SequenceProcessor
-from seqproc.engines import Completion, Request, ScriptedEngine
-from seqproc.engines.answers import answered
+from seqproc.engines import Completion, Request, ScriptedEngine, StoppingRule
+from seqproc.engines.answers import answered, ask, described, name_of, noise_of
+from seqproc.engines.noise import Noise
 from seqproc.errors import EngineError
 from seqproc.parity import draws
 from seqproc.policy import SamplingPolicy
@@ -49,6 +50,9 @@ def test_what_the_contract_says_passes():
         {"logqs": [-1, -math.inf]},
         {"logqs": torch.tensor([-1.0, -math.inf])},
         {"logqs": (np.float32(-1.0), -np.inf)},
+        {"token_ids": [torch.tensor(4), np.array(9)]},
+        {"logqs": [torch.tensor(-1.0), np.array(-np.inf)]},
+        {"index": np.int64(3)},
     ],
 )
 def test_what_means_the_same_is_taken_in(fields):
@@ -56,6 +60,7 @@ def test_what_means_the_same_is_taken_in(fields):
     assert found == RIGHT
     assert {type(token) for token in found.token_ids} == {int}
     assert {type(value) for value in found.logqs or ()} == {float}
+    assert type(found.index) is int
 
 
 @pytest.mark.parametrize("prompt", [[5, 6, 7], torch.tensor([5, 6, 7]), np.array([5, 6, 7])])
@@ -81,6 +86,11 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "a log q of text": ({"logqs": ("-1", -1.0)}, "log q of '-1'"),
     "too few log q": ({"logqs": (-1.0,)}, "reported 1 log q for the 2 tokens for request 3"),
     "log q a number": ({"logqs": -1.0}, "logqs of type float"),
+    "a log q that no float holds": ({"logqs": (-(10**400), -1.0)}, "log q of -1000"),
+    "surprisals": ({"logqs": (0.7, -1.0)}, "log q of 0.7 for token 0.*at most 0"),
+    "log q without values": ({"logqs": torch.ones(2, device="meta")}, "logqs .* cannot be read"),
+    "sparse log q": ({"logqs": torch.ones(2).to_sparse()}, "logqs .* cannot be read"),
+    "text torn": ({"text": "\ud800"}, "text for request 3 that is not Unicode"),
     "text None": ({"text": None}, "text of type NoneType"),
     "text bytes": ({"text": b"ab"}, "text of type bytes"),
     "another reason": ({"finish_reason": "done"}, "finish_reason 'done'.*'eos', 'stop', 'length'"),
@@ -88,6 +98,8 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "prompt of text": ({"prompt_ids": "567"}, "prompt_ids of type str"),
     "prompt of floats": ({"prompt_ids": (5.0, 6, 7)}, "gave 5.0 among the prompt_ids"),
     "a stranger": ({"index": 4}, "answered request 4, which nobody asked for"),
+    "an index in a list": ({"index": [3]}, r"answered request \[3\], which nobody asked for"),
+    "an index of a float": ({"index": 3.0}, "answered request 3.0, which nobody asked for"),
     "an index of text": ({"index": "3"}, "answered request '3', which nobody asked for"),
 }
 
@@ -107,6 +119,14 @@ def test_an_answer_for_each_request_and_one():
         held()
     with pytest.raises(EngineError, match="yielded a tuple; expected a Completion"):
         held((3, (4, 9)))
+    for what in (None, RIGHT):
+        with pytest.raises(EngineError, match=r"gave a \w+; expected an iterator"):
+            list(answered(what, REQUESTS, engine="mine", vocabulary=V))
+
+
+def test_rounding_may_lift_a_log_q_above_zero():
+    (found, _) = held(changed(logqs=(0.0625, -1.0)), OTHER)
+    assert found.logqs == (0.0625, -1.0)
 
 
 def test_a_vocabulary_that_is_not_known_bounds_nothing():
@@ -137,3 +157,101 @@ def test_sampling_and_parity_refuse_the_same(tiny_llama, tiny_tokenizer, fields)
     requests = processor.sampler.requests(["2 + 3?"], [0, 1], 2)
     with pytest.raises(EngineError, match="broke its contract"):
         draws.sample(engine, requests, [0, 0], SamplingPolicy(), processor.stopping, vocabulary=300)
+
+
+class Grabbing(ScriptedEngine):
+    """Takes its requests out of the list that it is given, and tells when it ends."""
+
+    ended = False
+
+    def generate(self, requests: Any, policy: Any, stopping: Any) -> Iterator[Completion]:
+        taken = [requests.pop() for _ in range(len(requests))]
+        try:
+            yield from super().generate(taken, policy, stopping)
+        finally:
+            self.ended = True
+
+
+def asked(engine: Any) -> Iterator[Completion]:
+    rule = StoppingRule(max_new_tokens=2, eos_token_ids=(0,))
+    return ask(engine, REQUESTS, SamplingPolicy(), rule, vocabulary=V)
+
+
+def test_what_an_engine_does_to_its_requests_is_seen_by_nobody_else(tiny_tokenizer):
+    engine = Grabbing(lambda _: [4, 9], tiny_tokenizer)
+    assert [completion.index for completion in asked(engine)] == [8, 3]
+    assert [request.index for request in REQUESTS] == [3, 8]
+
+
+def test_a_generation_ends_where_its_completions_are_refused(tiny_tokenizer):
+    engine = Grabbing(lambda _: [4, V], tiny_tokenizer)
+    with pytest.raises(EngineError, match="token id 10") as caught:
+        next(asked(engine))
+    assert engine.ended, caught  # while the traceback still holds it
+
+
+def test_responses_to_another_prompt_are_refused_in_sampling(tiny_llama, tiny_tokenizer):
+    engine = Lying(tiny_tokenizer, {"prompt_ids": (1, 2, 3)})
+    config = {"generation": {"max_new_tokens": 2}}
+    processor = SequenceProcessor(tiny_llama(), tiny_tokenizer, config=config, engine=engine)
+    with pytest.raises(EngineError, match="another prompt than that of request 0"):
+        processor.generate_batched(["2 + 3?"], G=2)
+
+
+# What an engine tells of itself.
+
+
+def telling(**methods: Any) -> Any:
+    """An engine with some of its methods made anew, which return what is given."""
+    replaced = {name: lambda *_, value=value: value for name, value in methods.items()}
+    return type("Telling", (ScriptedEngine,), replaced)(lambda _: [4, 9], None)
+
+
+@pytest.mark.parametrize("value", [None, [1], "mine"])
+def test_a_description_is_a_mapping(value):
+    with pytest.raises(EngineError, match=r"described itself by a \w+; expected a dict"):
+        described(telling(describe=value))
+
+
+def test_a_description_can_be_written():
+    endless: dict[str, Any] = {"name": "mine"}
+    endless["self"] = endless
+    with pytest.raises(EngineError, match="holds itself"):
+        described(telling(describe=endless))
+
+
+def noise(values: Any = None, error: Any = 0.0) -> Noise:
+    return Noise(name="dice", values=lambda *_: values, error=error)
+
+
+def values_of(told: Any) -> Any:
+    found = noise_of(telling(noise=told), SamplingPolicy())
+    assert isinstance(found, Noise)
+    three = torch.zeros(3, dtype=torch.int64)
+    return found.values(three, three, three, V)
+
+
+@pytest.mark.parametrize("told", [None, "dice", 0])
+def test_noise_is_a_noise_or_none(told):
+    with pytest.raises(EngineError, match="expected a Noise or a NotReplayable"):
+        values_of(told)
+
+
+@pytest.mark.parametrize("error", [math.nan, math.inf, -1.0, None])
+def test_the_error_of_a_noise_is_a_number(error):
+    with pytest.raises(EngineError, match=f"a noise with the error {error}"):
+        values_of(noise(error=error))
+
+
+@pytest.mark.parametrize(
+    "values", [[0.0], torch.zeros(3), torch.zeros(3, V).long(), torch.full((3, V), math.nan)]
+)
+def test_the_values_of_a_noise_are_held(values):
+    with pytest.raises(EngineError, match=r"a noise \(dice\) .* of shape \[3, 10\]"):
+        values_of(noise(values))
+    assert values_of(noise(torch.zeros(3, V))).shape == (3, V)
+
+
+def test_an_engine_without_a_name_goes_by_that_of_its_class():
+    assert name_of(telling()) == "scripted"
+    assert name_of(type("Nameless", (ScriptedEngine,), {"name": None})({}, None)) == "Nameless"

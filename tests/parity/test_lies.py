@@ -1,0 +1,59 @@
+"""Engines that lie: none gets by in silence, none brings a check down with an error of Python."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from gallery import ReferenceEngine
+from parity_range import Range
+
+from seqproc.engines import Completion, Request, StoppingRule
+from seqproc.parity import Check
+from seqproc.policy import SamplingPolicy, log_q
+
+Change = Callable[[Completion], Any]
+
+
+class Changing(ReferenceEngine):
+    """Right, but for what it makes of its completions; of all, or of draws sampled alone."""
+
+    def __init__(self, *args: Any, change: Change, alone: bool = False, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._change, self._alone = change, alone
+
+    def generate(
+        self, requests: Iterable[Request], policy: SamplingPolicy, stopping: StoppingRule
+    ) -> Iterator[Completion]:
+        requests = list(requests)
+        is_changed = not self._alone or len(requests) == 1
+        for completion in super().generate(requests, policy, stopping):
+            yield self._change(completion) if is_changed else completion
+
+
+def checked(small: Range, change: Change, num_draws: int = 160, **options: Any) -> Check:
+    engine = Changing(small.model, small.tokenizer, change=change, **options)
+    return small.check(engine, num_draws=num_draws)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda _: 3, "yielded a int"),
+        (lambda one: replace(one, logqs=(None,) * len(one.token_ids)), "log q of None"),
+        (lambda one: replace(one, index=7_000), "nobody asked for"),
+    ],
+)
+def test_a_verdict_stands_where_an_engine_fails_on_a_draw_alone(
+    small: Range, change: Change, words: str
+) -> None:
+    """Log q that are wrong, so draws are sampled again; then the engine breaks its contract."""
+    found = checked(
+        small, change, alone=True, reports=lambda logits, policy: log_q(logits, policy) + 0.01
+    )
+    assert found.verdict.failed == ("reported log q",)
+    (cause,) = found.causes
+    assert "sampled alone, the engine fails" in cause.detail
+    assert words in cause.detail
