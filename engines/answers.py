@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn, get_args
@@ -27,7 +26,7 @@ from seqproc.policy import SamplingPolicy
 from seqproc.types import FinishReason
 
 _MOST = 0.5  # nats; a log q is at most 0, which bfloat16 rounds by two places of its logits
-_LEAST = -sys.float_info.max  # but for −∞
+_LEAST = -1e100  # but for −∞; no float32 is lower, and sums of squares stay finite
 
 
 def ask(

@@ -31,6 +31,7 @@ from seqproc.parity.metrics import Metric
 from seqproc.parity.replay import Replay, replay, replay_finding
 from seqproc.parity.sampler import sampler_findings
 from seqproc.parity.suspects import Case, Suspects
+from seqproc.parity.twins import twins
 from seqproc.parity.verdict import FALSE_ALARMS, Finding, Verdict, decide, require_rate
 from seqproc.policy import SamplingPolicy
 from seqproc.scorers import TeacherForcingScorer
@@ -135,7 +136,7 @@ def _judged(
     """Test, decide, and look for causes of what failed."""
     draws, logqs = case.draws, case.nominal.engine_logqs
     findings = all_findings(
-        case.answers, draws, case.nominal, tokenizer, case.stopping, case.tolerance
+        case.answers, draws, case.nominal, tokenizer, case.stopping, case.policy, case.tolerance
     )
     replayed = None if isinstance(noise, NotReplayable) else _replay(case, noise)
     findings.append(replay_finding(replayed, getattr(noise, "reason", "")))
@@ -205,6 +206,7 @@ def all_findings(
     nominal: Nominal,
     tokenizer: Any,
     stopping: StoppingRule,
+    policy: SamplingPolicy,
     tolerance: float,
 ) -> list[Finding]:
     """Every test and check of sampled and scored draws, along the chain.
@@ -215,19 +217,16 @@ def all_findings(
         nominal: what it says beside.
         tokenizer: tells where a response ends.
         stopping: where it should.
+        policy: the measure q.
         tolerance: of a reported log q, nats.
     """
-    logqs = nominal.engine_logqs
-    reported = (
-        []
-        if logqs is None
-        else [metrics.reported_log_q(draws, logqs, nominal.is_settled, tolerance)]
-    )
+    due = metrics.log_q_range(draws, nominal, policy, tolerance)
     return [
         *structure.structure_findings(answers, tokenizer, stopping),
         structure.support(draws, nominal),
         *sampler_findings(draws),
-        *reported,
+        twins(with_tokens(answers), draws, due.most),
+        metrics.reported_log_q(draws, nominal.engine_logqs, due),
     ]
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 from gallery import ReferenceEngine
-from parity_range import Range
+from parity_range import Range, range_of
 
 from seqproc.engines import Completion, Request, StoppingRule
 from seqproc.parity import Check
@@ -57,3 +58,27 @@ def test_a_verdict_stands_where_an_engine_fails_on_a_draw_alone(
     (cause,) = found.causes
     assert "sampled alone, the engine fails" in cause.detail
     assert words in cause.detail
+
+
+def test_log_q_of_a_coarse_engine_are_held_where_no_cut_is_sure(
+    tiny_llama: Callable[..., Any], tiny_tokenizer: Any
+) -> None:
+    """In bfloat16 an error of 0.25 nats leaves no cut sure; 3 nats are too many all the same."""
+    flat = range_of(tiny_llama(initializer_range=0.2), tiny_tokenizer)
+    right = ReferenceEngine(copy.deepcopy(flat.model).bfloat16(), tiny_tokenizer, dtype="bfloat16")
+    found = flat.check(right, num_draws=160)
+    assert found.verdict.holds, (found.findings, found.causes)
+    for off in (3.0, -3.0):
+        lying = checked(
+            flat,
+            lambda one, off=off: replace(one, logqs=[min(x + off, 0.0) for x in one.logqs or ()]),
+            dtype="bfloat16",
+        )
+        assert lying.verdict.failed == ("reported log q",)
+
+
+def test_an_engine_without_log_q_is_told_to_have_none(small: Range) -> None:
+    found = checked(small, lambda one: replace(one, logqs=None))
+    assert found.verdict.holds
+    (one,) = (finding for finding in found.findings if finding.name == "reported log q")
+    assert (one.p_value, one.detail) == (None, "the engine reports no log q")
