@@ -75,8 +75,10 @@ def described(engine: Engine) -> dict[str, Any]:
     """What an engine says of itself.
 
     Raises:
-        EngineError: it is no mapping, or one that cannot be written.
+        EngineError: it is no engine; or what it says is no mapping, or one that cannot be written.
     """
+    if not isinstance(engine, Engine):
+        raise EngineError(f"expected an engine, got a {type(engine).__name__}")
     told: Any = engine.describe()
     if not isinstance(told, Mapping):
         _refuse(name_of(engine), f"described itself by a {type(told).__name__}; expected a dict")

@@ -5,7 +5,6 @@ Joins the parts of this package; computes nothing itself.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 
 from seqproc.engines.answers import described, noise_of
 from seqproc.engines.base import Engine, Request, StoppingRule
+from seqproc.engines.gumbel import is_seed
 from seqproc.engines.noise import Noise, NotReplayable
 from seqproc.errors import ConfigError, SequenceError
 from seqproc.models import vocab_size
@@ -94,14 +94,16 @@ def check_engine(
         seed: of the tests' own randomisation.
 
     Raises:
-        ConfigError: a rate of false alarms or a logit error that is none.
+        ConfigError: a rate of false alarms, a logit error or a seed that is none.
         SequenceError: no requests, indices that repeat, or not one prompt number for each.
         EngineError: when the engine fails, or breaks its contract so that nothing can be tested.
     """
     require_rate(false_alarms)
+    if not is_seed(seed):
+        raise ConfigError(f"seed must be an integer in [0, 2**64), got {seed!r}")
     _require_requests(requests, prompts)
     description, noise = described(engine), noise_of(engine, policy)
-    error, assumed = _logit_error(logit_error, description)
+    error, assumed = metrics.logit_error_of(description, logit_error)
     vocabulary = vocab_size(scorer.model)
     answers = sample(engine, requests, prompts, policy, stopping, vocabulary=vocabulary)
     draws, nominal = score_nominal(
@@ -188,16 +190,6 @@ def _require_requests(requests: Sequence[Request], prompts: Sequence[int]) -> No
         )
     if len({request.index for request in requests}) < len(requests):
         raise SequenceError("every request needs an index of its own; some have the same")
-
-
-def _logit_error(given: float | None, description: dict[str, Any]) -> tuple[float, str | None]:
-    """What is allowed, and what was assumed for it, in words."""
-    if given is None:
-        dtype, assumed = metrics.known_dtype(description.get("dtype"))
-        return metrics.LOGIT_ERRORS[dtype], assumed
-    if isinstance(given, bool) or not isinstance(given, (int, float)) or not 0 <= given < math.inf:
-        raise ConfigError(f"logit_error must be a number of nats ≥ 0, got {given!r}")
-    return given, None
 
 
 def all_findings(

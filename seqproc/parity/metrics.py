@@ -22,12 +22,16 @@ Introduction to the Bootstrap" (1993).
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from seqproc.config import dtype_name
+from seqproc.errors import ConfigError
 from seqproc.estimators import effective_sample_size
 from seqproc.parity.draws import Draws, Floats, Nominal
 from seqproc.parity.verdict import Finding, Link
@@ -55,6 +59,26 @@ def known_dtype(told: object) -> tuple[str, str | None]:
         return name, None
     was = "the engine tells no dtype" if told is None else f"the engine's dtype {told!r} is unknown"
     return _ASSUMED, f"{was}: its logits are allowed the error of {_ASSUMED}"
+
+
+def logit_error_of(
+    description: Mapping[str, Any], given: float | None = None
+) -> tuple[float, str | None]:
+    """By how much each logit may be off [nats], and what was assumed for it, in words.
+
+    Args:
+        description: of the engine by itself.
+        given: by the user; None for what goes with the engine's dtype.
+
+    Raises:
+        ConfigError: it is no number of nats.
+    """
+    if given is None:
+        dtype, assumed = known_dtype(description.get("dtype"))
+        return LOGIT_ERRORS[dtype], assumed
+    if isinstance(given, bool) or not isinstance(given, (int, float)) or not 0 <= given < math.inf:
+        raise ConfigError(f"logit_error must be a number of nats ≥ 0, got {given!r}")
+    return given, None
 
 
 def tolerance(logit_error: float, policy: SamplingPolicy) -> float:
@@ -122,7 +146,8 @@ def mismatch(draws: Draws, engine_logqs: Floats) -> dict[str, Metric]:
 def _spread(values: list[float]) -> float:
     """Standard deviation of the resamples that have a value; NaN of fewer than two."""
     known = [value for value in values if np.isfinite(value)]
-    return float(np.std(known, ddof=1)) if len(known) > 1 else float("nan")
+    with np.errstate(over="ignore"):  # of log q that are absurd
+        return float(np.std(known, ddof=1)) if len(known) > 1 else float("nan")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,10 +171,11 @@ def log_q_range(
     that the scorer has outside the support.
     """
     settled, inside = nominal.is_settled, draws.in_support
-    logps = draws.logqs + np.log(np.where(inside, nominal.head_mass, 1.0))
+    logqs, head_mass = np.where(inside, [draws.logqs, nominal.head_mass], [[0.0], [1.0]])
+    logps = logqs + np.log(head_mass)
     widest = -np.log(policy.top_p) if policy.do_sample else np.inf
-    least = np.where(settled, draws.logqs, logps if policy.do_sample else -np.inf)
-    most = np.where(settled, draws.logqs, logps + widest)
+    least = np.where(settled, logqs, logps if policy.do_sample else -np.inf)
+    most = np.where(settled, logqs, logps + widest)
     return LogQRange(
         least=np.where(inside, least - allowed, -np.inf),
         most=np.where(inside, most + allowed, np.inf),

@@ -34,13 +34,19 @@ def twins(answers: Sequence[Answer], draws: Draws, most: Floats) -> Finding:
     same = [found for found in places.values() if len(found) > 1]
     num_pairs = _pairs(np.unique(draws.prompts, return_counts=True)[1])
     least = min((float(logqs[found[0]]) for found in same), default=0.0)
+    if not num_pairs:
+        return _finding(None, None, "too little to decide: no prompt has two draws")
+    return _finding(
+        min(1.0, num_pairs * float(np.exp(least))),
+        least,
+        f"{sum(map(len, same)):,} of {len(answers):,} draws are the same as another of their "
+        f"prompt; the least likely has a log q of {least:.4g} nats, in {num_pairs:,} pairs",
+    )
+
+
+def _finding(p_value: float | None, statistic: float | None, detail: str) -> Finding:
     return Finding(
-        name="twins",
-        link=Link.TOKENS,
-        p_value=min(1.0, num_pairs * float(np.exp(least))),
-        statistic=least,
-        detail=f"{sum(map(len, same)):,} of {len(answers):,} draws are the same as another of "
-        f"their prompt; the least likely has a log q of {least:.4g} nats, in {num_pairs:,} pairs",
+        name="twins", link=Link.TOKENS, p_value=p_value, statistic=statistic, detail=detail
     )
 
 

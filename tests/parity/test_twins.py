@@ -50,6 +50,12 @@ def test_the_least_likely_twin_times_the_pairs() -> None:
     assert p_of([0, 0, 0], [1, 1, 1]) == 1.0  # no wonder
 
 
+def test_one_draw_of_each_prompt_decides_nothing() -> None:
+    for num in (1, 3):
+        answers, draws = responses([4] * num, range(num))
+        assert twins(answers, draws, draws.logqs).p_value is None
+
+
 def test_it_is_a_p_value() -> None:
     """P(p ≤ x) ≤ x for independent draws: exact, by every outcome of three draws."""
     outcomes = np.stack(np.meshgrid(*[np.arange(len(P))] * 3), -1).reshape(-1, 3)
