@@ -203,7 +203,7 @@ def _failed(bench: Range, answers: Sequence[Answer], policy: SamplingPolicy) -> 
     error = LOGIT_ERRORS["float32"]
     draws, nominal = score_nominal(answers, bench.scorer, policy, error)
     findings = all_findings(
-        answers, draws, nominal, bench.tokenizer, STOPPING, tolerance(error, policy)
+        answers, draws, nominal, bench.tokenizer, STOPPING, policy, tolerance(error, policy)
     )
     return decide(findings).failed
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NoReturn, get_args
@@ -27,7 +26,7 @@ from seqproc.policy import SamplingPolicy
 from seqproc.types import FinishReason
 
 _MOST = 0.5  # nats; a log q is at most 0, which bfloat16 rounds by two places of its logits
-_LEAST = -sys.float_info.max  # but for −∞
+_LEAST = -1e100  # but for −∞; no float32 is lower, and sums of squares stay finite
 
 
 def ask(
@@ -76,8 +75,10 @@ def described(engine: Engine) -> dict[str, Any]:
     """What an engine says of itself.
 
     Raises:
-        EngineError: it is no mapping, or one that cannot be written.
+        EngineError: it is no engine; or what it says is no mapping, or one that cannot be written.
     """
+    if not isinstance(engine, Engine):
+        raise EngineError(f"expected an engine, got a {type(engine).__name__}")
     told: Any = engine.describe()
     if not isinstance(told, Mapping):
         _refuse(name_of(engine), f"described itself by a {type(told).__name__}; expected a dict")

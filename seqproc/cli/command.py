@@ -85,6 +85,9 @@ def _reporting(with_traceback: bool) -> Iterator[None]:
     except KeyboardInterrupt as stop:
         print_error(_sentence("interrupted", stop))
         raise typer.Exit(INTERRUPTED) from None
+    except SystemExit as stop:  # of a library; with its own code, 0 would stand for success
+        print_error(_sentence(f"something called exit({stop.code!r})", stop))
+        raise typer.Exit(FAILURE) from None
     except Exception as error:
         if with_traceback:
             traceback.print_exc()

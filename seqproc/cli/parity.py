@@ -99,7 +99,7 @@ def parse_engines(text: str) -> list[EngineChoice]:
         ConfigError: an engine that there is not, one that comes twice, or an option that is none.
     """
     from seqproc.engines import engine_names
-    from seqproc.parity.run import EngineChoice
+    from seqproc.parity.run import EngineChoice, require_choices
 
     choices = []
     for part in text.split(","):
@@ -115,9 +115,7 @@ def parse_engines(text: str) -> list[EngineChoice]:
                 options=dict(parse_engine_options(options, f"an option of {name} in --engines")),
             )
         )
-    labels = [choice.label for choice in choices]
-    if len(set(labels)) < len(labels):
-        raise ConfigError(f"--engines names an engine twice: {text}")
+    require_choices(choices)
     return choices
 
 
@@ -199,7 +197,8 @@ def print_check(label: str, check: Check) -> None:
 def _how_it_samples(check: Check) -> str:
     """Versions, and what decides which tokens come out, on a line."""
     engine = check.engine
-    versions = engine.get("versions") or {}
+    versions = engine.get("versions")
+    named = versions if isinstance(versions, dict) else {"versions": versions} if versions else {}
     facts = {
         "model runner": engine.get("model_runner"),
         "sampler": engine.get("sampler"),
@@ -209,7 +208,7 @@ def _how_it_samples(check: Check) -> str:
         "seeds": engine.get("seeds"),
     }
     told = [f"{name} {value}" for name, value in facts.items() if value is not None]
-    return "; ".join([", ".join(f"{name} {v}" for name, v in versions.items()), *told])
+    return "; ".join([", ".join(f"{name} {v}" for name, v in named.items()), *told])
 
 
 def _findings_table(check: Check) -> Table:

@@ -5,7 +5,6 @@ Joins the parts of this package; computes nothing itself.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 
 from seqproc.engines.answers import described, noise_of
 from seqproc.engines.base import Engine, Request, StoppingRule
+from seqproc.engines.gumbel import is_seed
 from seqproc.engines.noise import Noise, NotReplayable
 from seqproc.errors import ConfigError, SequenceError
 from seqproc.models import vocab_size
@@ -31,6 +31,7 @@ from seqproc.parity.metrics import Metric
 from seqproc.parity.replay import Replay, replay, replay_finding
 from seqproc.parity.sampler import sampler_findings
 from seqproc.parity.suspects import Case, Suspects
+from seqproc.parity.twins import twins
 from seqproc.parity.verdict import FALSE_ALARMS, Finding, Verdict, decide, require_rate
 from seqproc.policy import SamplingPolicy
 from seqproc.scorers import TeacherForcingScorer
@@ -93,14 +94,16 @@ def check_engine(
         seed: of the tests' own randomisation.
 
     Raises:
-        ConfigError: a rate of false alarms or a logit error that is none.
+        ConfigError: a rate of false alarms, a logit error or a seed that is none.
         SequenceError: no requests, indices that repeat, or not one prompt number for each.
         EngineError: when the engine fails, or breaks its contract so that nothing can be tested.
     """
     require_rate(false_alarms)
+    if not is_seed(seed):
+        raise ConfigError(f"seed must be an integer in [0, 2**64), got {seed!r}")
     _require_requests(requests, prompts)
     description, noise = described(engine), noise_of(engine, policy)
-    error, assumed = _logit_error(logit_error, description)
+    error, assumed = metrics.logit_error_of(description, logit_error)
     vocabulary = vocab_size(scorer.model)
     answers = sample(engine, requests, prompts, policy, stopping, vocabulary=vocabulary)
     draws, nominal = score_nominal(
@@ -135,7 +138,7 @@ def _judged(
     """Test, decide, and look for causes of what failed."""
     draws, logqs = case.draws, case.nominal.engine_logqs
     findings = all_findings(
-        case.answers, draws, case.nominal, tokenizer, case.stopping, case.tolerance
+        case.answers, draws, case.nominal, tokenizer, case.stopping, case.policy, case.tolerance
     )
     replayed = None if isinstance(noise, NotReplayable) else _replay(case, noise)
     findings.append(replay_finding(replayed, getattr(noise, "reason", "")))
@@ -189,22 +192,13 @@ def _require_requests(requests: Sequence[Request], prompts: Sequence[int]) -> No
         raise SequenceError("every request needs an index of its own; some have the same")
 
 
-def _logit_error(given: float | None, description: dict[str, Any]) -> tuple[float, str | None]:
-    """What is allowed, and what was assumed for it, in words."""
-    if given is None:
-        dtype, assumed = metrics.known_dtype(description.get("dtype"))
-        return metrics.LOGIT_ERRORS[dtype], assumed
-    if isinstance(given, bool) or not isinstance(given, (int, float)) or not 0 <= given < math.inf:
-        raise ConfigError(f"logit_error must be a number of nats ≥ 0, got {given!r}")
-    return given, None
-
-
 def all_findings(
     answers: Sequence[Answer],
     draws: Draws,
     nominal: Nominal,
     tokenizer: Any,
     stopping: StoppingRule,
+    policy: SamplingPolicy,
     tolerance: float,
 ) -> list[Finding]:
     """Every test and check of sampled and scored draws, along the chain.
@@ -215,19 +209,16 @@ def all_findings(
         nominal: what it says beside.
         tokenizer: tells where a response ends.
         stopping: where it should.
+        policy: the measure q.
         tolerance: of a reported log q, nats.
     """
-    logqs = nominal.engine_logqs
-    reported = (
-        []
-        if logqs is None
-        else [metrics.reported_log_q(draws, logqs, nominal.is_settled, tolerance)]
-    )
+    due = metrics.log_q_range(draws, nominal, policy, tolerance)
     return [
         *structure.structure_findings(answers, tokenizer, stopping),
         structure.support(draws, nominal),
         *sampler_findings(draws),
-        *reported,
+        twins(with_tokens(answers), draws, due.most),
+        metrics.reported_log_q(draws, nominal.engine_logqs, due),
     ]
 
 

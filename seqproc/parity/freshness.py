@@ -6,16 +6,17 @@ takes seconds, and is meant for after every update. Knows the engine contract an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from seqproc.engines.answers import described, name_of
 from seqproc.engines.base import Engine, Request, StoppingRule
-from seqproc.errors import EngineError
+from seqproc.errors import EngineError, SequenceError
 from seqproc.models import vocab_size
 from seqproc.parity.draws import sample, score_nominal
-from seqproc.parity.metrics import LOGIT_ERRORS, known_dtype, tolerance
+from seqproc.parity.metrics import logit_error_of, tolerance
 from seqproc.parity.verdict import Finding, Link
 from seqproc.policy import SamplingPolicy
 from seqproc.scorers import TeacherForcingScorer
@@ -46,10 +47,14 @@ def canary(
 
     Returns:
         A finding with p-value 1, or 0 when the engine has other weights.
+
+    Raises:
+        ConfigError: a logit error that is none.
+        SequenceError: no prompts, or one without tokens or with an id that the model lacks.
+        EngineError: when the engine fails or breaks its contract.
     """
-    if logit_error is None:
-        logit_error = LOGIT_ERRORS[known_dtype(described(engine).get("dtype"))[0]]
-    requests = [Request(index=i, prompt_ids=tuple(ids), seed=i) for i, ids in enumerate(prompts)]
+    logit_error, assumed = logit_error_of(described(engine), logit_error)
+    requests = _requests(prompts, vocab_size(scorer.model))
     stopping = StoppingRule(max_new_tokens=_NUM_TOKENS, eos_token_ids=scorer.eos_token_ids)
     wrong, total, worst = 0, 0, 0.0
     for policy in (SamplingPolicy(do_sample=False), SamplingPolicy()):
@@ -75,8 +80,19 @@ def canary(
         p_value=0.0 if wrong else 1.0,
         statistic=float(wrong),
         detail=f"{wrong} of {total} tokens are not those of the scorer's weights; log q of sampled "
-        f"ones are off by up to {worst:.2g} nats",
+        f"ones are off by up to {worst:.2g} nats" + ("" if assumed is None else f"; {assumed}"),
     )
+
+
+def _requests(prompts: Sequence[Sequence[int]], vocabulary: int | None) -> list[Request]:
+    beyond = math.inf if vocabulary is None else vocabulary
+    ids = [tuple(int(token) for token in prompt) for prompt in prompts]
+    if not ids or not all(prompt and 0 <= min(prompt) <= max(prompt) < beyond for prompt in ids):
+        raise SequenceError(
+            "a canary needs prompts, each of one or more token ids in "
+            f"[0, {beyond}); got {len(ids)} prompts of {sorted(set(map(len, ids)))} tokens"
+        )
+    return [Request(index=i, prompt_ids=prompt, seed=i) for i, prompt in enumerate(ids)]
 
 
 def require_weights(

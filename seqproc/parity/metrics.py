@@ -22,14 +22,18 @@ Introduction to the Bootstrap" (1993).
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from seqproc.config import dtype_name
+from seqproc.errors import ConfigError
 from seqproc.estimators import effective_sample_size
-from seqproc.parity.draws import Draws, Floats
+from seqproc.parity.draws import Draws, Floats, Nominal
 from seqproc.parity.verdict import Finding, Link
 from seqproc.policy import SamplingPolicy
 
@@ -55,6 +59,26 @@ def known_dtype(told: object) -> tuple[str, str | None]:
         return name, None
     was = "the engine tells no dtype" if told is None else f"the engine's dtype {told!r} is unknown"
     return _ASSUMED, f"{was}: its logits are allowed the error of {_ASSUMED}"
+
+
+def logit_error_of(
+    description: Mapping[str, Any], given: float | None = None
+) -> tuple[float, str | None]:
+    """By how much each logit may be off [nats], and what was assumed for it, in words.
+
+    Args:
+        description: of the engine by itself.
+        given: by the user; None for what goes with the engine's dtype.
+
+    Raises:
+        ConfigError: it is no number of nats.
+    """
+    if given is None:
+        dtype, assumed = known_dtype(description.get("dtype"))
+        return LOGIT_ERRORS[dtype], assumed
+    if isinstance(given, bool) or not isinstance(given, (int, float)) or not 0 <= given < math.inf:
+        raise ConfigError(f"logit_error must be a number of nats ≥ 0, got {given!r}")
+    return given, None
 
 
 def tolerance(logit_error: float, policy: SamplingPolicy) -> float:
@@ -121,27 +145,77 @@ def mismatch(draws: Draws, engine_logqs: Floats) -> dict[str, Metric]:
 
 def _spread(values: list[float]) -> float:
     """Standard deviation of the resamples that have a value; NaN of fewer than two."""
-    known = [value for value in values if not np.isnan(value)]
-    return float(np.std(known, ddof=1)) if len(known) > 1 else float("nan")
+    known = [value for value in values if np.isfinite(value)]
+    with np.errstate(over="ignore"):  # of log q that are absurd
+        return float(np.std(known, ddof=1)) if len(known) > 1 else float("nan")
 
 
-def reported_log_q(
-    draws: Draws, engine_logqs: Floats, is_settled: NDArray[np.bool_], allowed: float
-) -> Finding:
-    """No reported log q is further off than what is allowed, where the support is sure."""
-    delta = settled_gaps(draws, engine_logqs, is_settled)
-    wrong = ~(delta <= allowed)
-    starts = np.minimum(draws.starts, len(engine_logqs) - 1)
-    without = int(np.isnan(engine_logqs[starts]).sum())
-    worst = float(delta.max()) if len(delta) else 0.0
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogQRange:
+    """Which log q a right engine may report for each token, nats, ``[N]``."""
+
+    least: Floats
+    most: Floats
+    is_settled: NDArray[np.bool_]  # whether the support is sure: log q are then within ``allowed``
+    allowed: float
+
+
+def log_q_range(
+    draws: Draws, nominal: Nominal, policy: SamplingPolicy, allowed: float
+) -> LogQRange:
+    """What the error of the logits leaves open.
+
+    Where the support is sure, log q may be off by ``allowed``. Elsewhere the engine keeps another
+    nucleus S, of a mass from top_p to 1, and log q = log p(y) − log p(S): so it is at least
+    log p(y), and at most that less log top_p, both within ``allowed``. Nothing is known of a token
+    that the scorer has outside the support.
+    """
+    settled, inside = nominal.is_settled, draws.in_support
+    logqs, head_mass = np.where(inside, [draws.logqs, nominal.head_mass], [[0.0], [1.0]])
+    logps = logqs + np.log(head_mass)
+    widest = -np.log(policy.top_p) if policy.do_sample else np.inf
+    least = np.where(settled, logqs, logps if policy.do_sample else -np.inf)
+    most = np.where(settled, logqs, logps + widest)
+    return LogQRange(
+        least=np.where(inside, least - allowed, -np.inf),
+        most=np.where(inside, most + allowed, np.inf),
+        is_settled=settled,
+        allowed=allowed,
+    )
+
+
+def reported_log_q(draws: Draws, engine_logqs: Floats | None, due: LogQRange) -> Finding:
+    """No reported log q lies outside what a right engine may report."""
+    if engine_logqs is None:
+        return _reported(None, None, "the engine reports no log q")
+    judged = draws.in_support & ~np.isnan(engine_logqs)
+    if not judged.any():
+        return _reported(None, None, "no token in the support has a reported log q")
+    wrong = judged & ~((engine_logqs >= due.least) & (engine_logqs <= due.most))
+    gaps = settled_gaps(draws, engine_logqs, due.is_settled)
+    worst, unsure = float(gaps.max(initial=0.0)), judged & ~due.is_settled
+    detail = (
+        f"{(wrong & due.is_settled).sum():,} of {len(gaps):,} are off by more than "
+        f"{due.allowed:g} nats; the worst by {worst:.2g}"
+    )
+    if unsure.any():
+        detail += f"; {(wrong & unsure).sum():,} of {unsure.sum():,} where no cut is sure fit none"
+    return _reported(0.0 if wrong.any() else 1.0, worst, detail + _silent(draws, engine_logqs))
+
+
+def _silent(draws: Draws, engine_logqs: Floats) -> str:
+    """How many draws have no log q, if some do."""
+    without = int(np.isnan(engine_logqs[draws.starts[draws.lengths > 0]]).sum())
+    return f"; {without:,} of {len(draws.lengths):,} draws report none" if without else ""
+
+
+def _reported(p_value: float | None, statistic: float | None, detail: str) -> Finding:
     return Finding(
         name="reported log q",
         link=Link.LOG_Q,
-        p_value=0.0 if wrong.any() else 1.0,
-        statistic=worst,
-        detail=f"{wrong.sum():,} of {len(delta):,} are off by more than {allowed:g} nats; "
-        f"the worst by {worst:.2g}"
-        + (f"; {without:,} of {len(draws.lengths):,} draws report none" if without else ""),
+        p_value=p_value,
+        statistic=statistic,
+        detail=detail,
     )
 
 
@@ -160,7 +234,12 @@ def _gaps(draws: Draws, engine_logqs: Floats) -> _Gaps:
 
 
 def _metrics(gaps: _Gaps) -> dict[str, float]:
-    """By name; all NaN where no token has a log q of both."""
+    """By name; all NaN where no token has a log q of both, infinite what no float holds."""
+    with np.errstate(over="ignore", invalid="ignore"):  # of log q that are absurd
+        return _values(gaps)
+
+
+def _values(gaps: _Gaps) -> dict[str, float]:
     delta, sums = gaps.delta, gaps.sums
     if not len(delta):
         return dict.fromkeys(_NAMES, float("nan"))

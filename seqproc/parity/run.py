@@ -38,6 +38,20 @@ class EngineChoice:
         return ":".join([self.name, *(f"{key}={value}" for key, value in self.options.items())])
 
 
+def require_choices(engines: Sequence[EngineChoice]) -> None:
+    """Refuse choices of which one would take another's place in a report.
+
+    Raises:
+        ConfigError: there is none, or two have one label.
+    """
+    labels = [choice.label for choice in engines]
+    if not labels:
+        raise ConfigError("there is no engine to check; name at least one")
+    twice = sorted({label for label in labels if labels.count(label) > 1})
+    if twice:
+        raise ConfigError(f"the choice of engines names an engine twice: {', '.join(twice)}")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParityReport:
     """All checks of one call, and the comparisons of coupled engines."""
@@ -83,11 +97,14 @@ def run_parity(
         told: called as each check is done.
 
     Raises:
-        ConfigError: fewer than two draws of each prompt, which leaves their independence untested,
-            or a rate of false alarms that is none.
+        ConfigError: no engine, or one twice; no policy; fewer than two draws of each prompt, which
+            leaves their independence untested; or a rate of false alarms that is none.
         EngineError: an engine that cannot start or fails.
     """
     require_rate(false_alarms)
+    require_choices(engines)
+    if not policies:
+        raise ConfigError("there is no policy to sample under; give at least one")
     per_prompt = math.ceil(num_draws / max(len(prompts), 1))
     if per_prompt < 2:
         raise ConfigError(

@@ -83,5 +83,5 @@ def require_rate(false_alarms: float) -> None:
     Raises:
         ConfigError: when it is not in (0, 1).
     """
-    if not 0 < false_alarms < 1:
+    if not isinstance(false_alarms, (int, float)) or not 0 < false_alarms < 1:
         raise ConfigError(f"false_alarms must lie in (0, 1), got {false_alarms!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -42,6 +43,40 @@ class Failing(HFEngine):
         raise EngineError("out of order")
 
 
+class Leaving(HFEngine):
+    """It ends the program, as if all were well."""
+
+    name = "leaving"
+
+    def generate(
+        self, requests: Iterable[Request], policy: SamplingPolicy, stopping: StoppingRule
+    ) -> Iterator[Completion]:
+        sys.exit(0)
+
+
+class Crashing(HFEngine):
+    """Its own code has a fault."""
+
+    name = "crashing"
+
+    def generate(
+        self, requests: Iterable[Request], policy: SamplingPolicy, stopping: StoppingRule
+    ) -> Iterator[Completion]:
+        raise ZeroDivisionError("by nought")
+
+
+class Terse(HFEngine):
+    """It tells its version as text, and its dtype in another way."""
+
+    name = "terse"
+
+    def describe(self) -> dict[str, Any]:
+        return {"name": self.name, "versions": "terse 1.0", "dtype": "single precision"}
+
+
+register_engine("leaving", Leaving)
+register_engine("crashing", Crashing)
+register_engine("terse", Terse)
 register_engine("hot", Hot)
 register_engine("failing", Failing)
 
@@ -112,6 +147,28 @@ def test_what_was_found_before_a_failure_is_kept(run: Run, tmp_path: Path) -> No
     assert found["checks"]["hf"][0]["verdict"]["holds"] is True
     assert set(found["checks"]) == {"hf"}
     assert (found["is_complete"], found["holds"]) == (False, False)
+
+
+@pytest.mark.parametrize(
+    ("engine", "words"),
+    [("leaving", "something called exit(0)"), ("crashing", "ZeroDivisionError: by nought")],
+)
+def test_what_could_not_be_tested_is_neither_right_nor_wrong(
+    run: Run, tmp_path: Path, engine: str, words: str
+) -> None:
+    result = run(engine)
+    assert result.exit_code == 1, result.output
+    assert words in " ".join(result.output.split())
+    assert "parity" not in result.output
+    assert report(tmp_path)["is_complete"] is False
+
+
+def test_what_an_engine_tells_of_itself_in_other_ways_is_shown(run: Run, tmp_path: Path) -> None:
+    result = run("terse")
+    assert result.exit_code == 0, result.output
+    assert "versions terse 1.0" in result.output
+    assert "dtype 'single precision' is unknown" in " ".join(result.output.split())
+    assert "float32" in report(tmp_path)["checks"]["terse"][0]["assumed"]
 
 
 def test_a_report_of_before_does_not_outlive_a_failure(run: Run, tmp_path: Path) -> None:

@@ -220,6 +220,11 @@ def test_a_description_can_be_written():
         described(telling(describe=endless))
 
 
+def test_what_is_no_engine_is_named():
+    with pytest.raises(EngineError, match="expected an engine, got a dict"):
+        described({})  # type: ignore[arg-type]
+
+
 def noise(values: Any = None, error: Any = 0.0) -> Noise:
     return Noise(name="dice", values=lambda *_: values, error=error)
 

@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from synthetic import synthetic
+from synthetic import POLICY, synthetic
 
 from seqproc import estimators
-from seqproc.parity import Draws, mismatch
-from seqproc.parity.metrics import LOGIT_ERRORS, known_dtype, reported_log_q
+from seqproc.parity import Draws, Finding, Nominal, mismatch
+from seqproc.parity.metrics import LOGIT_ERRORS, known_dtype, log_q_range, reported_log_q
 
 E = np.array([0.5, 0.3, 0.2])  # the engine's distribution at every step
 Q = np.array([0.4, 0.4, 0.2])  # the scorer's
@@ -99,21 +99,66 @@ def test_one_prompt_has_no_error() -> None:
     assert np.isnan(mismatch(draws, draws.logqs)["kl_k1"].standard_error)
 
 
+HEAD = 0.92  # mass of the support at every step, where synthetic draws have top_p = 0.9
+
+
+def judged(draws: Draws, engine: NDArray[np.float64], allowed: float, settled: bool) -> Finding:
+    """Whether log q are those of a right engine, when the support is sure everywhere or nowhere."""
+    flags, values = np.full(len(draws.logqs), settled), np.full(len(draws.logqs), HEAD)
+    nominal = Nominal(
+        logprobs=draws.logqs,
+        mass_before=values,
+        head_mass=values,
+        cut_margin=values,
+        is_reachable=flags,
+        is_settled=flags,
+        engine_logqs=engine,
+    )
+    return reported_log_q(draws, engine, log_q_range(draws, nominal, POLICY, allowed))
+
+
 def test_reported_log_q() -> None:
     draws = synthetic(0)
-    settled = np.ones(len(draws.logqs), dtype=bool)
     engine = draws.logqs + 4e-4
-    assert reported_log_q(draws, engine, settled, 5e-4).p_value == 1.0
-    wrong = reported_log_q(draws, engine, settled, 3e-4)
+    assert judged(draws, engine, 5e-4, True).p_value == 1.0
+    wrong = judged(draws, engine, 3e-4, True)
     assert wrong.p_value == 0.0
     assert wrong.statistic == pytest.approx(4e-4)
-    assert reported_log_q(draws, engine, ~settled, 3e-4).p_value == 1.0
+    assert judged(draws, engine, 3e-4, False).p_value == 1.0
+
+
+@pytest.mark.parametrize(
+    ("kept", "holds"),
+    [(0.9, True), (0.95, True), (1.0, True), (0.88, False), (1.02, False), (0.05, False)],
+)
+def test_where_the_cut_is_not_sure_log_q_are_still_those_of_a_cut(kept: float, holds: bool) -> None:
+    """An engine that keeps another nucleus, of a mass that can be one or cannot."""
+    draws = synthetic(0)
+    found = judged(draws, draws.logqs + np.log(HEAD / kept), 1e-3, False)
+    assert found.p_value == float(holds)
+    assert f"of {len(draws.logqs):,} where no cut is sure fit none" in found.detail
+
+
+def test_log_q_of_no_token_decide_nothing() -> None:
+    draws = synthetic(0)
+    everywhere = np.ones(len(draws.logqs), dtype=bool)
+    outside = replace(draws, logqs=np.full(len(draws.logqs), -np.inf))
+    assert judged(outside, draws.logqs, 1.0, True).p_value is None
+    assert judged(draws, np.where(everywhere, np.nan, 0.0), 1.0, True).p_value is None
+
+
+def test_absurd_log_q_give_metrics_and_no_warning() -> None:
+    draws = synthetic(0, num_prompts=6)
+    for low in (-800.0, -1e100):
+        found = mismatch(draws, np.full(len(draws.logqs), low))
+        assert found["max_abs"].value > 700
+        assert found["kl_k3"].value == np.inf
 
 
 def test_not_a_number_is_no_log_q() -> None:
     draws = synthetic(0)
-    settled = np.ones(len(draws.logqs), dtype=bool)
-    assert reported_log_q(draws, draws.logqs - np.inf, settled, 1.0).p_value == 0.0
+    assert judged(draws, draws.logqs - np.inf, 1.0, True).p_value == 0.0
+    assert judged(draws, draws.logqs - np.inf, 1.0, False).p_value == 0.0
 
 
 def test_wider_dtypes_are_allowed_less() -> None:
@@ -144,12 +189,11 @@ def test_an_unknown_dtype_gets_the_allowance_of_float32_and_says_so(told: object
 
 def test_draws_that_report_none_do_not_hide_the_others() -> None:
     draws = synthetic(0)
-    settled = np.ones(len(draws.logqs), dtype=bool)
     logqs = draws.logqs + 3.0
     logqs[: draws.lengths[0]] = np.nan
-    found = reported_log_q(draws, logqs, settled, 1.0)
+    found = judged(draws, logqs, 1.0, True)
     assert found.p_value == 0.0
     assert f"1 of {len(draws.lengths):,} draws report none" in found.detail
-    assert reported_log_q(draws, logqs - 3.0, settled, 1.0).p_value == 1.0
+    assert judged(draws, logqs - 3.0, 1.0, True).p_value == 1.0
     values = mismatch(draws, logqs - 3.0)
     assert values["max_abs"].value < 1e-12

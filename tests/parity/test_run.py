@@ -72,3 +72,15 @@ def test_an_engine_that_does_not_start_says_so(tiny_llama: Any, tiny_tokenizer: 
     choice = EngineChoice(name="hf", options={"beams": 4})
     with pytest.raises(EngineError, match="no option beams"):
         run_parity(processor, [choice], PROMPTS, POLICIES, num_draws=6)
+
+
+def test_nothing_to_check_does_not_hold(tiny_llama: Any, tiny_tokenizer: Any) -> None:
+    processor = SequenceProcessor(tiny_llama(), tiny_tokenizer)
+    hf = EngineChoice(name="hf")
+    for engines, policies, words in (
+        ([], POLICIES, "no engine to check"),
+        ([hf], [], "no policy to sample under"),
+        ([hf, EngineChoice(name="hf")], POLICIES, "names an engine twice: hf"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            run_parity(processor, engines, PROMPTS, policies, num_draws=6)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -37,7 +39,7 @@ def test_the_rate_of_false_alarms_is_kept() -> None:
     assert abs(failed / 4_000 - 0.05) < 5 * (0.05 * 0.95 / 4_000) ** 0.5
 
 
-@pytest.mark.parametrize("rate", [0, 1, -0.1, float("nan")])
-def test_a_rate_that_is_none_is_refused(rate: float) -> None:
+@pytest.mark.parametrize("rate", [0, 1, -0.1, float("nan"), "0.1", None])
+def test_a_rate_that_is_none_is_refused(rate: Any) -> None:
     with pytest.raises(ConfigError, match="false_alarms"):
         decide(findings(0.5), rate)
