@@ -95,6 +95,7 @@ class HFEngine(Engine):
         finally:
             self._num_generating -= 1
 
+    @in_turn()
     def load_weights(self, weights: Mapping[str, Tensor] | str | os.PathLike[str] | None) -> None:
         """Sample with other weights; see `Engine.load_weights`.
 
@@ -113,6 +114,7 @@ class HFEngine(Engine):
         kept = given.values() if given is weights else ()
         self._weights = private(checked(self._model, given), kept)
 
+    @in_turn()
     def fingerprint(self) -> str:
         """Of the model's parameters and persistent buffers, with loaded weights in their place."""
         persistent = set(self._model.state_dict())
@@ -164,7 +166,7 @@ class HFEngine(Engine):
         stops = StopStrings(self._tokenizer, stopping, len(batch))
         try:
             with (
-                in_turn(self._model),
+                in_turn(),
                 undisturbed(device),
                 torch.no_grad(),
                 _generating(self._model),

@@ -21,12 +21,17 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from seqproc.scorers.chunks import alias
 from seqproc.scorers.forward import device_of
 
 _NAME = "seqproc_in_order"  # by which Hugging Face finds it
+
+# Attention as a composition of differentiable operations; fused kernels have no forward
+# derivative and no second one.
+_COMPOSED_ATTENTION = ("eager", "sdpa")
 
 _KEYS = 192  # at a time: MKL adds up so many in one sum
 _MULTIPLE = 16  # of queries and of keys: float32 numbers of AVX-512
@@ -57,6 +62,26 @@ def attention_in_order(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         config._attn_implementation = "sdpa"
+
+
+@contextlib.contextmanager
+def differentiable_attention(model: nn.Module) -> Iterator[None]:
+    """Attention that can be differentiated forwards, and twice, for a scope.
+
+    Fused kernels are swapped for the composed form of scaled dot-product attention. A graph made
+    within can be differentiated outside.
+    """
+    config: Any = getattr(model, "config", None)
+    before = getattr(config, "_attn_implementation", None)
+    swapped = before is not None and before not in _COMPOSED_ATTENTION
+    if swapped:
+        config._attn_implementation = "sdpa"
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        if swapped:
+            config._attn_implementation = before
 
 
 def _register() -> None:

@@ -15,32 +15,26 @@ import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from seqproc.arguments import require_all
 from seqproc.errors import ConfigError, ScoringError, SequenceError
-from seqproc.modules import undisturbed
+from seqproc.modules import in_turn, undisturbed
 from seqproc.policy import SamplingPolicy, TokenScores, require_policy
 from seqproc.scorers.batching import Batch, TokenSequence
 from seqproc.scorers.custom_functions import differentiated_forwards
 from seqproc.scorers.finite import require_finite, require_numbers
 from seqproc.scorers.overrides import (
     ParamMapping,
-    canonical_names,
     check_mapping,
+    own_parameters,
     resolve_mapping,
 )
 from seqproc.scorers.tangents import written_out
 from seqproc.scorers.teacher_forcing import TeacherForcingScorer
-
-# Attention as a composition of differentiable operations; fused kernels have no forward
-# derivative and no second one.
-_COMPOSED_ATTENTION = ("eager", "sdpa")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,14 +82,15 @@ def jvp(
     """
     require_policy(policy)
     require_all("sequences", sequences, TokenSequence, "TokenSequence", SequenceError)
+    scorer = scorer.with_differentiable_attention()
     model = scorer.model
-    moves = check_mapping(direction, dict(model.named_parameters()), canonical_names(model))
+    moves = check_mapping(direction, *own_parameters(model))
     least = [*scorer.least_dtypes(), *(v.dtype for v in moves.values())]
     mapping, width = resolve_mapping(model, None, None, least)
     results = [_nothing(scorer, width)] * len(sequences)
 
     def work(batch: Batch) -> None:
-        with forward_ad.dual_level():
+        with in_turn(), differentiated_forwards(), forward_ad.dual_level():
             moving = mapping | {name: _dual(mapping[name], v) for name, v in moves.items()}
             with _finite_differences_instead(model):
                 found = _unpack(scorer.score_batch(batch, policy, moving, width))
@@ -103,13 +98,7 @@ def jvp(
         for index, start, stop in batch.spans():
             results[index] = _rows(found, start, stop)
 
-    with (
-        undisturbed(scorer.device),
-        torch.no_grad(),
-        differentiable_attention(model),
-        differentiated_forwards(),
-        written_out(),
-    ):
+    with undisturbed(scorer.device), torch.no_grad(), written_out():
         scorer.schedule(sequences, batch_size, token_budget, share_prompts).run(work)
     return results
 
@@ -147,11 +136,11 @@ def hvp(
         raise ConfigError(
             f"objective must be a function of a list of TokenScores, got {type(objective).__name__}"
         )
-    model = scorer.model
-    params = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    moves = check_mapping(direction, dict(model.named_parameters()), canonical_names(model))
-    with undisturbed(scorer.device), differentiable_attention(model), torch.enable_grad():
-        scores = scorer.score_with_grad(
+    own, names = own_parameters(scorer.model)
+    params = {name: p for name, p in own.items() if p.requires_grad}
+    moves = check_mapping(direction, own, names)
+    with undisturbed(scorer.device), torch.enable_grad():
+        scores = scorer.with_differentiable_attention().score_with_grad(
             sequences,
             policy,
             batch_size=batch_size,
@@ -176,25 +165,6 @@ def hvp(
         if not isinstance(slope, Tensor) or not slope.requires_grad:
             return {name: torch.zeros_like(p) for name, p in params.items()}
         return _gradient(slope, params)
-
-
-@contextlib.contextmanager
-def differentiable_attention(model: nn.Module) -> Iterator[None]:
-    """Attention that can be differentiated forwards, and twice, for a scope.
-
-    Fused kernels are swapped for the composed form of scaled dot-product attention.
-    """
-    config: Any = getattr(model, "config", None)
-    before = getattr(config, "_attn_implementation", None)
-    swapped = before is not None and before not in _COMPOSED_ATTENTION
-    if swapped:
-        config._attn_implementation = "sdpa"
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        if swapped:
-            config._attn_implementation = before
 
 
 @contextlib.contextmanager

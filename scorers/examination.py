@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from seqproc.arguments import require
 from seqproc.errors import ModelError
-from seqproc.modules import without_adapters
+from seqproc.modules import in_turn, without_adapters
 from seqproc.scorers import precision
 from seqproc.scorers.attention import attention_in_order
 from seqproc.scorers.batching import Limits, TokenSequence, plan
@@ -95,6 +95,7 @@ _WITHOUT = {
 _TAKES = {"shared_prompts": ("batches", "parts")}
 
 
+@in_turn()
 def examine(model: nn.Module) -> tuple[CausalParts, Shortcuts]:
     """The model as scoring calls it, and the shortcuts that it allows.
 

@@ -31,7 +31,7 @@ from seqproc.scorers.batching import Batch, TokenSequence
 from seqproc.scorers.budget import free_memory
 from seqproc.scorers.derivatives import TokenDerivatives, jvp
 from seqproc.scorers.finite import require_numbers
-from seqproc.scorers.overrides import ParamMapping, canonical_names, check_mapping
+from seqproc.scorers.overrides import ParamMapping, check_mapping, own_parameters
 from seqproc.scorers.teacher_forcing import TeacherForcingScorer
 from seqproc.tensor_arguments import require_dense
 
@@ -159,8 +159,7 @@ def projected_gradients(
         slopes = jvp(scorer, sequences, policy, directions[0])
         found = [_along(slope, objective, i) for i, slope in enumerate(slopes)]
         return torch.tensor(found, dtype=torch.float64).view(-1, 1)
-    model = scorer.model
-    own, names = dict(model.named_parameters()), canonical_names(model)
+    own, names = own_parameters(scorer.model)
     moves = [check_mapping(direction, own, names) for direction in directions]
     rows = [
         torch.stack([_inner(gradient, move) for move in moves])
@@ -214,7 +213,7 @@ def _gradient(
 ) -> Gradient:
     """The gradient of Σ w_i f_i, a backward pass per batch; errors count sequences from `first`."""
     scorer = _by_own_attention(scorer)
-    params = {name: p for name, p in scorer.model.named_parameters() if p.requires_grad}
+    params = {n: p for n, p in own_parameters(scorer.model)[0].items() if p.requires_grad}
     shares = [1.0] * len(sequences) if weights is None else weights.tolist()
     total: list[Tensor] = []
 
@@ -311,7 +310,7 @@ def _statistics(scores: TokenScores) -> list[Tensor]:
 
 def _held(scorer: TeacherForcingScorer, number: int) -> int:
     """How many gradients fit in memory."""
-    params = [p for p in scorer.model.parameters() if p.requires_grad]
+    params = [p for p in own_parameters(scorer.model)[0].values() if p.requires_grad]
     size = sum(p.numel() * p.element_size() for p in params)
     free = _SHARE_OF_FREE_MEMORY * free_memory(scorer.device)
     return max(1, min(number, int(free // max(1, size))))

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from seqproc.config import require_flag
 from seqproc.errors import OverrideError
+from seqproc.modules import in_turn
 from seqproc.tensor_arguments import require_dtype
 
 ParamMapping = Mapping[str, Tensor]
@@ -27,6 +28,7 @@ ParamMapping = Mapping[str, Tensor]
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
+@in_turn()
 def build_params_override(
     model: nn.Module,
     direction: ParamMapping | None,
@@ -65,6 +67,7 @@ def build_params_override(
     }
 
 
+@in_turn()
 def build_state_override(
     model: nn.Module,
     direction: ParamMapping | None,
@@ -87,6 +90,7 @@ def build_state_override(
     return params | {name: cast_up(b.detach(), buffer_dtype) for name, b in model.named_buffers()}
 
 
+@in_turn()
 def resolve_mapping(
     model: nn.Module,
     params: ParamMapping | None,
@@ -129,6 +133,12 @@ def widest(dtypes: Iterable[torch.dtype]) -> torch.dtype:
         if dtype.is_floating_point:
             width = dtype if width is None else torch.promote_types(width, dtype)
     return torch.float32 if width is None else width
+
+
+@in_turn()
+def own_parameters(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The model's parameters by name, and their `canonical_names`."""
+    return dict(model.named_parameters()), canonical_names(model)
 
 
 def canonical_names(model: nn.Module) -> dict[str, str]:

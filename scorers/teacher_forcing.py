@@ -6,6 +6,7 @@ Knows models, parameter mappings and batches of token ids; not prompts, engines 
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -20,6 +21,7 @@ from seqproc.modules import in_turn, undisturbed, unwrap
 from seqproc.policy import SamplingPolicy, TokenScores, require_policy, score_tokens
 from seqproc.scorers import precision as precisions
 from seqproc.scorers.allocator import keep_freed_memory
+from seqproc.scorers.attention import differentiable_attention
 from seqproc.scorers.batching import Batch, Limits, TokenSequence
 from seqproc.scorers.budget import Schedule, default_logits, default_tokens, is_out_of_memory
 from seqproc.scorers.chunks import in_chunks
@@ -68,6 +70,7 @@ class TeacherForcingScorer:
         self.eos_token_ids = token_ids("eos_token_ids", eos_token_ids)
         self.precision = precision or PrecisionConfig()
         self.parts, self.shortcuts = examine(self.model)
+        self._differentiates_attention = False
         if self.device.type == "cpu":
             keep_freed_memory()
 
@@ -177,6 +180,12 @@ class TeacherForcingScorer:
             autocast=torch_dtype(profile.dtype) if profile.autocast else None,
         )
 
+    def with_differentiable_attention(self) -> TeacherForcingScorer:
+        """The same scorer, whose attention can be differentiated forwards, and twice."""
+        found = copy.copy(self)
+        found._differentiates_attention = True
+        return found
+
     def schedule(
         self,
         sequences: Sequence[TokenSequence],
@@ -196,6 +205,7 @@ class TeacherForcingScorer:
         )
         return Schedule(sequences, limits)
 
+    @in_turn()
     def score_batch(
         self,
         batch: Batch,
@@ -255,6 +265,7 @@ class TeacherForcingScorer:
         names = [no_grad.dtype, *([override.dtype] if override.cast_params else [])]
         return [torch_dtype(name) for name in names]
 
+    @in_turn()
     def _require_trainable(self) -> None:
         if not any(p.requires_grad for p in self.model.parameters()):
             raise ModelError(
@@ -268,9 +279,11 @@ class TeacherForcingScorer:
         asked = [] if profile.autocast else [torch_dtype(profile.dtype)]
         return widest([self._own_width(), *asked])
 
+    @in_turn()
     def _own_width(self) -> torch.dtype:
         return widest(p.dtype for p in self.model.parameters())
 
+    @in_turn()
     def _live_mapping(self, width: torch.dtype) -> dict[str, Tensor] | None:
         """None when the module is wide enough, else its own tensors cast inside the graph."""
         if width == self._own_width():
@@ -283,7 +296,7 @@ class TeacherForcingScorer:
     def forwarding(self, width: torch.dtype, autocast: torch.dtype | None = None) -> Iterator[None]:
         """Evaluation mode, precision as configured, sums in order and fast, around a forward."""
         with (
-            in_turn(self.model),
+            in_turn(),
             _explained(self.model, autocast or width),
             evaluating(self.model),
             precisions.matmul_mode(
@@ -291,6 +304,9 @@ class TeacherForcingScorer:
             ),
             precisions.autocast(self.device, autocast),
             precisions.exact_forward(width),
+            differentiable_attention(self.model)
+            if self._differentiates_attention
+            else contextlib.nullcontext(),
             self.shortcuts.scope(self.model),
             whole_embedding_gradients(),
         ):

@@ -1,4 +1,4 @@
-"""What wraps a model without being part of it, and whose turn it is with one.
+"""What wraps a model without being part of it, and whose turn it is to compute with one.
 
 Knows torch's wrappers; nothing of models.
 """
@@ -7,27 +7,27 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import weakref
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
-_TURNS: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
-_NEW_TURN = threading.Lock()
+_TURN = threading.RLock()
 
 
 @contextlib.contextmanager
-def in_turn(model: nn.Module) -> Iterator[None]:
-    """A scope that one thread at a time is in, for each model.
+def in_turn() -> Iterator[None]:
+    """A scope that one thread at a time is in; also a decorator.
 
-    A forward at other parameters puts them in the place of the module's own, and one in evaluation
-    mode sets it: another thread's forward would run with them.
+    A forward at other parameters puts them in the place of the module's own, where another
+    thread would read them; and how PyTorch computes is set for the whole process: the kernels of
+    attention, the precision of products, the level of forward mode.
+
+    Never to be held around a backward pass: on a GPU that runs in a thread of its own, where parts
+    of a forward are computed again and take a turn.
     """
-    with _NEW_TURN:
-        turn = _TURNS.setdefault(model, threading.RLock())
-    with turn:
+    with _TURN:
         yield
 
 

@@ -110,6 +110,25 @@ def test_threads_wait_their_turn(model):
     assert all(p.requires_grad for p in model.parameters())
 
 
+def test_threads_may_score_and_differentiate_at_once(model):
+    """Attention, the level of forward mode and parameters are one for all threads."""
+    scorer, attention = TeacherForcingScorer(model), model.config._attn_implementation
+    v = direction(model)
+
+    def elsewhere(s: TeacherForcingScorer) -> torch.Tensor:
+        override = build_params_override(s.model, v, 0.5)
+        return torch.cat([x.logprobs for x in s.score(SEQUENCES, POLICY, overrides=[override])[0]])
+
+    calls = [*CALLS.values(), elsewhere]
+    expected = [call(scorer) for call in calls]
+    with ThreadPoolExecutor(len(calls)) as pool:
+        for _ in range(4):
+            for found, right in zip(pool.map(lambda f: f(scorer), calls), expected, strict=True):
+                torch.testing.assert_close(found, right, rtol=1e-6, atol=1e-6)
+    assert model.config._attn_implementation == attention
+    assert all(isinstance(p, torch.nn.Parameter) for p in model.parameters())
+
+
 @pytest.mark.parametrize("call", ["score with gradients", "a gradient", "a weighted gradient"])
 def test_a_frozen_model_has_no_gradients(model, call):
     scorer = TeacherForcingScorer(model.requires_grad_(False))
