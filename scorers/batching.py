@@ -21,7 +21,7 @@ from seqproc.arguments import require, require_all
 from seqproc.config import require_count, require_flag
 from seqproc.errors import SequenceError
 from seqproc.scorers.packing import FORWARD_COST, Item, cheapest_runs
-from seqproc.tensor_arguments import require_ids, token_ids
+from seqproc.tensor_arguments import require_ids, require_ids_below, token_ids
 from seqproc.types import BatchedSequences
 
 
@@ -30,7 +30,8 @@ class TokenSequence:
     """One sequence to score: its prompt and the response whose tokens get scores.
 
     Raises:
-        SequenceError: ids that are not a tensor of integers of one dimension.
+        SequenceError: ids that are not a tensor of integers ≥ 0 of one dimension, or a response
+            to an empty prompt, whose first token nothing predicts.
     """
 
     prompt_ids: Tensor  # [P] int64, P ≥ 1 unless the response is empty
@@ -39,6 +40,13 @@ class TokenSequence:
     def __post_init__(self) -> None:
         require_ids("prompt_ids", self.prompt_ids, dims=1)
         require_ids("response_ids", self.response_ids, dims=1)
+        if len(self.response_ids) and not len(self.prompt_ids):
+            raise SequenceError(
+                "prompt_ids is empty, so that nothing predicts the first token of response_ids: "
+                "begin with the token that the model begins with (BOS)"
+            )
+        require_ids_below("prompt_ids", self.prompt_ids, None)
+        require_ids_below("response_ids", self.response_ids, None)
 
     @property
     def length(self) -> int:

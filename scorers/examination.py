@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from seqproc.arguments import require
 from seqproc.errors import ModelError
+from seqproc.introspection import num_embedded
 from seqproc.modules import in_turn, without_adapters
 from seqproc.scorers import precision
 from seqproc.scorers.attention import attention_in_order
@@ -124,7 +125,7 @@ class _Probe:
     def __init__(self, model: nn.Module) -> None:
         _refuse_encoder_decoder(model)
         self._model = model
-        self._sequences = _sequences(_vocabulary(model))
+        self._sequences = _sequences(num_embedded(model) or _IDS_OF_A_STRANGER)
         plain = [_forward(model, _ids(s)[:-1]) for s in self._sequences]
         pairs = zip(self._sequences, plain, strict=True)
         self.expected = torch.cat([logits[len(s.prompt_ids) - 1 :] for s, logits in pairs])
@@ -214,12 +215,6 @@ def _narrow_windows(model: nn.Module) -> Iterator[None]:
     finally:
         for name, length in longer.items():
             setattr(config, name, length)
-
-
-def _vocabulary(model: Any) -> int:
-    table = getattr(model, "get_input_embeddings", None)
-    weight = getattr(table() if table else None, "weight", None)
-    return _IDS_OF_A_STRANGER if weight is None else int(weight.shape[0])
 
 
 def _sequences(vocabulary: int) -> list[TokenSequence]:

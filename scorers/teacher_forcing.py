@@ -17,6 +17,7 @@ from seqproc.arguments import require, require_all
 from seqproc.by_device import ByDevice
 from seqproc.config import PrecisionConfig, require_flag, torch_dtype
 from seqproc.errors import ModelError, OverrideError, ScoringError, SeqprocError, SequenceError
+from seqproc.introspection import num_embedded
 from seqproc.modules import in_turn, undisturbed, unwrap
 from seqproc.policy import SamplingPolicy, TokenScores, require_policy, score_tokens
 from seqproc.scorers import precision as precisions
@@ -37,7 +38,7 @@ from seqproc.scorers.measure import empty_scores, measure
 from seqproc.scorers.overrides import ParamMapping, cast_up, resolve_mapping, widest
 from seqproc.scorers.packing import FORWARD_COST
 from seqproc.scorers.products import MULTIPLE
-from seqproc.tensor_arguments import require_dense, require_ids, token_ids
+from seqproc.tensor_arguments import require_dense, require_ids, require_ids_below, token_ids
 
 # Logits of a chunk of the head: 132 MB in float32 on a CPU, a little less than the largest blocks
 # that `keep_freed_memory` keeps. In smaller chunks a CPU packs the matrix more often.
@@ -194,6 +195,11 @@ class TeacherForcingScorer:
         share_prompts: bool = True,
     ) -> Schedule:
         """The batches that `score` runs through; see there."""
+        require_all("sequences", sequences, TokenSequence, "TokenSequence", SequenceError)
+        vocabulary = num_embedded(self.model)
+        for i, sequence in enumerate(sequences):
+            require_ids_below(f"prompt_ids of sequence {i}", sequence.prompt_ids, vocabulary)
+            require_ids_below(f"response_ids of sequence {i}", sequence.response_ids, vocabulary)
         limits = Limits(
             tokens=default_tokens(self.model, self.device)
             if token_budget is None

@@ -21,10 +21,8 @@ _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length"
 
 def vocab_size(model: Any) -> int:
     """V, the number of token ids that `model` embeds; ModelError when it does not tell."""
-    with_table = getattr(model, "get_input_embeddings", None)
-    weight = getattr(with_table() if with_table else None, "weight", None)
-    if weight is not None:
-        return int(weight.shape[0])
+    if (number := num_embedded(model)) is not None:
+        return number
     size = getattr(_text_config(getattr(model, "config", None)), "vocab_size", None)
     if size is None:
         raise ModelError(
@@ -32,6 +30,13 @@ def vocab_size(model: Any) -> int:
             "language model with get_input_embeddings() or config.vocab_size"
         )
     return int(size)
+
+
+def num_embedded(model: Any) -> int | None:
+    """Rows of the table that token ids are looked up in; None for a model that has none to show."""
+    with_table = getattr(model, "get_input_embeddings", None)
+    weight = getattr(with_table() if with_table else None, "weight", None)
+    return None if weight is None else int(weight.shape[0])
 
 
 def eos_token_ids(model_or_config: Any, generation_config: Any, tokenizer: Any) -> tuple[int, ...]:

@@ -42,10 +42,7 @@ def require_logits(logits: object, *, may_be_meta: bool = False) -> None:
 
 
 def require_tokens(tokens: object, logits: Tensor) -> None:
-    """Raise unless these are ids ``[...]`` below V, one for each row of logits ``[..., V]``.
-
-    Whether ids are below V is looked at on a CPU alone: elsewhere the host would wait.
-    """
+    """Raise unless these are ids ``[...]`` below V, one for each row of logits ``[..., V]``."""
     require_ids("tokens", tokens)
     assert isinstance(tokens, Tensor)
     if tokens.shape != logits.shape[:-1]:
@@ -53,12 +50,7 @@ def require_tokens(tokens: object, logits: Tensor) -> None:
             f"tokens must be {list(logits.shape[:-1])}, one for each row of logits "
             f"{list(logits.shape)}, got {list(tokens.shape)}"
         )
-    vocabulary = logits.shape[-1]
-    on_cpu = tokens.device.type == "cpu" and tokens.numel() > 0
-    if on_cpu and not 0 <= int(tokens.min()) <= int(tokens.max()) < vocabulary:
-        raise SequenceError(
-            f"tokens must lie in [0, {vocabulary}), got {int(tokens.min())} to {int(tokens.max())}"
-        )
+    require_ids_below("tokens", tokens, logits.shape[-1])
 
 
 def require_ids(name: str, ids: object, *, dims: int | None = None) -> None:
@@ -67,6 +59,19 @@ def require_ids(name: str, ids: object, *, dims: int | None = None) -> None:
     assert isinstance(ids, Tensor)
     if ids.numel() and (ids.is_floating_point() or ids.dtype == torch.bool):
         raise SequenceError(f"{name} must hold integer ids, got {ids.dtype}")
+
+
+def require_ids_below(name: str, ids: Tensor, vocabulary: int | None) -> None:
+    """Raise unless ids are at least 0, and below V where V is known.
+
+    Looked at on a CPU alone: elsewhere the host would wait.
+    """
+    if ids.device.type != "cpu" or not ids.numel():
+        return
+    least, most = int(ids.min()), int(ids.max())
+    if least < 0 or (vocabulary is not None and most >= vocabulary):
+        bound = "∞" if vocabulary is None else vocabulary
+        raise SequenceError(f"{name} must lie in [0, {bound}), got {least} to {most}")
 
 
 def token_ids(name: str, ids: object, vocabulary: int | None = None) -> tuple[int, ...]:
@@ -81,7 +86,7 @@ def token_ids(name: str, ids: object, vocabulary: int | None = None) -> tuple[in
         if not is_id or (vocabulary is not None and one >= vocabulary):
             bound = "" if vocabulary is None else f" below {vocabulary}"
             raise ConfigError(f"{name} must hold token ids{bound}, got {one!r:.60}")
-    return tuple(map(int, found))
+    return tuple(dict.fromkeys(map(int, found)))
 
 
 def require_dtype(name: str, dtype: object) -> None:

@@ -19,7 +19,7 @@ from scorer_helpers import (
 
 from seqproc.assembly import logprob_results
 from seqproc.config import PrecisionConfig
-from seqproc.errors import OverrideError, ScoringError
+from seqproc.errors import OverrideError, ScoringError, SequenceError
 from seqproc.policy import SamplingPolicy
 from seqproc.scorers import (
     TeacherForcingScorer,
@@ -163,6 +163,36 @@ def test_eos_probability_over_several_ids(tiny_llama):
         assert found.stats.eos_prob.tolist() == pytest.approx(
             [float(x.eos_prob) for x in steps], abs=1e-12
         )
+
+
+def test_an_eos_id_given_twice_is_one(tiny_llama):
+    model, sequences = tiny_llama(), random_sequences(300, [(4, 3)])
+    once, twice = (
+        TeacherForcingScorer(model, eos).score(sequences, SamplingPolicy())[0][0].stats.eos_prob
+        for eos in ([7], [7, 7])
+    )
+    assert torch.equal(once, twice)
+    assert TeacherForcingScorer(model, [7, 9, 7]).eos_token_ids == (7, 9)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "response", "message"),
+    [
+        ([], [1, 2], "prompt_ids is empty"),
+        ([-1], [1], r"prompt_ids must lie in \[0, ∞\), got -1 to -1"),
+        ([1], [2, -2], r"response_ids must lie in \[0, ∞\), got -2 to 2"),
+        ([300], [1], r"prompt_ids of sequence 0 must lie in \[0, 300\), got 300 to 300"),
+        ([1], [300], r"response_ids of sequence 0 must lie in \[0, 300\), got 300 to 300"),
+    ],
+)
+def test_ids_that_no_token_has_are_told(tiny_llama, prompt, response, message):
+    def score_ids():
+        ids = [torch.tensor(some, dtype=torch.long) for some in (prompt, response)]
+        one = TokenSequence(prompt_ids=ids[0], response_ids=ids[1])
+        TeacherForcingScorer(tiny_llama()).score([one], SamplingPolicy())
+
+    with pytest.raises(SequenceError, match=message):
+        score_ids()
 
 
 def test_greedy_scores_are_certain_and_the_rest_is_counted(tiny_llama):
