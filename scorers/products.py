@@ -61,27 +61,30 @@ def _on_a_cpu(device: torch.device, linear: Callable[..., Tensor]) -> AbstractCo
 
 
 def product(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """As `torch.nn.functional.linear`, without derivatives by the faster library."""
+    """As `torch.nn.functional.linear`, to the same bit in any company.
+
+    Without a graph by the faster library.
+    """
     if not _is_plain(input, weight):
         return functional.linear(input, weight, bias)
     states = input.reshape(-1, input.shape[-1])
-    onednn, few = _is_for_onednn(input, weight), 0 < len(states) < MULTIPLE
-    if not onednn and not few:
-        return functional.linear(input, weight, bias)
-    some = _filled_up(states) if few else states.contiguous()
-    if onednn:
-        terms = zip(some.split(_TERMS, dim=1), weight.split(_TERMS, dim=1), strict=True)
-        out = _by_onednn(terms)[: len(states)]
+    few = 0 < len(states) < MULTIPLE
+    some = _filled_up(states) if few else states
+    if _is_for_onednn(input, weight) and not torch.is_grad_enabled():
+        some = some.contiguous()
+        out = _by_onednn(zip(some.split(_TERMS, dim=1), weight.split(_TERMS, dim=1), strict=True))
     else:
-        out = functional.linear(some, weight)[: len(states)]
-    if bias is not None:
-        out += bias
-    return out.view(*input.shape[:-1], len(weight))
+        out = functional.linear(some, weight)
+    out = out[: len(states)].view(*input.shape[:-1], len(weight))
+    if bias is None:
+        return out
+    # Added last by either library, which a BLAS by itself would begin with.
+    return out + bias if torch.is_grad_enabled() else out.add_(bias)
 
 
 def tiled_product(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """As `torch.nn.functional.linear`; on a CPU and without derivatives, in tiles."""
-    if not _is_plain(input, weight):
+    if not _is_plain(input, weight) or torch.is_grad_enabled():
         return functional.linear(input, weight, bias)
     states = _filled_up(input.reshape(-1, input.shape[-1]))
     out = states.new_empty(len(states), len(weight))
@@ -98,14 +101,8 @@ def tiled_product(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
 
 def _filled_up(states: Tensor) -> Tensor:
     """Contiguous, with rows of zeros up to a multiple."""
-    count = len(states)
-    missing = -count % MULTIPLE
-    if not missing:
-        return states.contiguous()
-    filled = states.new_empty(count + missing, states.shape[1])
-    filled[:count] = states
-    filled[count:] = 0
-    return filled
+    missing = -len(states) % MULTIPLE
+    return functional.pad(states, (0, 0, 0, missing)) if missing else states.contiguous()
 
 
 def _heaviest(weight: Tensor) -> Tensor:
@@ -176,7 +173,7 @@ def _processor() -> str:
 
 
 def _is_plain(input: Tensor, weight: Tensor) -> bool:
-    """Whether both are matrices, on a CPU, that fit, and nothing is to be differentiated.
+    """Whether both are matrices, on a CPU, that fit, of sums as wide and without tangents.
 
     A class of its own, such as a quantised weight's, says itself how it is multiplied.
     """
@@ -187,6 +184,6 @@ def _is_plain(input: Tensor, weight: Tensor) -> bool:
         and input.dtype == weight.dtype
         and weight.dim() == 2
         and input.shape[-1:] == weight.shape[1:]
-        and not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"))
+        and not torch.is_autocast_enabled("cpu")
         and all(forward_ad.unpack_dual(t).tangent is None for t in tensors)
     )

@@ -21,6 +21,8 @@ AMD = "vendor_id\t: AuthenticAMD\nmodel name\t: AMD EPYC"
 CPU = torch.device("cpu")
 INTEL = "vendor_id\t: GenuineIntel\nmodel name\t: Intel(R) Xeon(R)"
 
+TERMS, LEAST_WORK = products._TERMS, products._LEAST_WORK
+
 Multiply = Callable[..., Tensor]
 
 
@@ -202,6 +204,30 @@ def test_a_row_does_not_depend_on_its_batch(
 
 
 @same_bits
+@pytest.mark.parametrize("rows", [1, 2, 15, 16, 17, 64, 300])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_neither_does_it_on_a_graph_that_is_kept(
+    rows: int, with_bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of layers large enough for oneDNN and small ones, with a bias and without."""
+    monkeypatch.setattr(products, "_TERMS", TERMS)
+    monkeypatch.setattr(products, "_LEAST_WORK", LEAST_WORK)
+    for width, size in ((576, 1536), (896, 896), (64, 64)):
+        states, weight = narrow(300, width), narrow(size, width, seed=1).requires_grad_()
+        bias = narrow(size, seed=2).requires_grad_() if with_bias else None
+        with torch.no_grad():
+            whole = product(states, weight, bias)
+            assert torch.equal(product(states[:rows], weight, bias), whole[:rows])
+        assert torch.equal(product(states[:rows], weight, bias), whole[:rows])
+
+
+def test_gradients_of_few_rows_are_those_of_the_product() -> None:
+    states, weight = normal(3, WIDTH).requires_grad_(), normal(7, WIDTH, seed=1).requires_grad_()
+    bias = normal(7, seed=2).requires_grad_()
+    assert torch.autograd.gradcheck(product, (states, weight, bias))
+    assert torch.autograd.gradgradcheck(product, (states, weight, bias))
+
+
 def test_it_does_in_torchs_own() -> None:
     """Else the test above would show nothing."""
     states, weight = narrow(300, 400), narrow(256, 400, seed=1)
