@@ -64,6 +64,13 @@ def create_engine(engine: str | Engine, source: ModelSource, **options: Any) -> 
                 f"this {type(engine).__name__} has started already"
             )
         return engine
+    from seqproc.engines.source import ModelSource
+
+    if not isinstance(source, ModelSource):
+        raise EngineError(
+            f"source must be a ModelSource, got {type(source).__name__}: "
+            "ModelSource.from_model(model, tokenizer) makes one"
+        )
     return _find(engine).from_source(source, **options)
 
 

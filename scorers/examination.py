@@ -105,6 +105,11 @@ def examine(model: nn.Module) -> tuple[CausalParts, Shortcuts]:
             is not causal.
     """
     require("model", model, nn.Module, "a causal language model in torch", ModelError)
+    if any(p.is_meta for p in model.parameters()):
+        raise ModelError(
+            f"the parameters of this {type(model).__name__} are on the device 'meta', which has no "
+            "numbers: load it without init_empty_weights or a device_map that offloads"
+        )
     with torch.no_grad(), _as_scored(model), _narrow_windows(model):
         probe = _Probe(model)
         shortcuts = probe.allowed()

@@ -269,18 +269,18 @@ def _value(objective: Objective, scores: TokenScores, index: int) -> Tensor:
         value = objective(scores)
     except Exception as error:
         raise ConfigError(
-            f"f raised {type(error).__name__} on a sequence's TokenScores: {error}"
+            f"of raised {type(error).__name__} on a sequence's TokenScores: {error}"
         ) from error
     if not isinstance(value, Tensor) or value.dim() or not value.requires_grad:
         raise ConfigError(
-            "f must give a scalar tensor that depends on a sequence's scores, got "
+            "of must give a scalar tensor that depends on a sequence's scores, got "
             f"{value!r:.60}; a result of detach() or item() has no gradient"
         )
     if not bool(value.isfinite()):
         outside, number = int(scores.logqs.isneginf().sum()), float(value.detach())
         raise ScoringError(
-            f"sequence {index}: f is {number}, which has no gradient; log q of {outside} of its "
-            f"{len(scores.logqs)} tokens is −∞, as they are outside the support"
+            f"sequence {index}: of gives {number}, which has no gradient; log q of {outside} of "
+            f"its {len(scores.logqs)} tokens is −∞, as they are outside the support"
         )
     return value
 
@@ -295,7 +295,7 @@ def _along(slope: TokenDerivatives, objective: Objective, index: int) -> float:
     found = torch.autograd.grad(value, [*moving, *others], allow_unused=True)
     if any(g is not None for g in found[3:]):
         raise ConfigError(
-            "along one direction f may read logprobs, logqs and stats.rb_entropy only, whose "
+            "along one direction of may read logprobs, logqs and stats.rb_entropy only, whose "
             "forward derivatives are known; give two directions or more"
         )
     slopes = (slope.logprobs, slope.logqs, slope.rb_entropy)

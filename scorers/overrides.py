@@ -25,6 +25,8 @@ from seqproc.tensor_arguments import require_dtype
 ParamMapping = Mapping[str, Tensor]
 
 # Narrower ones have neither sums nor promotion in torch.
+_LARGE_STEP = 1e3  # beyond, a sum is looked at before it is scored
+
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -308,4 +310,7 @@ def cast_up(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 def _step(param: Tensor, direction: Tensor | None, eta: float) -> Tensor:
     if direction is None:
         return param
-    return param + eta * direction.detach().to(torch.promote_types(param.dtype, direction.dtype))
+    moved = param + eta * direction.detach().to(torch.promote_types(param.dtype, direction.dtype))
+    if abs(eta) > _LARGE_STEP and not bool(moved.isfinite().all()):
+        raise OverrideError(f"θ + η·v at eta = {eta:g} is not finite in {moved.dtype}")
+    return moved

@@ -16,7 +16,14 @@ from torch import Tensor, nn
 from seqproc.arguments import require, require_all
 from seqproc.by_device import ByDevice
 from seqproc.config import PrecisionConfig, require_flag, torch_dtype
-from seqproc.errors import ModelError, OverrideError, ScoringError, SeqprocError, SequenceError
+from seqproc.errors import (
+    ConfigError,
+    ModelError,
+    OverrideError,
+    ScoringError,
+    SeqprocError,
+    SequenceError,
+)
 from seqproc.introspection import num_embedded
 from seqproc.modules import in_turn, undisturbed, unwrap
 from seqproc.policy import SamplingPolicy, TokenScores, require_policy, score_tokens
@@ -117,6 +124,10 @@ class TeacherForcingScorer:
                 sequence alone that does not fit in memory.
         """
         require_policy(policy)
+        if progress is not None and not callable(progress):
+            raise ConfigError(
+                f"progress must be a function of a number of sequences, got {progress!r:.60}"
+            )
         if not isinstance(overrides, Iterable) or isinstance(overrides, (Tensor, str)):
             raise OverrideError(
                 f"overrides must be mappings or None, in a list, got {type(overrides).__name__}"

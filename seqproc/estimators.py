@@ -25,7 +25,7 @@ for clusters.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
@@ -57,7 +57,7 @@ class Estimate:
         Raises:
             ConfigError: when ``level`` is not in (0, 1).
         """
-        if not 0 < level < 1:
+        if not isinstance(level, (int, float)) or not 0 < level < 1:
             raise ConfigError(f"level must lie in (0, 1), got {level!r}; 0.95 stands for 95 %")
         reach = NormalDist().inv_cdf((1 + level) / 2) * self.standard_error
         return self.value - reach, self.value + reach
@@ -254,8 +254,9 @@ def rao_blackwell_gain(
 def _ratio(h: Array, t: Array, weights: Array) -> tuple[float, Array]:
     """Value and influences ``[N]`` of Σ w h / Σ w t."""
     scale = weights @ t
-    value = float(weights @ h / scale)
-    return value, weights * (h - value * t) / scale
+    with np.errstate(over="ignore", invalid="ignore"):  # told by `_estimate`
+        value = float(weights @ h / scale)
+        return value, weights * (h - value * t) / scale
 
 
 def _change(to: Array, source: Array, t: Array, weights: Array) -> tuple[float, Array]:
@@ -269,6 +270,13 @@ def _change(to: Array, source: Array, t: Array, weights: Array) -> tuple[float, 
 def _estimate(linear: tuple[float, Array], weights: Array, clusters: Clusters | None) -> Estimate:
     """The one rule from influences to a standard error, as at the top of the module."""
     value, influences = linear
+    with np.errstate(over="ignore"):
+        square = float(influences @ influences)
+    if not math.isfinite(value) or not math.isfinite(square):
+        raise SequenceError(
+            "values are too large for their squares to be summed in float64: divide them by a "
+            "constant, and multiply the estimate and its standard error by it"
+        )
     codes = np.arange(len(weights)) if clusters is None else _codes(clusters, len(weights))
     sums, shares = np.bincount(codes, influences), np.bincount(codes, weights)
     num = len(sums)
@@ -304,6 +312,10 @@ def _denominators(values: ArrayLike, weights: Array) -> Array:
 def _codes(clusters: Any, num_draws: int) -> NDArray[np.intp]:
     """Ids numbered in order of appearance. Scalars of numpy and torch count by their value."""
     seen: dict[Hashable, int] = {}
+    if isinstance(clusters, (str, bytes, Mapping, Set)):
+        raise SequenceError(
+            f"clusters must be a list of one id per draw, got a {type(clusters).__name__}"
+        )
     try:
         ids = [x.item() if hasattr(x, "item") else x for x in clusters]
         codes = np.array([seen.setdefault(x, len(seen)) for x in ids], np.intp)
@@ -370,6 +382,10 @@ def _array(name: str, values: ArrayLike) -> Array:
             f"{name} cannot be read as an array ({error}); of a torch tensor x, pass "
             "x.detach().cpu().double()"
         ) from error
+    if array.dtype == object and array.ndim == 0:
+        raise SequenceError(
+            f"{name} must be an array or a list of numbers, got {type(values).__name__}"
+        )
     if array.ndim != 1:
         raise SequenceError(
             f"{name} must have one dimension, got shape {list(array.shape)}; "

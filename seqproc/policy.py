@@ -68,9 +68,14 @@ class SamplingPolicy:
             object.__setattr__(self, name, _number(name, getattr(self, name)))
         require("do_sample", self.do_sample, bool, "True or False")
         if not LEAST_TEMPERATURE <= self.temperature <= MOST_TEMPERATURE:
+            way_out = (
+                "for greedy decoding use do_sample=False (--greedy)"
+                if self.do_sample
+                else "do_sample=False is greedy at any: leave it out"
+            )
             raise ConfigError(
                 f"temperature must lie in [{LEAST_TEMPERATURE:g}, {MOST_TEMPERATURE:g}], got "
-                f"{self.temperature!r}; for greedy decoding use do_sample=False"
+                f"{self.temperature!r}; {way_out}"
             )
         if not 0 < self.top_p <= 1:
             raise ConfigError(
@@ -333,7 +338,8 @@ def _scores(r: Restricted, raw: _Raw, policy: SamplingPolicy) -> TokenScores:
     renyi2 = 2 * log_mass - squares.log()
     log_raw_total = log_total if raw.log_total is None else raw.log_total
     logqs = raw.asked / policy.temperature - log_mass.unsqueeze(-1)
-    logqs = logqs.masked_fill(~r.contains, _NEG_INF)
+    # Logits that are no numbers have no support either, and no log q.
+    logqs = logqs.masked_fill(~r.contains & ~log_mass.isnan().unsqueeze(-1), _NEG_INF)
     return TokenScores(
         logprobs=raw.asked[:, 0] - log_raw_total,
         logqs=logqs[:, 0],

@@ -54,6 +54,9 @@ from seqproc.scoring import Scored, SequenceScorer, Wanted, require_sequences
 from seqproc.tokenization import as_prompts
 from seqproc.types import BatchedSequences, DiagnosticsResults, LogprobResults, Provenance
 
+# What replacement sampling hands on to `generate_with_logprobs`; the rest it decides itself.
+_OF_REPLACEMENT_SAMPLING = ("with_grad", "gen_batch_size", "tf_batch_size", "compute_rb")
+
 
 class SequenceProcessor(SpecificationAliases):
     """Generate sequences, score them by teacher forcing, and diagnose the sampling policy.
@@ -345,6 +348,8 @@ class SequenceProcessor(SpecificationAliases):
         """
         if (prompts is None) == (dataset_name is None):
             raise ConfigError("give either prompts or dataset_name, and not both")
+        if prompts is not None and num_prompts is not None:
+            raise ConfigError("num_prompts goes with dataset_name: all of prompts are sampled")
         seed = _seed_or_random(seed)
         if dataset_name is not None:
             prompts, examples = self.sample_prompts(dataset_name, split, num_prompts, seed)
@@ -380,9 +385,14 @@ class SequenceProcessor(SpecificationAliases):
             seed: of the run. Draw i does not depend on how many others there are.
             G: always 1, which is what makes the draws independent; anything else is overruled
                 with a warning.
-            **kwargs: of `generate_with_logprobs`.
+            **kwargs: ``with_grad``, ``gen_batch_size``, ``tf_batch_size`` and ``compute_rb`` of
+                `generate_with_logprobs`.
+
+        Raises:
+            ConfigError: any other keyword.
         """
         require_count("total_sequences", total_sequences)
+        _refuse_unknown(kwargs)
         if not (isinstance(G, int) and G == 1):
             self.logger.warning("replacement sampling draws G=1 response per prompt, not %s", G)
         seed = _seed_or_random(seed)
@@ -687,6 +697,15 @@ def _require_set_up(logger: object, engine: object, engine_options: object) -> N
             "engine_options must map names of options to values, got "
             f"{type(engine_options).__name__}"
         )
+
+
+def _refuse_unknown(keywords: Mapping[str, object]) -> None:
+    for name in keywords:
+        if name not in _OF_REPLACEMENT_SAMPLING:
+            raise ConfigError(
+                f"generate_with_replacement_sampling has no argument {name!r}; beside its own it "
+                f"takes {', '.join(_OF_REPLACEMENT_SAMPLING)}"
+            )
 
 
 def _is_config(value: object) -> bool:

@@ -609,3 +609,29 @@ def test_the_worked_example_shows_what_the_page_says():
     with redirect_stdout(printed):
         exec(compile(code, str(PAGE), "exec"), {})
     assert printed.getvalue() == shown
+
+
+@pytest.mark.parametrize("given", [{1, 2, 3}, "abc", {1: 1, 2: 2, 3: 3}])
+def test_clusters_without_an_order_of_their_own_are_refused(given):
+    with pytest.raises(
+        SequenceError, match=f"list of one id per draw, got a {type(given).__name__}"
+    ):
+        mean([1.0, 2.0, 3.0], clusters=given)
+
+
+@pytest.mark.parametrize("given", [None, (x for x in range(3)), {}, object()])
+def test_what_is_no_array_is_called_by_its_type(given):
+    with pytest.raises(SequenceError, match=f"list of numbers, got {type(given).__name__}"):
+        mean(given)
+
+
+@pytest.mark.parametrize("values", [[1e308] * 3, [1e200, 2e200, -1e200]])
+def test_values_whose_squares_overflow_are_refused(values):
+    with pytest.raises(SequenceError, match="too large"):
+        mean(values)
+
+
+@pytest.mark.parametrize("level", ["0.95", None, 0, 1])
+def test_a_level_that_is_none_is_refused(level):
+    with pytest.raises(ConfigError, match="level"):
+        mean([1.0, 2.0]).interval(level)

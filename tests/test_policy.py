@@ -546,3 +546,14 @@ def test_temperature_only_scales_the_logits(row, policy):
         torch.testing.assert_close(call(logits, policy), scaled, rtol=1e-12, atol=1e-13)
     if not policy.truncates and len(set(row)) > 1 and abs(policy.temperature - 1) > 0.1:
         assert not torch.equal(log_q(logits, policy), log_q(logits, unit))
+
+
+@pytest.mark.parametrize("options", [{}, {"top_p": 0.9}, {"do_sample": False}])
+@pytest.mark.parametrize("row", [[1.0, math.nan, 0.0], [-math.inf] * 3, [0.0, math.inf, 0.0]])
+def test_logits_that_are_no_numbers_have_no_scores(options, row):
+    """Never a wrong number, and never −∞, which would say that the token cannot be drawn."""
+    logits = torch.tensor([row, [1.0, 2.0, 0.0]])
+    scores = score_tokens(logits, torch.tensor([0, 1]), SamplingPolicy(**options))
+    for found in (scores.logqs, scores.logprobs, scores.stats.rb_entropy):
+        assert found[0].isnan()
+        assert found[1].isfinite()

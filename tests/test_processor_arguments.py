@@ -225,3 +225,12 @@ def test_prompts_and_steps_may_come_in_any_form(processor: SequenceProcessor) ->
     totals = [[results.sequence_logprobs for results, _ in one] for one in swept]
     assert totals == [totals[0]] * 4
     assert totals[0][0] != totals[0][1]
+
+
+def test_arguments_of_another_way_to_sample_are_refused_by_name(tiny_llama, tiny_tokenizer):
+    processor = SequenceProcessor(tiny_llama(), tiny_tokenizer)
+    with pytest.raises(ConfigError, match="num_prompts goes with dataset_name"):
+        processor.generate_with_logprobs(["a"], num_prompts=3)
+    for name in ("num_prompts", "examples", "colour"):
+        with pytest.raises(ConfigError, match=f"replacement_sampling has no argument '{name}'"):
+            processor.generate_with_replacement_sampling(2, "arithmetic", **{name: 1})

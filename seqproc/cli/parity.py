@@ -52,6 +52,7 @@ def parity(
     Exit codes: 0 parity holds, 3 it does not, 1 it could not be tested, 2 bad usage.
     """
     choices, measured = parse_engines(engines), parse_policies(policies or [])
+    _refuse_two_policies(policies, policy)
     _require_folder(out)  # before anything is sampled for nothing
     path = out / "parity.json"
 
@@ -135,6 +136,19 @@ def parse_policies(texts: list[str]) -> list[SamplingPolicy]:
             raise ConfigError(f"--policy must be T,TOP_P such as 0.7,0.95, got {text!r}") from error
         policies.append(SamplingPolicy(temperature=temperature, top_p=top_p))
     return policies
+
+
+def _refuse_two_policies(policies: list[str] | None, policy: PolicyOptions) -> None:
+    others = {
+        "--temperature": policy.temperature is not None,
+        "--top-p": policy.top_p is not None,
+        "--greedy": policy.greedy,
+    }
+    both = [name for name, is_given in others.items() if is_given]
+    if policies and both:
+        raise ConfigError(
+            f"--policy stands in place of {' and '.join(both)}, and both are given: leave one out"
+        )
 
 
 def _require_folder(out: Path) -> None:

@@ -17,6 +17,8 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     Raises:
         DatasetError: the file cannot be read, or a line is not a JSON object.
     """
+    if path.is_char_device():  # one line without end, such as /dev/zero
+        raise DatasetError(f"cannot read {path}: it is a device, not a file.")
     try:
         with path.open("rb") as lines:
             for number, line in enumerate(lines, start=1):

@@ -6,7 +6,7 @@ its loader's business.
 
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from os import PathLike, fspath
@@ -184,6 +184,11 @@ def _refuse_unknown_options(name: str, loader: DatasetLoader, options: dict[str,
 
 
 def _checked_entries(spec: str, split: str, entries: Sequence[PromptEntry]) -> list[PromptEntry]:
+    if isinstance(entries, str | bytes) or not isinstance(entries, Iterable):
+        raise DatasetError(
+            f"the loader of dataset {spec!r} must return a list of PromptEntry objects, "
+            f"got {type(entries).__name__}."
+        )
     loaded = list(entries)
     if not loaded:
         raise DatasetError(f"dataset {spec!r}, split {split!r}, holds no prompts.")

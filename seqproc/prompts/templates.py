@@ -4,6 +4,9 @@ Knows nothing of chat templates or tokenizers: these are plain strings for base 
 instruct models alike.
 """
 
+from seqproc.arguments import require
+from seqproc.errors import PromptError
+
 R1_TEMPLATE = (
     "Solve the problem below. Start by reasoning step by step between the tags <think> and "
     "</think>. After that, write nothing but the final answer between the tags <answer> and "
@@ -21,9 +24,14 @@ PLAIN_TEMPLATE = "Question: {question}\nAnswer:"
 
 def r1_prompt(question: str) -> str:
     """The question in `R1_TEMPLATE`; the model's response goes on inside `<think>`."""
-    return R1_TEMPLATE.format(question=question.strip())
+    return R1_TEMPLATE.format(question=_stripped(question))
 
 
 def plain_prompt(question: str) -> str:
     """The question in `PLAIN_TEMPLATE`."""
-    return PLAIN_TEMPLATE.format(question=question.strip())
+    return PLAIN_TEMPLATE.format(question=_stripped(question))
+
+
+def _stripped(question: str) -> str:
+    require("question", question, str, "a string", PromptError)
+    return question.strip()

@@ -232,3 +232,16 @@ def test_policies() -> None:
     assert parse_policies(["0.7,0.95"]) == [SamplingPolicy(temperature=0.7, top_p=0.95)]
     with pytest.raises(ConfigError, match="top_p"):
         parse_policies(["1,2"])
+
+
+@pytest.mark.parametrize("other", [["--greedy"], ["--temperature", "0.5"], ["--top-p", "0.5"]])
+def test_a_policy_beside_the_options_that_it_stands_for_is_refused(
+    run: Run, other: list[str]
+) -> None:
+    result = run("hf", "--policy", "1,1", *other)
+    assert result.exit_code == 2
+    assert f"stands in place of {other[0]}" in result.output
+
+
+def test_temperature_zero_tells_of_greedy(run: Run) -> None:
+    assert "--greedy" in run("hf", "--policy", "0,1").output

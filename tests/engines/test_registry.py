@@ -170,3 +170,8 @@ def test_an_unknown_name_is_told_of_before_anything_starts(
 ) -> None:
     with pytest.raises(EngineError, match=r"no engine 'vlm': expected one of .*mean 'vllm'"):
         SequenceProcessor(tiny_llama(), tiny_tokenizer, engine="vlm")
+
+
+def test_an_engine_is_created_on_a_source():
+    with pytest.raises(EngineError, match="source must be a ModelSource, got NoneType"):
+        create_engine("hf", None)  # type: ignore[arg-type]

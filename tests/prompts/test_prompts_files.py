@@ -162,3 +162,8 @@ class TestHub:
         assert (entry.text, entry.answer) == ("2+2?", "4")
         with pytest.raises(DatasetError, match=r"'other'.*train"):
             load_hub("other", argument=str(folder), load=load)
+
+
+def test_a_device_is_no_file_of_prompts():
+    with pytest.raises(DatasetError, match="it is a device"):
+        load_prompts("jsonl:/dev/zero")

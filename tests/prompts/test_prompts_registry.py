@@ -173,3 +173,10 @@ class TestPromptEntry:
         assert first != other
         assert len({first, same, other}) == 2
         assert pickle.loads(pickle.dumps(first)) == first
+
+
+@pytest.mark.parametrize("returned", [None, 3, "abc"])
+def test_a_loader_that_returns_no_list_is_refused_by_name(returned):
+    register_dataset("odd", lambda split: returned, description="", splits=(), replace=True)
+    with pytest.raises(DatasetError, match=f"'odd' must return .*got {type(returned).__name__}"):
+        load_prompts("odd")

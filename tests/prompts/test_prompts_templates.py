@@ -1,5 +1,8 @@
 """The R1 template says what the reward looks for."""
 
+import pytest
+
+from seqproc.errors import PromptError
 from seqproc.prompts import R1_TEMPLATE, r1_prompt
 from seqproc.prompts.templates import plain_prompt
 
@@ -21,3 +24,9 @@ def test_braces_in_a_question_are_left_alone():
 
 def test_plain_ends_where_the_answer_begins():
     assert plain_prompt(" How many? ") == "Question: How many?\nAnswer:"
+
+
+@pytest.mark.parametrize("template", [r1_prompt, plain_prompt])
+def test_a_question_is_a_string(template):
+    with pytest.raises(PromptError, match="question must be a string, got NoneType"):
+        template(None)

@@ -285,3 +285,10 @@ def test_the_same_numbers_with_and_without_shortcuts():
     plain.parts = plain.shortcuts.parts_of(model)
     one, other = (s.score(families(V), POLICY)[0] for s in (fast, plain))
     assert distance(one, other) < 1e-5
+
+
+def test_a_model_without_numbers_is_refused(tiny_llama):
+    with torch.device("meta"):
+        model = type(tiny_llama())(tiny_llama().config)
+    with pytest.raises(ModelError, match="on the device 'meta'"):
+        examine(model)

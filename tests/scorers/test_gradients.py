@@ -207,16 +207,16 @@ def test_an_unknown_objective(scorer):
 
 @pytest.mark.parametrize("value", [1.0, torch.ones(2)])
 def test_an_objective_that_is_no_scalar(scorer, value):
-    with pytest.raises(ConfigError, match="f must give a scalar tensor"):
+    with pytest.raises(ConfigError, match="of must give a scalar tensor"):
         next(sequence_gradients(scorer, SEQUENCES, POLICY, lambda _: value))
 
 
 def test_a_token_outside_the_support(scorer):
     policy = SamplingPolicy(top_p=0.1)
     empty_first = sorted(SEQUENCES, key=lambda s: len(s.response_ids))
-    with pytest.raises(ScoringError, match=r"sequence 1: f is -inf.*outside the support"):
+    with pytest.raises(ScoringError, match=r"sequence 1: of gives -inf.*outside the support"):
         list(sequence_gradients(scorer, empty_first, policy, "logq"))
-    with pytest.raises(ScoringError, match=r"sequence 0: f is nan"):
+    with pytest.raises(ScoringError, match=r"sequence 0: of gives nan"):
         weighted_gradient(scorer, SEQUENCES[:1], policy, torch.ones(1), "surrogate")
 
 

@@ -383,3 +383,11 @@ def test_a_float64_override_makes_the_whole_forward_float64(tiny_llama):
     exact.tf_nograd.dtype = "float64"
     assert distance(of_override, scored(model, None, precision=exact)[0]) == 0
     assert 1e-9 < distance(of_override, of_none, ["logprobs"]) < 1e-4
+
+
+@pytest.mark.parametrize("eta", [1e300, -1e38])
+def test_a_step_out_of_all_numbers_is_refused(tiny_llama, eta):
+    model = tiny_llama()
+    v = {"lm_head.weight": torch.full_like(model.lm_head.weight, 100.0)}
+    with pytest.raises(OverrideError, match="is not finite in"):
+        build_params_override(model, v, eta)

@@ -19,7 +19,7 @@ from scorer_helpers import (
 
 from seqproc.assembly import logprob_results
 from seqproc.config import PrecisionConfig
-from seqproc.errors import OverrideError, ScoringError, SequenceError
+from seqproc.errors import ConfigError, OverrideError, ScoringError, SequenceError
 from seqproc.policy import SamplingPolicy
 from seqproc.scorers import (
     TeacherForcingScorer,
@@ -345,3 +345,8 @@ def test_lora_parameters_are_overridden_by_name(adapted, tiny_llama):
         build_params_override(adapted, frozen, 1.0)
     with pytest.raises(OverrideError, match="no parameter named"):
         build_params_override(adapted, {"model.norm.weight": torch.ones(32)}, 1.0)
+
+
+def test_progress_that_cannot_be_told_is_refused(tiny_llama):
+    with pytest.raises(ConfigError, match="progress must be a function"):
+        TeacherForcingScorer(tiny_llama()).score([], SamplingPolicy(), progress=5)
