@@ -42,7 +42,7 @@ OfScores = Literal["logprob", "logq", "entropy", "surrogate"] | Objective
 _SHARE_OF_FREE_MEMORY = 0.5
 # With a graph, some ten tensors of as many numbers are alive at once.
 _KEPT_LOGITS = ByDevice(cpu=1 << 24, elsewhere=1 << 27)
-_COLUMNS = 1 << 20  # of a product that is summed in the gradients' own dtype
+_COLUMNS = 1 << 18  # of a product summed in the gradients' own dtype; its rows stay in a cache
 
 
 def _entropy_surrogate(scores: TokenScores) -> Tensor:
