@@ -22,7 +22,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from seqproc.scorers.allocator import keep_freed_memory
+from seqproc.scorers.kernels.allocator import keep_freed_memory
 
 Run = Callable[[], Any]
 

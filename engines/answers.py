@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from seqproc import strict_json
+from seqproc._util import strict_json
 from seqproc.engines.base import Completion, Engine, Request, StoppingRule
 from seqproc.engines.noise import Noise, NoiseFunction, NotReplayable
 from seqproc.errors import EngineError

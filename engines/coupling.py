@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from seqproc.by_device import ByDevice
+from seqproc._util.by_device import ByDevice
 from seqproc.engines.gumbel import gumbel_noise_batch
 from seqproc.policy import SamplingPolicy, log_q
 

@@ -21,16 +21,16 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from seqproc._util.isolation import in_turn, undisturbed
 from seqproc.engines.base import Completion, Engine, Request, StoppingRule
 from seqproc.engines.coupling import choose, only
 from seqproc.engines.gumbel import seed_tensor
-from seqproc.engines.loading import checked, private, read_weights, swapped, weights_directory
 from seqproc.engines.noise import COUPLED, GREEDY, Noise, NotReplayable
-from seqproc.engines.source import ModelSource
 from seqproc.engines.stopping import StopWatcher, check_request, finish
-from seqproc.engines.weights import FingerprintCache
 from seqproc.errors import ConfigError, EngineError, EngineOptionError
-from seqproc.modules import in_turn, undisturbed
+from seqproc.models.fingerprint import FingerprintCache
+from seqproc.models.source import ModelSource
+from seqproc.models.weights import checked, private, read_weights, swapped, weights_directory
 from seqproc.policy import SamplingPolicy
 
 # Shapes: N rows of a batch, P padded prompt width, T generated tokens, V vocabulary.

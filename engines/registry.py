@@ -13,7 +13,7 @@ from seqproc.engines.base import Engine
 from seqproc.errors import EngineError, SeqprocError
 
 if TYPE_CHECKING:
-    from seqproc.engines.source import ModelSource
+    from seqproc.models.source import ModelSource
 
 GROUP = "seqproc.engines"
 
@@ -64,7 +64,7 @@ def create_engine(engine: str | Engine, source: ModelSource, **options: Any) -> 
                 f"this {type(engine).__name__} has started already"
             )
         return engine
-    from seqproc.engines.source import ModelSource
+    from seqproc.models.source import ModelSource
 
     if not isinstance(source, ModelSource):
         raise EngineError(

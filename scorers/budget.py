@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from seqproc.by_device import ByDevice
+from seqproc._util.by_device import ByDevice
 from seqproc.errors import ScoringError
 from seqproc.scorers.batching import Batch, Limits, TokenSequence, plan
 

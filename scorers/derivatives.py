@@ -20,20 +20,20 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from seqproc.arguments import require_all
+from seqproc._util.arguments import require_all
+from seqproc._util.isolation import in_turn, undisturbed
 from seqproc.errors import ConfigError, ScoringError, SequenceError
-from seqproc.modules import in_turn, undisturbed
 from seqproc.policy import SamplingPolicy, TokenScores, require_policy
 from seqproc.scorers.batching import Batch, TokenSequence
 from seqproc.scorers.custom_functions import differentiated_forwards
 from seqproc.scorers.finite import require_finite, require_numbers
+from seqproc.scorers.kernels.tangents import written_out
 from seqproc.scorers.overrides import (
     ParamMapping,
     check_mapping,
     own_parameters,
     resolve_mapping,
 )
-from seqproc.scorers.tangents import written_out
 from seqproc.scorers.teacher_forcing import TeacherForcingScorer
 
 

@@ -22,18 +22,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from seqproc.arguments import require
+from seqproc._util.arguments import require
+from seqproc._util.isolation import in_turn
 from seqproc.errors import ModelError
-from seqproc.introspection import num_embedded
-from seqproc.modules import in_turn, without_adapters
+from seqproc.models.introspection import num_embedded
+from seqproc.models.wrappers import without_adapters
 from seqproc.scorers import precision
-from seqproc.scorers.attention import attention_in_order
 from seqproc.scorers.batching import Limits, TokenSequence, plan
 from seqproc.scorers.budget import is_out_of_memory
 from seqproc.scorers.forward import device_of, evaluating, forward_logits
 from seqproc.scorers.head import BackboneAndHead, CausalParts, Mapped, WholeModel
+from seqproc.scorers.kernels.attention import attention_in_order
+from seqproc.scorers.kernels.products import layer_products
 from seqproc.scorers.overrides import resolve_mapping, widest
-from seqproc.scorers.products import layer_products
 
 _LOGGER = logging.getLogger("seqproc")
 
@@ -58,8 +59,8 @@ _NEGLIGIBLE = 50.0  # nats below the likeliest token: further down nothing is co
 class Shortcuts:
     """What scoring does otherwise than a plain forward of one sequence at a time."""
 
-    attention_in_order: bool = True  # see `seqproc.scorers.attention`
-    products: bool = True  # see `seqproc.scorers.products`
+    attention_in_order: bool = True  # see `seqproc.scorers.kernels.attention`
+    products: bool = True  # see `seqproc.scorers.kernels.products`
     batches: bool = True  # several sequences, padded, in a forward
     parts: bool = True  # backbone and head on their own, see `seqproc.scorers.head`
     shared_prompts: bool = True  # a prompt once for all its responses in a batch

@@ -15,8 +15,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from seqproc.arguments import require_all
-from seqproc.by_device import ByDevice
+from seqproc._util.arguments import require_all
+from seqproc._util.by_device import ByDevice
+from seqproc._util.isolation import undisturbed
+from seqproc._util.tensor_arguments import require_dense
 from seqproc.config import require_count
 from seqproc.errors import (
     ConfigError,
@@ -25,7 +27,6 @@ from seqproc.errors import (
     ScoringError,
     SequenceError,
 )
-from seqproc.modules import undisturbed
 from seqproc.policy import SamplingPolicy, TokenScores
 from seqproc.scorers.batching import Batch, TokenSequence
 from seqproc.scorers.budget import free_memory
@@ -33,7 +34,6 @@ from seqproc.scorers.derivatives import TokenDerivatives, jvp
 from seqproc.scorers.finite import require_numbers
 from seqproc.scorers.overrides import ParamMapping, check_mapping, own_parameters
 from seqproc.scorers.teacher_forcing import TeacherForcingScorer
-from seqproc.tensor_arguments import require_dense
 
 Gradient = dict[str, Tensor]  # by parameter name; zeros where f does not depend on it
 Objective = Callable[[TokenScores], Tensor]

@@ -18,10 +18,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from seqproc.modules import without_adapters
+from seqproc.models.wrappers import without_adapters
 from seqproc.scorers.batching import Batch
 from seqproc.scorers.forward import forward_logits
-from seqproc.scorers.products import head_products
+from seqproc.scorers.kernels.products import head_products
 
 Mapped = Mapping[str, Tensor] | None
 
@@ -87,7 +87,7 @@ class BackboneAndHead:
 
     Args:
         model: the model; `AttributeError` when it has no backbone of its own.
-        tiled_products: whether the head multiplies as in `seqproc.scorers.products`.
+        tiled_products: whether the head multiplies as in `seqproc.scorers.kernels.products`.
     """
 
     vocabulary: int

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from seqproc.by_device import ByDevice
+from seqproc._util.by_device import ByDevice
+from seqproc._util.tensor_arguments import require_logits, require_tokens
 from seqproc.policy import PolicyStatistics, SamplingPolicy, TokenScores, score_tokens
 from seqproc.scorers.chunks import in_chunks
-from seqproc.tensor_arguments import require_logits, require_tokens
 
 # Logits per chunk. What reads them whole goes in smaller parts itself; but a backward pass holds
 # several tensors of this size.

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from seqproc._util.isolation import in_turn
+from seqproc._util.tensor_arguments import require_dtype
 from seqproc.config import require_flag
 from seqproc.errors import OverrideError
-from seqproc.modules import in_turn
-from seqproc.tensor_arguments import require_dtype
 
 ParamMapping = Mapping[str, Tensor]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from seqproc.by_device import ByDevice
+from seqproc._util.by_device import ByDevice
 
 # What a forward costs beside its tokens, in tokens. On a CPU, where it reads all weights once, from
 # times of SmolLM2-135M. Elsewhere it is the launch of kernels, which takes as long for any width of

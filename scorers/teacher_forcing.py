@@ -13,8 +13,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from seqproc.arguments import require, require_all
-from seqproc.by_device import ByDevice
+from seqproc._util.arguments import require, require_all
+from seqproc._util.by_device import ByDevice
+from seqproc._util.isolation import in_turn, undisturbed
+from seqproc._util.tensor_arguments import require_dense, require_ids, require_ids_below, token_ids
 from seqproc.config import PrecisionConfig, require_flag, torch_dtype
 from seqproc.errors import (
     ConfigError,
@@ -24,12 +26,10 @@ from seqproc.errors import (
     SeqprocError,
     SequenceError,
 )
-from seqproc.introspection import num_embedded
-from seqproc.modules import in_turn, undisturbed, unwrap
+from seqproc.models.introspection import num_embedded
+from seqproc.models.wrappers import unwrap
 from seqproc.policy import SamplingPolicy, TokenScores, require_policy, score_tokens
 from seqproc.scorers import precision as precisions
-from seqproc.scorers.allocator import keep_freed_memory
-from seqproc.scorers.attention import differentiable_attention
 from seqproc.scorers.batching import Batch, Limits, TokenSequence
 from seqproc.scorers.budget import Schedule, default_logits, default_tokens, is_out_of_memory
 from seqproc.scorers.chunks import in_chunks
@@ -41,11 +41,12 @@ from seqproc.scorers.forward import (
     forward_logits,
     whole_embedding_gradients,
 )
+from seqproc.scorers.kernels.allocator import keep_freed_memory
+from seqproc.scorers.kernels.attention import differentiable_attention
+from seqproc.scorers.kernels.products import MULTIPLE
 from seqproc.scorers.measure import empty_scores, measure
 from seqproc.scorers.overrides import ParamMapping, cast_up, resolve_mapping, widest
 from seqproc.scorers.packing import FORWARD_COST
-from seqproc.scorers.products import MULTIPLE
-from seqproc.tensor_arguments import require_dense, require_ids, require_ids_below, token_ids
 
 # Logits of a chunk of the head: 132 MB in float32 on a CPU, a little less than the largest blocks
 # that `keep_freed_memory` keeps. In smaller chunks a CPU packs the matrix more often.

@@ -30,9 +30,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from seqproc.arguments import require
+from seqproc._util.arguments import require
+from seqproc._util.tensor_arguments import require_logits, require_tokens, token_ids
 from seqproc.errors import ConfigError
-from seqproc.nucleus import (
+from seqproc.support.nucleus import (
     Nuclei,
     blocks,
     exponential,
@@ -42,8 +43,7 @@ from seqproc.nucleus import (
     sums,
     wide,
 )
-from seqproc.restricted import Restricted, truncated, whole
-from seqproc.tensor_arguments import require_logits, require_tokens, token_ids
+from seqproc.support.sums import Restricted, truncated, whole
 
 _NEG_INF = float("-inf")
 

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import pytest
 
-from seqproc.by_device import ByDevice
+from seqproc._util.by_device import ByDevice
 
 T = TypeVar("T")
 

@@ -8,8 +8,8 @@ import torch
 from adversarial import KINDS, adversarial
 from devices import as_on_an_accelerator, everywhere
 
-from seqproc import nucleus, ranking
 from seqproc.policy import SamplingPolicy, support
+from seqproc.support import nucleus, ranking
 
 NEG_INF = float("-inf")
 ROWS_PER_KIND = 3_600  # 7 kinds x 2 dtypes x 2 vocabularies: 100,800 rows

@@ -9,8 +9,8 @@ import pytest
 import torch
 from adversarial import KINDS, adversarial
 
-from seqproc import ranking
-from seqproc.ranking import largest
+from seqproc.support import top_logits as ranking
+from seqproc.support.top_logits import largest
 
 INF = float("inf")
 DTYPES = [torch.float32, torch.float64]

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seqproc._math_judge import MathJudge
 from seqproc.errors import SequenceError
 from seqproc.rewards import answers_equal, tag_pref, tag_pref_batch, tagged_answer
+from seqproc.rewards.math_judge import MathJudge
 
 
 def answered(answer):

@@ -63,8 +63,8 @@ def parity(
     prompts = _prompts(draw)
     write_report(_nothing_yet(model, draw), path)  # in place of an earlier one
     with build_processor(model, policy, response=response) as processor:
+        from seqproc.models.tokenization import as_chat
         from seqproc.parity.run import run_parity
-        from seqproc.tokenization import as_chat
 
         if chat:
             prompts = [as_chat(processor.tokenizer, prompt) for prompt in prompts]
@@ -177,8 +177,8 @@ def write_report(report: ParityReport, path: Path) -> None:
     Raises:
         RunError: when the operating system refuses.
     """
+    from seqproc._util.atomic import write_atomically
     from seqproc.parity.run import to_json
-    from seqproc.runs.atomic import write_atomically
 
     write_atomically(path, lambda file: file.write(to_json(report).encode()))
 

@@ -17,11 +17,11 @@ from torch import Tensor
 from seqproc.engines.gumbel import gumbel_noise
 from seqproc.parity.draws import Answer
 from seqproc.parity.metrics import tolerance
-from seqproc.placement import cut
+from seqproc.parity.positions import cut
+from seqproc.parity.reading import Rows, read_columns
 from seqproc.policy import SamplingPolicy, token_log_q
 from seqproc.scorers import TeacherForcingScorer, TokenSequence
 from seqproc.scorers.overrides import ParamMapping
-from seqproc.scorers.placing import Rows, read_columns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,12 +20,12 @@ from seqproc.engines.base import Completion, Engine, Request, StoppingRule
 from seqproc.engines.gumbel import seed_tensor
 from seqproc.engines.noise import Noise
 from seqproc.errors import EngineError
+from seqproc.parity.positions import Cut, LogDistribution, Placement, cut, place
+from seqproc.parity.reading import Rows, read_columns
 from seqproc.parity.replay import ReplayedRows, ReplayedTokens, replay_rows
-from seqproc.placement import Cut, LogDistribution, Placement, cut, place
 from seqproc.policy import SamplingPolicy, log_q, token_log_p
 from seqproc.scorers import TeacherForcingScorer, TokenSequence
 from seqproc.scorers.overrides import ParamMapping
-from seqproc.scorers.placing import Rows, read_columns
 
 # Legend: D draws, N tokens of all draws together, K bins of ranks.
 

@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from seqproc.parity.draws import Draws, Floats
+from seqproc.parity.positions import RANK_EDGES
 from seqproc.parity.verdict import Finding, Link
-from seqproc.placement import RANK_EDGES
 
 _CERTAIN = 0.99  # where the first token has more than this, its draw tells next to nothing
 _TAIL_EDGES = (*np.linspace(0, 0.9, 10), 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 1.0)

@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from seqproc.arguments import require
+from seqproc._util.arguments import require
 from seqproc.errors import ConfigError, DatasetError
 
 T = TypeVar("T")

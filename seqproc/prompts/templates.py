@@ -4,7 +4,7 @@ Knows nothing of chat templates or tokenizers: these are plain strings for base 
 instruct models alike.
 """
 
-from seqproc.arguments import require
+from seqproc._util.arguments import require
 from seqproc.errors import PromptError
 
 R1_TEMPLATE = (

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from seqproc.arguments import require
+from seqproc._util.arguments import require
 from seqproc.config import require_count
 from seqproc.errors import ConfigError
 from seqproc.prompts import choose_prompts, draw_seed, replacement_indices

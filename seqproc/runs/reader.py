@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from seqproc.arguments import require_path
+from seqproc._util.arguments import require_path
 from seqproc.errors import RunError
 from seqproc.runs.manifest import Manifest, from_json
 from seqproc.runs.schema import ROWS_SCHEMA

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from seqproc.config import require_count
 from seqproc.engines.base import Request
 from seqproc.errors import ConfigError, PromptError
+from seqproc.models.tokenization import as_chat
 from seqproc.prompts import PromptEntry, load_prompts
 from seqproc.runs.plan import Draw, RunSpec, plan_draws
 from seqproc.runs.result import RunResult
@@ -24,7 +25,6 @@ from seqproc.runs.rows import rows_table
 from seqproc.runs.steps import Stopwatch, chunks, describe_run, score_and_reward
 from seqproc.runs.summary import SummaryAccumulator
 from seqproc.runs.writer import RunWriter, require_free
-from seqproc.tokenization import as_chat
 
 if TYPE_CHECKING:
     from seqproc.processor import SequenceProcessor

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from seqproc.assembly import batched_sequences
 from seqproc.config import require_count
 from seqproc.engines.base import Completion, Request
+from seqproc.processor.assembly import batched_sequences
 from seqproc.runs.result import RunResult
 from seqproc.runs.rows import rows_table
 from seqproc.runs.sources import GivenSequence, open_source

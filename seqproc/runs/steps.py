@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from seqproc._util.versions import library_versions
 from seqproc.runs.manifest import Kind, Manifest
-from seqproc.versions import library_versions
 
 if TYPE_CHECKING:
     from seqproc.processor import SequenceProcessor

@@ -16,9 +16,9 @@ from typing import Any, Self
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from seqproc.arguments import require_path
+from seqproc._util.arguments import require_path
+from seqproc._util.atomic import sync_folder, write_atomically
 from seqproc.errors import RunError, SeqprocError
-from seqproc.runs.atomic import sync_folder, write_atomically
 from seqproc.runs.manifest import Manifest, to_json, utc_now
 from seqproc.runs.summary import RunSummary
 

@@ -15,6 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from seqproc import __version__
+from seqproc._util.versions import vllm_build
 from seqproc.cli import app
 from seqproc.cli.build import build_config, parse_engine_options
 from seqproc.cli.options import EngineOptions, PolicyOptions
@@ -22,7 +23,6 @@ from seqproc.engines import Request, ScriptedEngine, register_engine
 from seqproc.engines.base import Completion
 from seqproc.errors import ConfigError
 from seqproc.runs import open_run
-from seqproc.versions import vllm_build
 
 TEMPLATE = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[assistant]"
 

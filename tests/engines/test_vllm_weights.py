@@ -25,9 +25,9 @@ from engine_bench import (
 )
 
 from seqproc.engines import HFEngine, ModelSource, Request, StoppingRule
-from seqproc.engines.loading import checked, swapped
-from seqproc.engines.vllm_weights import VLLMWeights
+from seqproc.engines.vllm.weights import VLLMWeights
 from seqproc.errors import EngineError
+from seqproc.models.weights import checked, swapped
 from seqproc.policy import SamplingPolicy, token_log_q
 
 pytestmark = [pytest.mark.vllm, pytest.mark.model]

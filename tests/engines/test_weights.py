@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from seqproc.engines import HFEngine, Request, ScriptedEngine, StoppingRule
-from seqproc.engines.loading import swapped
-from seqproc.engines.weights import FingerprintCache, checksum, fingerprint
 from seqproc.errors import EngineError
+from seqproc.models.fingerprint import FingerprintCache, checksum, fingerprint
+from seqproc.models.weights import swapped
 from seqproc.policy import SamplingPolicy
 from seqproc.scorers import build_params_override
 

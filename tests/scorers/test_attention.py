@@ -16,8 +16,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from seqproc.policy import SamplingPolicy
-from seqproc.scorers import TeacherForcingScorer, attention
-from seqproc.scorers.attention import attention_in_order
+from seqproc.scorers import TeacherForcingScorer
+from seqproc.scorers.kernels import attention
+from seqproc.scorers.kernels.attention import attention_in_order
 
 ROWS, LENGTH, KEYS, WIDTH = 3, 5, 9, 4
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from scorer_helpers import families, float64_profiles
 
-from seqproc.by_device import ByDevice
+from seqproc._util.by_device import ByDevice
 from seqproc.errors import ConfigError, OverrideError, ScoringError, SequenceError
 from seqproc.policy import SamplingPolicy, log_q
 from seqproc.scorers import TeacherForcingScorer, TokenSequence, gradients

@@ -13,8 +13,9 @@ from torch.autograd import forward_ad
 from torch.nn import functional
 
 from seqproc.policy import SamplingPolicy
-from seqproc.scorers import TeacherForcingScorer, build_params_override, jvp, products
-from seqproc.scorers.products import head_products, layer_products, product, tiled_product
+from seqproc.scorers import TeacherForcingScorer, build_params_override, jvp
+from seqproc.scorers.kernels import products
+from seqproc.scorers.kernels.products import head_products, layer_products, product, tiled_product
 
 STATES, WIDTH, VOCABULARY = 7, 50, 33
 AMD = "vendor_id\t: AuthenticAMD\nmodel name\t: AMD EPYC"

@@ -17,10 +17,10 @@ from scorer_helpers import (
     read,
 )
 
-from seqproc.assembly import logprob_results
 from seqproc.config import PrecisionConfig
 from seqproc.errors import ConfigError, OverrideError, ScoringError, SequenceError
 from seqproc.policy import SamplingPolicy
+from seqproc.processor.assembly import logprob_results
 from seqproc.scorers import (
     TeacherForcingScorer,
     TokenSequence,

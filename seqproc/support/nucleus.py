@@ -1,0 +1,237 @@
+"""The nucleus of a row of logits without sorting the vocabulary.
+
+Only the k largest logits of a row are put in order. They decide the nucleus when the mass before
+some token among them has passed ``top_p``, every tie at the cut is among them, and no rounding can
+have moved the cut; a row where that does not hold is not settled, and is asked again with a
+larger k. With k = V the whole row is sorted, which settles every row. The outcome is therefore that
+of a full sort in float64.
+
+Knows rows of logits only; `seqproc.policy` says what the nucleus is for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from math import inf
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from seqproc._util.by_device import ByDevice
+from seqproc.support.top_logits import largest
+
+# Numbers of candidates that a look at a row may take; what is still open then is sorted in full.
+# A GPU finds the 2,048 largest logits as soon as the 192 largest.
+_WIDTHS: ByDevice[tuple[int, ...]] = ByDevice(cpu=(192, 2048, 8192), elsewhere=(2048,))
+
+# What is in memory at a time, in numbers of elements.
+_BLOCK_ELEMENTS = ByDevice(cpu=1 << 20, elsewhere=1 << 24)  # logits that are read whole
+_LOOK_ELEMENTS = ByDevice(cpu=1 << 17, elsewhere=1 << 23)  # candidates of a look
+_COPIED_ELEMENTS = ByDevice(cpu=1 << 22, elsewhere=1 << 25)  # of a look's rows, if not all rows
+
+_LOG2_E = 1 / math.log(2)
+
+# Bounds on the relative error of a sum of exponentials. In float32, x = (ℓ − max ℓ)/T carries
+# 2⁻²³·|x| and x·log₂e half of that and 2e-8·|x|; exp2 and the cascaded sum add 2e-6 at most. That
+# is 8e-6 down to x = −30. What is below has no part in it: of a million tokens it is 1e-7 of a
+# row's mass, so that its own error, 2e-5 of it down to exp(−88), is within the bound of float64,
+# which is always added. In float64 what counts is the cumulative sum over at most 8,192 candidates.
+_SUM_ERROR = {torch.float32: 8e-6, torch.float64: 1e-11}
+
+# Whether float32 logits outside the candidates are summed in float64. It leaves hardly a row to be
+# asked again, which takes a GPU longer; on a CPU it would take longer than all else.
+_SUMS_ARE_WIDE = ByDevice(cpu=False, elsewhere=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Nuclei:
+    """The nuclei of M rows among their k largest logits, in falling order (ties: smaller id first).
+
+    ``shifted``, ``weights`` and ``outside`` are differentiable in the logits.
+    """
+
+    rows: Tensor  # [M] int64, which rows of the logits these are
+    ids: Tensor  # [M, k] int64
+    shifted: Tensor  # [M, k] float64, x = (ℓ − max ℓ)/T
+    weights: Tensor  # [M, k] float64, exp(x)
+    kept: Tensor  # [M, k] bool, in the nucleus: a first part of each row
+    outside: Tensor  # [M] float64, Σ exp(x) over all other tokens
+    share: Tensor  # [M, k] float64, mass up to each token and with it, over that of the whole row
+
+    def take(self, which: Tensor) -> Nuclei:
+        """Some of the rows, by index."""
+        return Nuclei(**{f.name: getattr(self, f.name)[which] for f in fields(self)})
+
+
+def nuclei(logits: Tensor, temperature: float, top_p: float) -> Iterator[Nuclei]:
+    """The nucleus of every row, in groups of rows that took the same number of candidates.
+
+    Args:
+        logits: ``[N, V]``, float32 or float64.
+        temperature: T > 0.
+        top_p: nucleus mass in [0, 1); 0 keeps the first token alone.
+    """
+    rows = torch.arange(len(logits), device=logits.device)
+    yield from _search(logits, rows, temperature, top_p, _widths(logits))
+
+
+def nuclei_by_sorting(logits: Tensor, temperature: float, top_p: float) -> Nuclei:
+    """The nuclei of all rows among all V tokens, in a number of steps that no value decides.
+
+    The same as those of `nuclei`. Nothing is read back from the device, so that the host never
+    waits for an accelerator.
+    """
+    rows = torch.arange(len(logits), device=logits.device)
+    outside = torch.zeros_like(rows, dtype=wide(logits[:0]).dtype)
+    ids = _largest(logits, logits.shape[-1])
+    return _head(logits, rows, temperature, top_p, ids, outside)
+
+
+def blocks(logits: Tensor) -> Sequence[Tensor]:
+    """Rows ``[n, V]`` of logits ``[N, V]`` to read at a time: on a CPU what fits in its caches."""
+    return logits.split(max(1, _BLOCK_ELEMENTS.on(logits.device) // logits.shape[-1]))
+
+
+def wide(values: Tensor) -> Tensor:
+    """Float64 where the device has it (Apple's MPS has not)."""
+    return values if values.device.type == "mps" else values.double()
+
+
+def _widths(logits: Tensor) -> list[int]:
+    """Numbers of candidates to try in turn; the last is the whole vocabulary."""
+    vocabulary = logits.shape[-1]
+    return [*(width for width in _WIDTHS.on(logits.device) if width < vocabulary), vocabulary]
+
+
+def _search(
+    logits: Tensor, rows: Tensor, temperature: float, top_p: float, widths: list[int]
+) -> Iterator[Nuclei]:
+    left = torch.arange(len(rows), device=rows.device)
+    for i, width in enumerate(widths):
+        beyond = [left[:0]]
+        for now, some in _together(logits, left, width):
+            found, within, certain = _look(some, rows[now], temperature, top_p, width)
+            settled = within & certain
+            if bool(settled.all()):
+                yield found
+            elif bool(settled.any()):
+                yield found.take(settled.nonzero()[:, 0])
+            if bool((unsure := within & ~certain).any()):
+                better = wide(some[unsure])
+                again = widths[-1:] if better.dtype == _summed_as(logits) else widths[i:]
+                yield from _search(better, rows[now[unsure]], temperature, top_p, again)
+            beyond.append(now[~within])
+        left = torch.cat(beyond)
+
+
+def _together(logits: Tensor, left: Tensor, width: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rows to look at, and their logits, in parts that bound what is in memory."""
+    (number, vocabulary), device = logits.shape, logits.device
+    most = _LOOK_ELEMENTS.on(device) // width
+    if len(left) == number:  # all rows, in order
+        yield from zip(left.split(max(1, most)), logits.split(max(1, most)), strict=True)
+    elif len(left):
+        most = min(most, _COPIED_ELEMENTS.on(device) // vocabulary)
+        yield from ((now, logits.index_select(0, now)) for now in left.split(max(1, most)))
+
+
+def _look(
+    logits: Tensor, rows: Tensor, temperature: float, top_p: float, width: int
+) -> tuple[Nuclei, Tensor, Tensor]:
+    """Nuclei among ``width`` candidates, and two masks ``[N]``: whether the cut lies among them
+    with all its ties, and whether it is farther from any token than rounding reaches.
+    """
+    found = _head(logits, rows, temperature, top_p, *_candidates(logits, temperature, width))
+    if width == logits.shape[-1]:
+        everything = torch.ones_like(found.kept[:, 0])
+        return found, everything, everything
+    last = found.kept.sum(-1, keepdim=True) - 1
+    shifted = found.shifted.detach()
+    cut, following = shifted.gather(-1, last), shifted.gather(-1, (last + 1).clamp(max=width - 1))
+    within = shifted[:, -1] < cut[:, 0]
+    if bool((within & (following == cut)[:, 0]).any()):  # the cut parts a tie
+        ids = _smaller_ids_first(logits, found.ids)
+        found = _head(logits, rows, temperature, top_p, ids, found.outside)
+    return found, within, _certain(found, last, top_p, _SUM_ERROR[_summed_as(logits)])
+
+
+def _candidates(logits: Tensor, temperature: float, width: int) -> tuple[Tensor, Tensor]:
+    """Ids ``[N, width]`` of the largest logits, falling, and Σ exp(x) ``[N]`` over all others.
+
+    Only what reads the whole vocabulary goes in blocks.
+    """
+    ids, outside = [], []
+    for block in blocks(logits):
+        chosen = _largest(block, width)
+        peak = block.detach().gather(-1, chosen[:, :1])
+        others = scaled(block - peak.to(_summed_as(block)), temperature)
+        others = others.scatter_(-1, chosen, -inf)
+        ids.append(chosen)
+        outside.append(wide(sums(exponential(others))))
+    return torch.cat(ids), torch.cat(outside)
+
+
+def _head(
+    logits: Tensor, rows: Tensor, temperature: float, top_p: float, ids: Tensor, outside: Tensor
+) -> Nuclei:
+    values = wide(logits.gather(-1, ids))
+    shifted = scaled(values - values.detach()[:, :1], temperature)
+    inside = shifted.exp()
+    share = inside.detach().cumsum(-1)
+    share /= share[:, -1:] + outside.detach().unsqueeze(-1)
+    kept = functional.pad(share[:, :-1] < top_p, (1, 0), value=True)
+    return Nuclei(
+        rows=rows,
+        ids=ids,
+        shifted=shifted,
+        weights=inside,
+        kept=kept,
+        outside=outside,
+        share=share,
+    )
+
+
+def _certain(found: Nuclei, last: Tensor, top_p: float, sum_error: float) -> Tensor:
+    """Whether the mass before the last token kept, and before the next, is far from top_p."""
+    after = found.share.gather(-1, last)
+    before = found.share.gather(-1, (last - 1).clamp(min=0)).masked_fill(last == 0, -inf)
+    error = sum_error * (1 - found.share[:, -1:]) + _SUM_ERROR[torch.float64]
+    return ((top_p - before > error) & (after - top_p > error)).squeeze(-1)
+
+
+def _summed_as(logits: Tensor) -> torch.dtype:
+    """The dtype in which the mass outside the candidates is summed."""
+    return wide(logits[:0]).dtype if _SUMS_ARE_WIDE.on(logits.device) else logits.dtype
+
+
+def _largest(logits: Tensor, width: int) -> Tensor:
+    if width == logits.shape[-1]:
+        return logits.detach().sort(dim=-1, descending=True, stable=True).indices
+    return largest(logits, width)
+
+
+def _smaller_ids_first(logits: Tensor, ids: Tensor) -> Tensor:
+    ids = ids.sort(dim=-1).values
+    falling = logits.detach().gather(-1, ids).sort(dim=-1, descending=True, stable=True)
+    return ids.gather(-1, falling.indices)
+
+
+def sums(rows: Tensor) -> Tensor:
+    """The sum of each row, ``[N]``.
+
+    A row alone goes twice: PyTorch would share it among its threads, which rounds otherwise.
+    """
+    return rows.sum(-1) if len(rows) != 1 else rows.expand(2, -1).sum(-1)[:1]
+
+
+def exponential(x: Tensor) -> Tensor:
+    """exp(x). In float32 as 2^(x·log₂e), which a CPU has several times sooner."""
+    return (x * _LOG2_E).exp2_() if x.dtype == torch.float32 else x.exp()
+
+
+def scaled(values: Tensor, temperature: float) -> Tensor:
+    """values / T; the same tensor at T = 1."""
+    return values if temperature == 1 else values / temperature
