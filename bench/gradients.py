@@ -34,6 +34,7 @@ from seqproc.scorers import (
     TeacherForcingScorer,
     TokenSequence,
     gradient_gram,
+    keep_freed_memory,
     sequence_gradients,
 )
 
@@ -130,6 +131,7 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Measure, show a table per part, and end with one line of JSON."""
     options, console = parse(), Console(width=150)
+    keep_freed_memory()
     model, tokenizer = load_model(options.model, device=options.device)
     data: dict[str, Any] = {
         "prompt_tokens": options.prompt_tokens,

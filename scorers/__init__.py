@@ -17,6 +17,7 @@ from seqproc.scorers.gradients import (
     sequence_gradients,
     weighted_gradient,
 )
+from seqproc.scorers.kernels.allocator import keep_freed_memory
 from seqproc.scorers.measure import baseline_features, measure
 from seqproc.scorers.overrides import build_params_override, build_state_override
 from seqproc.scorers.precision import Float64Lift
@@ -41,6 +42,7 @@ __all__ = [
     "gradient_gram",
     "hvp",
     "jvp",
+    "keep_freed_memory",
     "measure",
     "plan",
     "projected_gradients",

@@ -22,6 +22,7 @@ from torch.autograd import forward_ad
 
 from seqproc._util.arguments import require_all
 from seqproc._util.isolation import in_turn, undisturbed
+from seqproc._util.kernels import kernels_on
 from seqproc.errors import ConfigError, ScoringError, SequenceError
 from seqproc.policy import SamplingPolicy, TokenScores, require_policy
 from seqproc.scorers.batching import Batch, TokenSequence
@@ -89,17 +90,23 @@ def jvp(
     mapping, width = resolve_mapping(model, None, None, least)
     results = [_nothing(scorer, width)] * len(sequences)
 
-    def work(batch: Batch) -> None:
+    def differentiate(batch: Batch) -> TokenDerivatives:
         with in_turn(), differentiated_forwards(), forward_ad.dual_level():
             moving = mapping | {name: _dual(mapping[name], v) for name, v in moves.items()}
             with _finite_differences_instead(model):
-                found = _unpack(scorer.score_batch(batch, policy, moving, width))
-        _require_numbers(found, batch)
-        for index, start, stop in batch.spans():
-            results[index] = _rows(found, start, stop)
+                return _unpack(scorer.score_batch(batch, policy, moving, width))
 
-    with undisturbed(scorer.device), torch.no_grad(), written_out():
-        scorer.schedule(sequences, batch_size, token_budget, share_prompts).run(work)
+    with (
+        undisturbed(scorer.device),
+        torch.no_grad(),
+        kernels_on(scorer.precision.kernels),
+        written_out(),
+    ):
+        schedule = scorer.schedule(sequences, batch_size, token_budget, share_prompts)
+        for batch, derivatives in schedule.map(differentiate):
+            _require_numbers(derivatives, batch)
+            for index, start, stop in batch.spans():
+                results[index] = _rows(derivatives, start, stop)
     return results
 
 

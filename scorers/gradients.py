@@ -217,7 +217,7 @@ def _gradient(
     shares = [1.0] * len(sequences) if weights is None else weights.tolist()
     total: list[Tensor] = []
 
-    def work(batch: Batch) -> None:
+    def differentiate(batch: Batch) -> tuple[Tensor, ...]:
         logits = len(batch.targets) * scorer.parts.vocabulary
         scores = score_batch(batch, keeps_logits=logits <= _KEPT_LOGITS.on(scorer.device))
         require_numbers(scores, batch)
@@ -226,13 +226,9 @@ def _gradient(
             for index, start, stop in batch.spans()
         ]
         value = torch.stack(values).sum()
-        found = torch.autograd.grad(
+        return torch.autograd.grad(
             value, list(params.values()), allow_unused=True, materialize_grads=True
         )
-        if total:
-            torch._foreach_add_(total, found)
-        else:
-            total.extend(found)
 
     if not params:
         raise ModelError(
@@ -240,9 +236,13 @@ def _gradient(
         )
     with undisturbed(scorer.device), torch.enable_grad():
         score_batch = scorer.graphed(policy)
-        scorer.schedule(sequences, batch_size).run(work)
-    found = total or [torch.zeros_like(p) for p in params.values()]
-    return dict(zip(params, found, strict=True))
+        for _, of_batch in scorer.schedule(sequences, batch_size).map(differentiate):
+            if total:
+                torch._foreach_add_(total, of_batch)
+            else:
+                total.extend(of_batch)
+    gradient = total or [torch.zeros_like(p) for p in params.values()]
+    return dict(zip(params, gradient, strict=True))
 
 
 def _by_own_attention(scorer: TeacherForcingScorer) -> TeacherForcingScorer:

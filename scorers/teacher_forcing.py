@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from seqproc._util.arguments import require, require_all
 from seqproc._util.by_device import ByDevice
 from seqproc._util.isolation import in_turn, undisturbed
+from seqproc._util.kernels import kernels_on
 from seqproc._util.tensor_arguments import require_dense, require_ids, require_ids_below, token_ids
 from seqproc.config import PrecisionConfig, require_flag, torch_dtype
 from seqproc.errors import (
@@ -41,12 +42,11 @@ from seqproc.scorers.forward import (
     forward_logits,
     whole_embedding_gradients,
 )
-from seqproc.scorers.kernels.allocator import keep_freed_memory
 from seqproc.scorers.kernels.attention import differentiable_attention
+from seqproc.scorers.kernels.packing import FORWARD_COST
 from seqproc.scorers.kernels.products import MULTIPLE
 from seqproc.scorers.measure import empty_scores, measure
 from seqproc.scorers.overrides import ParamMapping, cast_up, resolve_mapping, widest
-from seqproc.scorers.packing import FORWARD_COST
 
 # Logits of a chunk of the head: 132 MB in float32 on a CPU, a little less than the largest blocks
 # that `keep_freed_memory` keeps. In smaller chunks a CPU packs the matrix more often.
@@ -80,8 +80,6 @@ class TeacherForcingScorer:
         self.precision = precision or PrecisionConfig()
         self.parts, self.shortcuts = examine(self.model)
         self._differentiates_attention = False
-        if self.device.type == "cpu":
-            keep_freed_memory()
 
     @property
     def device(self) -> torch.device:
@@ -134,21 +132,31 @@ class TeacherForcingScorer:
                 f"overrides must be mappings or None, in a list, got {type(overrides).__name__}"
             )
         schedule = self.schedule(sequences, batch_size, token_budget, share_prompts)
-        results: list[list[TokenScores]] = []
-        for override in overrides:
-            mapping, width = resolve_mapping(self.model, override, buffers, self.least_dtypes())
-            results.append([self.empty_scores(width)] * len(sequences))
-            score_batch = functools.partial(
-                self.score_batch, policy=policy, mapping=mapping, width=width
-            )
+        report = progress or _report_nothing
+        return [
+            self._score_at(override, buffers, policy, schedule, report) for override in overrides
+        ]
 
-            def work(batch: Batch, score_batch: ScoreBatch = score_batch) -> None:
-                _place(results[-1], batch, score_batch(batch).map(_to_cpu))
-                if progress is not None:
-                    progress(len(batch.indices))
+    @torch.no_grad()
+    def _score_at(
+        self,
+        override: ParamMapping | None,
+        buffers: ParamMapping | None,
+        policy: SamplingPolicy,
+        schedule: Schedule,
+        report: Progress,
+    ) -> list[TokenScores]:
+        """The scores of every sequence at one override, on the CPU."""
+        mapping, width = resolve_mapping(self.model, override, buffers, self.least_dtypes())
 
-            with torch.no_grad():
-                schedule.run(work)
+        def score_batch(batch: Batch) -> TokenScores:
+            return self.score_batch(batch, policy, mapping, width).map(_to_cpu)
+
+        results = [self.empty_scores(width)] * schedule.num_sequences
+        with kernels_on(self.precision.kernels):
+            for batch, scores in schedule.map(score_batch):
+                _place(results, batch, scores)
+                report(len(batch.indices))
         return results
 
     def score_with_grad(
@@ -170,12 +178,9 @@ class TeacherForcingScorer:
         results = [self.empty_scores(self._with_grad_width())] * len(sequences)
         self._require_trainable()
         with undisturbed(self.device), torch.enable_grad():
-            score_batch = self.graphed(policy)
-
-            def work(batch: Batch) -> None:
-                _place(results, batch, score_batch(batch))
-
-            self.schedule(sequences, batch_size, token_budget, share_prompts).run(work)
+            schedule = self.schedule(sequences, batch_size, token_budget, share_prompts)
+            for batch, scores in schedule.map(self.graphed(policy)):
+                _place(results, batch, scores)
         return results
 
     def graphed(self, policy: SamplingPolicy) -> ScoreBatch:
@@ -221,7 +226,8 @@ class TeacherForcingScorer:
             and self.parts.shares_prompts,
             forward_cost=FORWARD_COST.on(self.device),
         )
-        return Schedule(sequences, limits)
+        with kernels_on(self.precision.kernels):
+            return Schedule(sequences, limits)
 
     @in_turn()
     def score_batch(
@@ -255,7 +261,8 @@ class TeacherForcingScorer:
                 logits = self.parts.logits(states, dict(zip(head, tensors, strict=True)))
             dtype = self._statistics_dtype(logits.dtype, with_grad)
             read = score_tokens if keeps_logits else measure
-            return read(logits.to(dtype), tokens, policy, self.eos_token_ids)
+            with kernels_on(self.precision.kernels):
+                return read(logits.to(dtype), tokens, policy, self.eos_token_ids)
 
         if keeps_logits:
             return score_states(states, batch.targets, *head.values())
@@ -315,6 +322,7 @@ class TeacherForcingScorer:
         """Evaluation mode, precision as configured, sums in order and fast, around a forward."""
         with (
             in_turn(),
+            kernels_on(self.precision.kernels),
             _explained(self.model, autocast or width),
             evaluating(self.model),
             precisions.matmul_mode(
@@ -355,6 +363,10 @@ def _explained(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
             f"{type(error).__name__}: {error}. The model's own code may not support this dtype, "
             "these sequences or forward derivatives: try another dtype of the profile in precision"
         ) from error
+
+
+def _report_nothing(num_sequences: int) -> None:
+    """Progress that nobody asked for."""
 
 
 def _to_cpu(values: Tensor) -> Tensor:

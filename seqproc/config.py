@@ -21,6 +21,7 @@ import torch
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
+from seqproc._util.kernels import KERNELS, KernelName, kernels_of_environment
 from seqproc.errors import ConfigError
 from seqproc.policy import LEAST_TEMPERATURE, MOST_TEMPERATURE, SamplingPolicy
 from seqproc.rewards import TAG_AND_ANSWER
@@ -78,6 +79,13 @@ def _two_numbers(value: object) -> object:
 
 def _integer_as_float(value: object) -> object:
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _kernel_names(value: object) -> object:
+    """Names in a list as a tuple; True for all kernels, False for none."""
+    if isinstance(value, bool):
+        return KERNELS if value else ()
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _autocast_off(value: bool) -> bool:
@@ -277,6 +285,10 @@ class PrecisionConfig:
     allow_tf32: bool = False  # False keeps float32 matmuls in float32, whatever matmul_precision
     matmul_precision: MatmulPrecision = "high"  # takes effect only with allow_tf32
     entropy_fp64: bool = False  # statistics in float64 over the forward's logits
+    # Optional speed that is on: all of it, or what the variable SEQPROC_KERNELS says.
+    kernels: Annotated[tuple[KernelName, ...], BeforeValidator(_kernel_names)] = dataclasses.field(
+        default_factory=kernels_of_environment
+    )
 
 
 def torch_dtype(name: str) -> torch.dtype:

@@ -12,6 +12,8 @@ import ctypes
 import functools
 import platform
 
+from seqproc._util.kernels import is_on
+
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 # Freed memory that the process may hold on to: what a pass makes and frees, and beside it the
 # parameters of an override of some 100 million.
@@ -23,10 +25,13 @@ _LARGEST_BLOCKS = (128 << 20, 32 << 20)  # larger ones still come from the syste
 def keep_freed_memory() -> bool:
     """Let the process keep up to 1 GB of freed memory; once, and for good.
 
+    The command line calls it. A program of your own that scores on a CPU may: no other part of
+    seqproc changes the process that it runs in.
+
     Returns:
         Whether the allocator took the setting.
     """
-    if platform.libc_ver()[0] != "glibc":
+    if platform.libc_ver()[0] != "glibc" or not is_on("allocator"):
         return False
     libc = ctypes.CDLL(None)
     took_blocks = any(libc.mallopt(_M_MMAP_THRESHOLD, size) for size in _LARGEST_BLOCKS)

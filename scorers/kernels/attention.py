@@ -24,6 +24,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from seqproc._util.kernels import is_on
 from seqproc.scorers.chunks import alias
 from seqproc.scorers.forward import device_of
 
@@ -53,7 +54,8 @@ def attention_in_order(model: nn.Module) -> Iterator[None]:
     config: Any = getattr(model, "config", None)
     fused = torch.backends.cuda.flash_sdp_enabled()  # on a CPU too, whatever its name
     of_torch = getattr(config, "_attn_implementation", None) == "sdpa"
-    if device_of(model).type != "cpu" or not (fused and of_torch):
+    on_a_cpu = device_of(model).type == "cpu"
+    if not (on_a_cpu and fused and of_torch and is_on("attention")):
         yield
         return
     _register()

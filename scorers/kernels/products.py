@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional
 
+from seqproc._util.kernels import is_on
 from seqproc.scorers.swapping import Swapped
 
 _TERMS = 192  # of a sum that is rounded on its own: as many as in MKL's
@@ -56,7 +57,7 @@ def head_products(device: torch.device) -> AbstractContextManager[Any]:
 
 
 def _on_a_cpu(device: torch.device, linear: Callable[..., Tensor]) -> AbstractContextManager[Any]:
-    here = device.type == "cpu"
+    here = device.type == "cpu" and is_on("products")
     return Swapped({functional.linear: linear}) if here else contextlib.nullcontext()
 
 

@@ -18,6 +18,7 @@ from torch.autograd import forward_ad
 from torch.nn import functional
 
 from seqproc._util.by_device import ByDevice
+from seqproc._util.kernels import is_on
 from seqproc.scorers.experts import BY_EXPERT
 from seqproc.scorers.kernels.products import product
 from seqproc.scorers.swapping import Swapped
@@ -30,7 +31,7 @@ _SCORES = ByDevice(cpu=1, elsewhere=1 << 26)
 
 def written_out() -> Swapped:
     """A scope in which dual tensors meet the forms of this module; only without a graph."""
-    return Swapped(_WRITTEN_OUT)
+    return Swapped(_WRITTEN_OUT if is_on("tangents") else BY_EXPERT)
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

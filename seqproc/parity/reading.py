@@ -63,18 +63,18 @@ def read_columns(
         For each sequence, in the order given, the columns on the CPU, one row per token.
     """
     mapping, width = resolve_mapping(scorer.model, override, None, scorer.least_dtypes())
-    found: list[dict[str, Tensor]] = [{}] * len(sequences)
+    results: list[dict[str, Tensor]] = [{}] * len(sequences)
 
-    def work(batch: Batch) -> None:
-        columns = _read_batch(scorer, batch, reading, mapping, width)
-        for index, start, stop in batch.spans():
-            found[index] = {name: column[start:stop] for name, column in columns.items()}
-        if progress is not None:
-            progress(len(batch.indices))
+    def read(batch: Batch) -> dict[str, Tensor]:
+        return _read_batch(scorer, batch, reading, mapping, width)
 
     with torch.no_grad():
-        scorer.schedule(sequences, None, token_budget).run(work)
-    return found
+        for batch, columns in scorer.schedule(sequences, None, token_budget).map(read):
+            for index, start, stop in batch.spans():
+                results[index] = {name: column[start:stop] for name, column in columns.items()}
+            if progress is not None:
+                progress(len(batch.indices))
+    return results
 
 
 def _read_batch(

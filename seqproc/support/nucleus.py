@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from seqproc._util.by_device import ByDevice
+from seqproc._util.kernels import is_on
 from seqproc.support.top_logits import largest
 
 # Numbers of candidates that a look at a row may take; what is still open then is sorted in full.
@@ -103,6 +104,8 @@ def wide(values: Tensor) -> Tensor:
 def _widths(logits: Tensor) -> list[int]:
     """Numbers of candidates to try in turn; the last is the whole vocabulary."""
     vocabulary = logits.shape[-1]
+    if not is_on("nucleus"):
+        return [vocabulary]
     return [*(width for width in _WIDTHS.on(logits.device) if width < vocabulary), vocabulary]
 
 

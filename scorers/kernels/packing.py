@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from seqproc._util.by_device import ByDevice
+from seqproc._util.kernels import is_on
 
 # What a forward costs beside its tokens, in tokens. On a CPU, where it reads all weights once, from
 # times of SmolLM2-135M. Elsewhere it is the launch of kernels, which takes as long for any width of
@@ -40,12 +41,16 @@ def cheapest_runs(
     Within a run `first` is padded to that of its first item. The rows count as they are, for they
     can be cut into runs again; but a limit holds as if they were padded to the longest.
 
+    Switched off, a run is as full as the limits allow.
+
     Args:
         items: in falling order of `first`.
         tokens: most tokens of a run, padding included; an item alone is always a run.
         rows: most rows of a run.
         forward_cost: what a run costs beside its tokens, in tokens.
     """
+    if not is_on("packing"):
+        return _fullest_runs(items, tokens, rows)
     first, longest = (np.array([getattr(i, n) for i in items]) for n in ("first", "longest"))
     rows_before, total_before = (
         np.cumsum([0, *(getattr(i, n) for i in items)]) for n in ("rows", "total")
@@ -66,6 +71,19 @@ def cheapest_runs(
         start[stop] = stop - 1 - int(whole[::-1].argmin())  # of equals the shortest: fuller before
         cost[stop] = whole[start[stop] - run[0]]
     return _slices(start)
+
+
+def _fullest_runs(items: Sequence[Item], tokens: float, rows: float) -> list[slice]:
+    if not items:
+        return []
+    starts = [0]
+    for stop in range(1, len(items) + 1):
+        run = items[starts[-1] : stop]
+        number = sum(item.rows for item in run)
+        padded = run[0].first * len(run) + number * max(item.longest for item in run)
+        if len(run) > 1 and (padded > tokens or number > rows):
+            starts.append(stop - 1)
+    return [slice(a, b) for a, b in zip(starts, [*starts[1:], len(items)], strict=True)]
 
 
 def _slices(start: np.ndarray) -> list[slice]:
