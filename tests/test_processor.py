@@ -234,7 +234,7 @@ BAD_CALLS: dict[str, tuple[Call, type[Exception], str]] = {
     "neither": (lambda sp: sp.generate_with_logprobs(), ConfigError, "either prompts or"),
     "unknown keyword": (
         lambda sp: sp.generate_with_replacement_sampling(1, "arithmetic", compute_br=True),
-        TypeError,
+        ConfigError,
         "compute_br",
     ),
     "not sequences": (lambda sp: sp.teacher_force_logprobs([1]), SequenceError, "got list"),

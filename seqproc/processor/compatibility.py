@@ -37,7 +37,7 @@ class SpecificationAliases:
         buffer_dtype: torch.dtype | None = None,
     ) -> dict[str, Tensor]:
         return overrides.build_state_override(
-            self._mdl_target,
+            self.model,
             v_named,
             eta,
             param_dtype=param_dtype,

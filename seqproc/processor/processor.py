@@ -38,7 +38,7 @@ from seqproc.models.wrappers import unwrap
 from seqproc.policy import SamplingPolicy
 from seqproc.processor.compatibility import SpecificationAliases
 from seqproc.processor.sampler import Sampler
-from seqproc.processor.scoring import Scored, SequenceScorer, Wanted, require_sequences
+from seqproc.processor.scoring import Scored, SequenceScorer, require_sequences
 from seqproc.prompts import (
     PromptEntry,
     choose_prompts,
@@ -62,8 +62,9 @@ class SequenceProcessor(SpecificationAliases):
     """Generate sequences, score them by teacher forcing, and diagnose the sampling policy.
 
     Args:
-        model: a causal language model in torch (data-parallel and PEFT wrappers are fine).
-        tokenizer: the model's tokenizer.
+        model: a causal language model in torch (data-parallel and PEFT wrappers are fine), or a
+            `ModelSource`.
+        tokenizer: the model's tokenizer; a source has its own.
         logger: where warnings go; by default the logger ``seqproc``.
         config: a `GenerationConfig`, a mapping with the sections ``generation`` and ``precision``,
             the path of a TOML file, or None for the defaults.
@@ -83,8 +84,8 @@ class SequenceProcessor(SpecificationAliases):
 
     def __init__(
         self,
-        model: nn.Module,
-        tokenizer: Any,
+        model: nn.Module | ModelSource,
+        tokenizer: Any = None,
         logger: logging.Logger | None = None,
         config: ConfigLike = None,
         engine: str | Engine = "hf",
@@ -92,13 +93,21 @@ class SequenceProcessor(SpecificationAliases):
         engine_options: Mapping[str, Any] | None = None,
         reward: Reward | None = None,
     ) -> None:
-        from seqproc.models import check_model_and_tokenizer
-
-        model = unwrap(model)
-        check_model_and_tokenizer(model, tokenizer)
-        source = ModelSource.from_model(model, tokenizer)
-        self._set_up(source, logger, config, engine, engine_options, reward)
-        self.scoring.teacher  # noqa: B018 - examines the model now, to refuse it before it samples
+        _require_set_up(logger, engine, engine_options)
+        self.source = model if isinstance(model, ModelSource) else _source_of(model, tokenizer)
+        self.logger = logger or logging.getLogger("seqproc")
+        self._config, self._precision = load_config(config)
+        self.tokenizer = self.source.tokenizer
+        self.eos_token_ids = self.source.eos_token_ids
+        self.default_examples: Sequence[PromptEntry] | None = None
+        self._rewarder = Rewarder(self.tokenizer, reward, self.logger)
+        self.sampler = Sampler(self.source, self._config, engine, engine_options)
+        self.scoring = SequenceScorer(
+            self.source, self._config, self._precision, self.provenance, self.logger
+        )
+        if self.source.is_live:
+            self.scoring.teacher  # noqa: B018 - examines the model before anything is sampled
+        self._is_set_up = True
 
     @classmethod
     def from_pretrained(
@@ -131,7 +140,6 @@ class SequenceProcessor(SpecificationAliases):
             engine_options: see the class.
             reward: see the class.
         """
-        self = cls.__new__(cls)
         source = ModelSource.from_pretrained(
             model,
             dtype=dtype,
@@ -140,31 +148,9 @@ class SequenceProcessor(SpecificationAliases):
             revision=revision,
             trust_remote_code=trust_remote_code,
         )
-        self._set_up(source, logger, config, engine, engine_options, reward)
-        return self
-
-    def _set_up(
-        self,
-        source: ModelSource,
-        logger: logging.Logger | None,
-        config: ConfigLike,
-        engine: str | Engine,
-        engine_options: Mapping[str, Any] | None,
-        reward: Reward | None,
-    ) -> None:
-        _require_set_up(logger, engine, engine_options)
-        self.logger = logger or logging.getLogger("seqproc")
-        self._config, self._precision = load_config(config)
-        self.source = source
-        self.tokenizer = source.tokenizer
-        self.eos_token_ids = source.eos_token_ids
-        self.default_examples: Sequence[PromptEntry] | None = None
-        self._rewarder = Rewarder(self.tokenizer, reward, self.logger)
-        self.sampler = Sampler(source, self._config, engine, engine_options)
-        self.scoring = SequenceScorer(
-            source, self._config, self._precision, self.provenance, self.logger
+        return cls(
+            source, None, logger, config, engine, engine_options=engine_options, reward=reward
         )
-        self._is_set_up = True
 
     _is_set_up = False
 
@@ -430,13 +416,28 @@ class SequenceProcessor(SpecificationAliases):
     ) -> list[Scored]: ...
 
     def teacher_force_logprobs(
-        self, sequences: BatchedSequences, *args: Any, **kwargs: Any
+        self,
+        sequences: BatchedSequences,
+        with_grad: bool = False,
+        tf_batch_size: int | None = None,
+        compute_rb: bool = False,
+        return_baseline_features: bool = False,
+        params_override: ParamMapping | Sequence[ParamMapping] | None = None,
+        buffers_override: ParamMapping | None = None,
     ) -> LogprobResults | list[Scored]:
         """`teacher_force_logprobs_with_diagnostics` without the diagnostics.
 
         With a list of ``params_override``, the list of (results, diagnostics) comes back.
         """
-        scored = self.teacher_force_logprobs_with_diagnostics(sequences, *args, **kwargs)
+        scored = self.teacher_force_logprobs_with_diagnostics(
+            sequences,
+            with_grad,
+            tf_batch_size,
+            compute_rb,
+            return_baseline_features,
+            params_override,  # type: ignore[arg-type]
+            buffers_override,
+        )
         return scored if isinstance(scored, list) else scored[0]
 
     @overload
@@ -496,23 +497,23 @@ class SequenceProcessor(SpecificationAliases):
             SequenceError: token ids outside the vocabulary.
             ScoringError: a log-probability that is not a number.
         """
-        wanted = Wanted(
-            compute_rb=require_flag("compute_rb", compute_rb),
-            features=require_flag("return_baseline_features", return_baseline_features),
-        )
+        filled = {
+            "compute_rb": require_flag("compute_rb", compute_rb),
+            "baseline_features": require_flag("return_baseline_features", return_baseline_features),
+        }
         if require_flag("with_grad", with_grad):
             if params_override is not None or buffers_override is not None:
                 raise OverrideError(
                     "with_grad scores the live module and takes no override: score without "
                     "gradients, or differentiate through torch.func.functional_call yourself"
                 )
-            return self.scoring.score_with_grad(sequences, tf_batch_size, wanted)
+            return self.scoring.score_with_grad(sequences, tf_batch_size, **filled)
         if params_override is None or isinstance(params_override, Mapping):
             one = [params_override]
-            return self.scoring.score(sequences, one, buffers_override, tf_batch_size, wanted)[0]
+            return self.scoring.score(sequences, one, buffers_override, tf_batch_size, **filled)[0]
         many = overrides.check_overrides(params_override)
         return self.scoring.score(
-            sequences, many, buffers_override, tf_batch_size, wanted, num_overrides=len(many)
+            sequences, many, buffers_override, tf_batch_size, num_overrides=len(many), **filled
         )
 
     def sweep(
@@ -541,9 +542,13 @@ class SequenceProcessor(SpecificationAliases):
         """
         steps = overrides.check_etas(etas)
         shifted = (self.build_params_override(v_named, eta) for eta in steps)
-        wanted = Wanted(compute_rb=require_flag("compute_rb", compute_rb))
         return self.scoring.score(
-            sequences, shifted, None, tf_batch_size, wanted, num_overrides=len(steps)
+            sequences,
+            shifted,
+            None,
+            tf_batch_size,
+            compute_rb=require_flag("compute_rb", compute_rb),
+            num_overrides=len(steps),
         )
 
     def jvp(
@@ -670,7 +675,7 @@ class SequenceProcessor(SpecificationAliases):
         See `seqproc.scorers.overrides.build_params_override`.
         """
         return overrides.build_params_override(
-            self._mdl_target,
+            self.model,
             v_named,
             eta,
             dtype=self._override_dtype(),
@@ -680,6 +685,14 @@ class SequenceProcessor(SpecificationAliases):
     def _override_dtype(self) -> torch.dtype | None:
         profile = self.precision.func_override
         return torch_dtype(profile.dtype) if profile.cast_params else None
+
+
+def _source_of(model: nn.Module, tokenizer: Any) -> ModelSource:
+    from seqproc.models import check_model_and_tokenizer
+
+    model = unwrap(model)
+    check_model_and_tokenizer(model, tokenizer)
+    return ModelSource.from_model(model, tokenizer)
 
 
 def _require_set_up(logger: object, engine: object, engine_options: object) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -35,14 +34,6 @@ from seqproc.scorers.overrides import ParamMapping
 from seqproc.types import BatchedSequences, DiagnosticsResults, LogprobResults, Provenance
 
 Scored = tuple[LogprobResults, DiagnosticsResults]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
-    """Which optional parts of `LogprobResults` to fill."""
-
-    compute_rb: bool = False
-    features: bool = False
 
 
 class SequenceScorer:
@@ -93,8 +84,9 @@ class SequenceScorer:
         overrides: Iterable[ParamMapping | None],
         buffers: ParamMapping | None,
         batch_size: int | None,
-        wanted: Wanted,
         *,
+        compute_rb: bool,
+        baseline_features: bool = False,
         num_overrides: int = 1,
     ) -> list[Scored]:
         """Score without gradients, once per override, all by one schedule of batches."""
@@ -112,7 +104,10 @@ class SequenceScorer:
                 progress=bar.update,
                 **self._limits(batch_size),
             )
-        return [self._results(sequences, one, wanted) for one in scores]
+        return [
+            self._results(sequences, one, compute_rb, baseline_features=baseline_features)
+            for one in scores
+        ]
 
     def jvp(
         self, sequences: BatchedSequences, direction: ParamMapping, batch_size: int | None
@@ -163,14 +158,24 @@ class SequenceScorer:
         return gradient_gram(self.teacher, self._items(sequences), self.config.policy, of)
 
     def score_with_grad(
-        self, sequences: BatchedSequences, batch_size: int | None, wanted: Wanted
+        self,
+        sequences: BatchedSequences,
+        batch_size: int | None,
+        *,
+        compute_rb: bool,
+        baseline_features: bool = False,
     ) -> Scored:
         """Score on the live module, keeping the graph."""
         items, limits = self._items(sequences), self._limits(batch_size)
         with self._naming_length(items):
             scores = self.teacher.score_with_grad(items, self.config.policy, **limits)
-        rb_graph = wanted.compute_rb and self.config.rb_requires_grad
-        return self._results(sequences, scores, wanted, rb_graph=rb_graph)
+        return self._results(
+            sequences,
+            scores,
+            compute_rb,
+            baseline_features=baseline_features,
+            rb_graph=compute_rb and self.config.rb_requires_grad,
+        )
 
     def _limits(self, batch_size: int | None) -> dict[str, Any]:
         size = self.config.tf_batch_size if batch_size is None else batch_size
@@ -184,16 +189,17 @@ class SequenceScorer:
         self,
         sequences: BatchedSequences,
         scores: Sequence[TokenScores],
-        wanted: Wanted,
+        compute_rb: bool,
         *,
+        baseline_features: bool,
         rb_graph: bool = False,
     ) -> Scored:
         results = assembly.logprob_results(
             scores,
             sequences,
-            compute_rb=wanted.compute_rb,
+            compute_rb=compute_rb,
             rb_graph=rb_graph,
-            features=wanted.features,
+            features=baseline_features,
             provenance=self._provenance(),
         )
         return results, assembly.diagnostics_results(scores, sequences.num_responses)
