@@ -7,7 +7,6 @@ neither a step nor a cast share its storage.
 
 from __future__ import annotations
 
-import difflib
 import math
 import numbers
 from collections.abc import Iterable, Mapping
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from seqproc._util.isolation import in_turn
 from seqproc._util.tensor_arguments import require_dtype
 from seqproc.config import require_flag
-from seqproc.errors import OverrideError
+from seqproc.errors import OverrideError, did_you_mean
 
 ParamMapping = Mapping[str, Tensor]
 
@@ -285,8 +284,7 @@ def _unknown_name(name: object, known: list[str], kind: str) -> str:
     if stripped != name and stripped in known:
         hint = f"; drop the prefix 'module.' of the distributed wrapper: {stripped!r}"
     else:
-        close = difflib.get_close_matches(str(name), known, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        hint = did_you_mean(name, known)
     return f"the model has no {kind} named {name!r}{hint}"
 
 

@@ -8,7 +8,6 @@ about models or engines.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import logging
 import tomllib
@@ -22,7 +21,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, Validat
 from pydantic.dataclasses import dataclass
 
 from seqproc._util.kernels import KERNELS, KernelName, kernels_of_environment
-from seqproc.errors import ConfigError
+from seqproc.errors import ConfigError, did_you_mean
 from seqproc.policy import LEAST_TEMPERATURE, MOST_TEMPERATURE, SamplingPolicy
 from seqproc.rewards import TAG_AND_ANSWER
 
@@ -147,9 +146,8 @@ def _explain(cls: type, error: ValidationError) -> str:
 def _explain_one(owner: str, known: list[str], problem: Mapping[str, Any]) -> str:
     name = str(problem["loc"][0]) if problem["loc"] else "arguments"
     if problem["type"] in ("unexpected_keyword_argument", "no_such_attribute"):
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        return f"unknown key {name!r} in {owner}: {hint}known keys are {', '.join(known)}"
+        hint = did_you_mean(name, known)
+        return f"unknown key {name!r} in {owner}: known keys are {', '.join(known)}{hint}"
     if problem["type"] == "value_error":  # raised by a check of ours
         return f"{owner}.{name} {problem['ctx']['error']}, got {problem.get('input')!r}"
     expected = problem["msg"][0].lower() + problem["msg"][1:]

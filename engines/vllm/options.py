@@ -6,7 +6,6 @@ wins over them, unless vLLM would then sample from another distribution. Starts 
 
 from __future__ import annotations
 
-import difflib
 import os
 import typing
 from collections.abc import Mapping
@@ -21,7 +20,7 @@ from torch import Tensor
 
 from seqproc.engines.base import StoppingRule
 from seqproc.engines.gumbel import finalise64, seed_tensor
-from seqproc.errors import EngineError, EngineOptionError
+from seqproc.errors import EngineError, EngineOptionError, did_you_mean
 from seqproc.models.source import Checkpoint
 from seqproc.policy import SamplingPolicy
 
@@ -117,8 +116,7 @@ def _require_known(options: Mapping[str, Any]) -> None:
     known = {field.name for field in fields(EngineArgs)} | set(signature(LLM.__init__).parameters)
     for name in options:
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
+            hint = did_you_mean(name, known)
             raise EngineOptionError(
                 f"engine 'vllm' has no option {name!r}: vllm.LLM has none{hint}"
             )

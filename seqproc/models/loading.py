@@ -6,7 +6,6 @@ nothing about engines, scorers or prompts; imports transformers and peft only wh
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
 import re
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import torch
 
 from seqproc.config import DTypeName, dtype_name
-from seqproc.errors import ConfigError, ModelError, SeqprocError
+from seqproc.errors import ConfigError, ModelError, SeqprocError, did_you_mean
 from seqproc.models.embedded import (
     EMBEDDED_MODELS,
     ensure_converted,
@@ -195,10 +194,10 @@ def _local_or_hub(name_or_path: StrPath, *, kind: str, required: str) -> str:
             f"there is no folder {path!r}, and it is not a hub id ('owner/name') either; "
             f"embedded models: {', '.join(EMBEDDED_MODELS)}"
         )
-    close = difflib.get_close_matches(path.lower(), EMBEDDED_MODELS, n=1, cutoff=0.8)
-    if close and "/" not in path:
+    hint = did_you_mean(path.lower(), EMBEDDED_MODELS, cutoff=0.8)
+    if hint and "/" not in path:
         raise ModelError(
-            f"there is no folder {path!r}, and it is no embedded model; did you mean {close[0]!r}? "
+            f"there is no folder {path!r}, and it is no embedded model{hint} "
             "A model of the hub with such a name: give its owner, too ('owner/name')"
         )
     return path

@@ -7,7 +7,6 @@ is ever unpickled. Knows torch, transformers and PEFT; nothing about engines.
 from __future__ import annotations
 
 import copy
-import difflib
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from seqproc.errors import EngineError, SeqprocError
+from seqproc.errors import EngineError, SeqprocError, did_you_mean
 from seqproc.models.export import is_peft, lora_adapter, plain_name, without_progress_bars
 from seqproc.models.wrappers import without_adapters
 
@@ -94,8 +93,7 @@ def _canonical_names(model: nn.Module) -> dict[str, str]:
 
 
 def _unknown(name: object, known: list[str]) -> str:
-    close = difflib.get_close_matches(str(name), known, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
+    hint = did_you_mean(name, known)
     return f"the model has no parameter named {name!r}, so it cannot be loaded{hint}"
 
 

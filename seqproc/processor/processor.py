@@ -6,7 +6,6 @@ It joins prompts, an engine and a scorer; how an engine decodes and how a scorer
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import logging
 import os
 import secrets
@@ -32,6 +31,7 @@ from seqproc.errors import (
     EngineError,
     OverrideError,
     UnknownAttributeError,
+    did_you_mean,
 )
 from seqproc.models.tokenization import as_prompts
 from seqproc.models.wrappers import unwrap
@@ -158,9 +158,7 @@ class SequenceProcessor(SpecificationAliases):
         """Set an attribute that there is; a subclass may add its own."""
         known = hasattr(type(self), name) or name in vars(self) or not self._is_set_up
         if type(self) is SequenceProcessor and not known:
-            names = [*dir(type(self)), *vars(self)]
-            close = difflib.get_close_matches(name, names, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
+            hint = did_you_mean(name, [*dir(type(self)), *vars(self)])
             raise UnknownAttributeError(f"a SequenceProcessor has no attribute {name!r}{hint}")
         super().__setattr__(name, value)
 

@@ -134,7 +134,7 @@ def test_engine_options_are_json_or_else_strings() -> None:
 @pytest.mark.parametrize(
     ("changes", "code", "message"),
     [
-        (["--dataset", "arithmetik"], 1, "Did you mean 'arithmetic'?"),
+        (["--dataset", "arithmetik"], 1, "did you mean 'arithmetic'?"),
         (["--split", "nope"], 1, "has no split 'nope'"),
         (["--max-prompts-pool", 99], 1, "the pool holds 5"),
         (["--engine", "hff"], 1, "there is no engine 'hff'"),

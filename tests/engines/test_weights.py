@@ -135,7 +135,7 @@ def test_names_shapes_and_dtypes_count_and_order_does_not() -> None:
 
 
 def test_a_cache_sums_up_what_changed_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    from seqproc.engines import weights
+    from seqproc.models import fingerprint as weights
 
     summed: list[int] = []
     monkeypatch.setattr(weights, "checksum", lambda t: summed.append(t.numel()) or checksum(t))
