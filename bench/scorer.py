@@ -128,7 +128,7 @@ def sharing(bench: Bench) -> Iterable[Row]:
                 work(item)
 
     def read(batch: Batch) -> Tensor:
-        return case.scorer.parts.read(batch, None)
+        return case.scorer.parts.hidden_states(batch, None)
 
     rows = timed_rows(
         "sharing",

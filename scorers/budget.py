@@ -24,7 +24,7 @@ R = TypeVar("R")
 _LOGGER = logging.getLogger("seqproc")
 
 # Above this many tokens a forward gets no faster, it only takes more memory.
-_ENOUGH_TOKENS = ByDevice(cpu=4_096, elsewhere=32_768)
+_MAX_USEFUL_TOKENS = ByDevice(cpu=4_096, accelerator=32_768)
 
 _SHARE_OF_FREE_MEMORY = 0.25
 _LIVE_HIDDEN_STATES = 64  # activations alive at once, in hidden states: generous for an MLP
@@ -39,7 +39,7 @@ def default_tokens(model: nn.Module, device: torch.device) -> int:
     fitting = int(
         _SHARE_OF_FREE_MEMORY * free_memory(device) / (_LIVE_HIDDEN_STATES * width * itemsize)
     )
-    return max(1, min(fitting, _ENOUGH_TOKENS.on(device)))
+    return max(1, min(fitting, _MAX_USEFUL_TOKENS.on(device)))
 
 
 def default_logits(most: int, device: torch.device) -> int:

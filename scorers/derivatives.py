@@ -86,7 +86,7 @@ def jvp(
     scorer = scorer.with_differentiable_attention()
     model = scorer.model
     moves = check_mapping(direction, *own_parameters(model))
-    least = [*scorer.least_dtypes(), *(v.dtype for v in moves.values())]
+    least = [*scorer.minimum_dtypes(), *(v.dtype for v in moves.values())]
     mapping, width = resolve_mapping(model, None, None, least)
     results = [_nothing(scorer, width)] * len(sequences)
 

@@ -41,7 +41,7 @@ OfScores = Literal["logprob", "logq", "entropy", "surrogate"] | Objective
 
 _SHARE_OF_FREE_MEMORY = 0.5
 # With a graph, some ten tensors of as many numbers are alive at once.
-_KEPT_LOGITS = ByDevice(cpu=1 << 24, elsewhere=1 << 27)
+_KEPT_LOGITS = ByDevice(cpu=1 << 24, accelerator=1 << 27)
 _COLUMNS = 1 << 18  # of a product summed in the gradients' own dtype; its rows stay in a cache
 
 
@@ -218,8 +218,8 @@ def _gradient(
     total: list[Tensor] = []
 
     def differentiate(batch: Batch) -> tuple[Tensor, ...]:
-        logits = len(batch.targets) * scorer.parts.vocabulary
-        scores = score_batch(batch, keeps_logits=logits <= _KEPT_LOGITS.on(scorer.device))
+        logits = len(batch.targets) * scorer.parts.vocab_size
+        scores = score_batch(batch, keep_logits=logits <= _KEPT_LOGITS.on(scorer.device))
         require_numbers(scores, batch)
         values = [
             shares[index] * _value(objective, scores.rows(start, stop), first + index)

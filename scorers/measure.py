@@ -18,8 +18,8 @@ from seqproc.scorers.chunks import in_chunks
 
 # Logits per chunk. What reads them whole goes in smaller parts itself; but a backward pass holds
 # several tensors of this size.
-_CHUNK_ELEMENTS = ByDevice(cpu=1 << 25, elsewhere=1 << 27)
-_CHUNK_ELEMENTS_WITH_GRAD = ByDevice(cpu=1 << 20, elsewhere=1 << 26)
+_CHUNK_ELEMENTS = ByDevice(cpu=1 << 25, accelerator=1 << 27)
+_CHUNK_ELEMENTS_WITH_GRAD = ByDevice(cpu=1 << 20, accelerator=1 << 26)
 
 
 def measure(

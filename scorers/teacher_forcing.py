@@ -50,9 +50,9 @@ from seqproc.scorers.overrides import ParamMapping, cast_up, resolve_mapping, wi
 
 # Logits of a chunk of the head: 132 MB in float32 on a CPU, a little less than the largest blocks
 # that `keep_freed_memory` keeps. In smaller chunks a CPU packs the matrix more often.
-_HEAD_ELEMENTS = ByDevice(cpu=33_000_000, elsewhere=1 << 27)
+_HEAD_ELEMENTS = ByDevice(cpu=33_000_000, accelerator=1 << 27)
 # Fewer, as a backward pass holds several tensors of this size.
-_HEAD_ELEMENTS_WITH_GRAD = ByDevice(cpu=1 << 22, elsewhere=1 << 26)
+_HEAD_ELEMENTS_WITH_GRAD = ByDevice(cpu=1 << 22, accelerator=1 << 26)
 
 ScoreBatch = Callable[..., TokenScores]  # of a Batch; further options as of `score_batch`
 Progress = Callable[[int], None]  # called with the number of sequences just scored
@@ -147,7 +147,7 @@ class TeacherForcingScorer:
         report: Progress,
     ) -> list[TokenScores]:
         """The scores of every sequence at one override, on the CPU."""
-        mapping, width = resolve_mapping(self.model, override, buffers, self.least_dtypes())
+        mapping, width = resolve_mapping(self.model, override, buffers, self.minimum_dtypes())
 
         def score_batch(batch: Batch) -> TokenScores:
             return self.score_batch(batch, policy, mapping, width).map(_to_cpu)
@@ -223,7 +223,7 @@ class TeacherForcingScorer:
             else token_budget,
             sequences=batch_size if self.shortcuts.batches else 1,
             share_prompts=require_flag("share_prompts", share_prompts)
-            and self.parts.shares_prompts,
+            and self.parts.can_share_prompts,
             forward_cost=FORWARD_COST.on(self.device),
         )
         with kernels_on(self.precision.kernels):
@@ -238,7 +238,7 @@ class TeacherForcingScorer:
         width: torch.dtype,
         autocast: torch.dtype | None = None,
         *,
-        keeps_logits: bool = False,
+        keep_logits: bool = False,
     ) -> TokenScores:
         """Scores ``[R]`` of all targets of a batch, the head taken in chunks.
 
@@ -248,30 +248,30 @@ class TeacherForcingScorer:
             mapping: every parameter and buffer by name, or None for the live module.
             width: dtype of the forward, as from `resolve_mapping`.
             autocast: dtype of autocast, if on.
-            keeps_logits: whether a graph holds all logits and what is made of them, instead of
+            keep_logits: whether a graph holds all logits and what is made of them, instead of
                 computing them once more in a backward pass: sooner, and for few tokens.
         """
         batch, with_grad = batch.to(self.device), torch.is_grad_enabled()
         with self.forwarding(width, autocast):
-            states = self.parts.read(batch, mapping)
-        head = self.parts.head(mapping)
+            states = self.parts.hidden_states(batch, mapping)
+        head = self.parts.head_tensors(mapping)
 
         def score_states(states: Tensor, tokens: Tensor, *tensors: Tensor) -> TokenScores:
             with self.forwarding(width, autocast):  # once more in a backward pass
                 logits = self.parts.logits(states, dict(zip(head, tensors, strict=True)))
             dtype = self._statistics_dtype(logits.dtype, with_grad)
-            read = score_tokens if keeps_logits else measure
+            read = score_tokens if keep_logits else measure
             with kernels_on(self.precision.kernels):
                 return read(logits.to(dtype), tokens, policy, self.eos_token_ids)
 
-        if keeps_logits:
+        if keep_logits or not self.parts.has_head:
             return score_states(states, batch.targets, *head.values())
         num_rows = self._head_rows(with_grad)
         return in_chunks(score_states, num_rows, states, batch.targets, *head.values())
 
     def _head_rows(self, with_grad: bool) -> int:
         elements = (_HEAD_ELEMENTS_WITH_GRAD if with_grad else _HEAD_ELEMENTS).on(self.device)
-        rows = max(1, default_logits(elements, self.device) // self.parts.vocabulary)
+        rows = max(1, default_logits(elements, self.device) // self.parts.vocab_size)
         return rows - rows % MULTIPLE if rows > MULTIPLE else rows
 
     def logits(
@@ -280,11 +280,11 @@ class TeacherForcingScorer:
         """Logits ``[N, L, V]`` of one forward without gradients, autocast or cache."""
         require_ids("input_ids", input_ids, dims=2)
         require_dense("attention_mask", attention_mask, dims=2)
-        state, width = resolve_mapping(self.model, mapping, None, self.least_dtypes())
+        state, width = resolve_mapping(self.model, mapping, None, self.minimum_dtypes())
         with torch.no_grad(), self.forwarding(width):
             return forward_logits(self.model, input_ids, attention_mask, state)
 
-    def least_dtypes(self) -> list[torch.dtype]:
+    def minimum_dtypes(self) -> list[torch.dtype]:
         """Dtypes that the forward without gradients is at least as wide as."""
         override, no_grad = self.precision.func_override, self.precision.tf_nograd
         names = [no_grad.dtype, *([override.dtype] if override.cast_params else [])]

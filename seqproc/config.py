@@ -22,7 +22,7 @@ from pydantic.dataclasses import dataclass
 
 from seqproc._util.kernels import KERNELS, KernelName, kernels_of_environment
 from seqproc.errors import ConfigError, did_you_mean
-from seqproc.policy import LEAST_TEMPERATURE, MOST_TEMPERATURE, SamplingPolicy
+from seqproc.policy import MAX_TEMPERATURE, MIN_TEMPERATURE, SamplingPolicy
 from seqproc.rewards import TAG_AND_ANSWER
 
 _LOGGER = logging.getLogger("seqproc")
@@ -98,9 +98,9 @@ def _autocast_off(value: bool) -> bool:
 
 
 def _within_temperatures(value: float) -> float:
-    if not LEAST_TEMPERATURE <= value <= MOST_TEMPERATURE:
+    if not MIN_TEMPERATURE <= value <= MAX_TEMPERATURE:
         raise ValueError(
-            f"must lie in [{LEAST_TEMPERATURE:g}, {MOST_TEMPERATURE:g}]; for greedy decoding use "
+            f"must lie in [{MIN_TEMPERATURE:g}, {MAX_TEMPERATURE:g}]; for greedy decoding use "
             "do_sample=False (--greedy)"
         )
     return value
@@ -119,7 +119,7 @@ StopString = Annotated[str, Field(min_length=1)]
 AlwaysOff = Annotated[bool, AfterValidator(_autocast_off)]
 
 
-def _taught(cls: type[C]) -> type[C]:
+def _readable_errors(cls: type[C]) -> type[C]:
     """Turn pydantic's report into a `ConfigError` of one readable line per problem."""
 
     def teach(method: Any) -> Any:
@@ -154,7 +154,7 @@ def _explain_one(owner: str, known: list[str], problem: Mapping[str, Any]) -> st
     return f"{owner}.{name}: {expected}, got {problem.get('input')!r}"
 
 
-@_taught
+@_readable_errors
 @dataclass(config=_CHECKED)
 class GenerationConfig:
     """How sequences are sampled, and in what batches they are generated and scored.
@@ -242,7 +242,7 @@ class _Keyed:
             )
 
 
-@_taught
+@_readable_errors
 @dataclass(config=_CHECKED)
 class OverrideProfile(_Keyed):
     """Parameter overrides, `functional_call` (``func_override``)."""
@@ -252,7 +252,7 @@ class OverrideProfile(_Keyed):
     cast_params: bool = True
 
 
-@_taught
+@_readable_errors
 @dataclass(config=_CHECKED)
 class NoGradProfile(_Keyed):
     """Teacher forcing without gradients (``tf_nograd``)."""
@@ -262,7 +262,7 @@ class NoGradProfile(_Keyed):
     cast_logits_fp32: bool = True  # statistics never below float32
 
 
-@_taught
+@_readable_errors
 @dataclass(config=_CHECKED)
 class WithGradProfile(_Keyed):
     """Teacher forcing on the live module, with gradients (``tf_withgrad``)."""
@@ -272,7 +272,7 @@ class WithGradProfile(_Keyed):
     cast_logits_fp32: bool = True
 
 
-@_taught
+@_readable_errors
 @dataclass(config=_CHECKED)
 class PrecisionConfig:
     """Dtypes of forward passes and statistics. Casts only ever go up."""

@@ -48,7 +48,7 @@ from seqproc.support.sums import Restricted, truncated, whole
 _NEG_INF = float("-inf")
 
 # Float32 divides by anything between, and by little else.
-LEAST_TEMPERATURE, MOST_TEMPERATURE = 1e-6, 1e6
+MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-6, 1e6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,14 +67,14 @@ class SamplingPolicy:
         for name in ("temperature", "top_p"):
             object.__setattr__(self, name, _number(name, getattr(self, name)))
         require("do_sample", self.do_sample, bool, "True or False")
-        if not LEAST_TEMPERATURE <= self.temperature <= MOST_TEMPERATURE:
+        if not MIN_TEMPERATURE <= self.temperature <= MAX_TEMPERATURE:
             way_out = (
                 "for greedy decoding use do_sample=False (--greedy)"
                 if self.do_sample
                 else "do_sample=False is greedy at any: leave it out"
             )
             raise ConfigError(
-                f"temperature must lie in [{LEAST_TEMPERATURE:g}, {MOST_TEMPERATURE:g}], got "
+                f"temperature must lie in [{MIN_TEMPERATURE:g}, {MAX_TEMPERATURE:g}], got "
                 f"{self.temperature!r}; {way_out}"
             )
         if not 0 < self.top_p <= 1:

@@ -13,9 +13,9 @@ T = TypeVar("T")
 
 def everywhere(value: T) -> ByDevice[T]:
     """The same value on every device."""
-    return ByDevice(cpu=value, elsewhere=value)
+    return ByDevice(cpu=value, accelerator=value)
 
 
 def as_on_an_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a CPU take the values that accelerators have."""
-    monkeypatch.setattr(ByDevice, "on", lambda self, device: self.elsewhere)
+    monkeypatch.setattr(ByDevice, "on", lambda self, device: self.accelerator)

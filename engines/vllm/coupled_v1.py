@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor, MoveDirectionality
 
-from seqproc.engines.coupling import choose, only
+from seqproc.engines.coupling import choose, one_hot_scores
 from seqproc.engines.gumbel import seed_tensor
 from seqproc.engines.vllm.coupled import CoupledDraw, coupled_draw
 from seqproc.policy import SamplingPolicy
@@ -58,7 +58,7 @@ class CoupledSamplerV1(LogitsProcessor):
             seeds_N = seed_tensor([row.draw.seed for row in rows], self._device)
             steps_N = torch.tensor([len(row.token_ids) for row in rows], device=self._device)
             tokens_N, _ = choose(logits[indices], policy, seeds_N, steps_N)
-            logits[indices] = only(tokens_N, logits[indices])
+            logits[indices] = one_hot_scores(tokens_N, logits[indices])
         return logits
 
     def _put(self, index: int, row: _Row | None) -> None:

@@ -18,7 +18,7 @@ from vllm.v1.worker.gpu.sample.logits_processor import (
     LogitsProcRequestState,
 )
 
-from seqproc.engines.coupling import choose, only
+from seqproc.engines.coupling import choose, one_hot_scores
 from seqproc.engines.gumbel import signed64
 from seqproc.engines.vllm.coupled import coupled_draw
 from seqproc.policy import SamplingPolicy
@@ -64,5 +64,5 @@ class CoupledSamplerV2(LogitsProcessor):
         for number in sorted(in_batch - {_NOT_OURS}):
             tokens_N, _ = choose(logits, self._policies[number], seeds_N, steps_N)
             is_mine_N1 = (numbers_N == number).unsqueeze(-1)
-            logits = torch.where(is_mine_N1, only(tokens_N, logits), logits)
+            logits = torch.where(is_mine_N1, one_hot_scores(tokens_N, logits), logits)
         return logits

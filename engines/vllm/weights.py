@@ -21,11 +21,11 @@ from seqproc.models.export import export_adapter, export_base, lora_adapter
 from seqproc.models.fingerprint import version
 from seqproc.models.source import Checkpoint, ModelSource
 from seqproc.models.weights import (
-    checked,
     is_adapter,
-    refuse,
+    raise_for,
     shapes,
-    swapped,
+    temporary_weights,
+    validate_weights,
     weights_directory,
 )
 
@@ -102,13 +102,13 @@ class VLLMWeights:
                 "directory"
             )
         model = self._source.live_model()
-        changed = checked(model, weights)
+        changed = validate_weights(model, weights)
         if lora_adapter(model) is not None:
             self._require_lora()
         is_base_changed = any(".lora_" not in name for name in changed)
         files = tempfile.TemporaryDirectory(prefix=_PREFIX)
         try:
-            with swapped(model, changed):
+            with temporary_weights(model, changed):
                 adapter = export_adapter(model, files.name)
                 if is_base_changed or not changed or not self._has_own_base:
                     self._export_and_reload(model)
@@ -178,9 +178,9 @@ class VLLMWeights:
         if config.tie_word_embeddings:
             expected.pop(_HEAD, None)
             found.pop(_HEAD, None)
-        refuse(path, "lacks", set(expected) - set(found))
-        refuse(path, "holds what the model has no place for:", set(found) - set(expected))
-        refuse(
+        raise_for(path, "lacks", set(expected) - set(found))
+        raise_for(path, "holds what the model has no place for:", set(found) - set(expected))
+        raise_for(
             path,
             "has another shape for",
             [name for name, shape in expected.items() if found[name] != shape],

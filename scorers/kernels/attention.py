@@ -42,7 +42,7 @@ _DTYPES = (torch.float32, torch.float64)
 
 # How to go through what a mask shows, by the mask that all layers of a forward are given; gone
 # when it is gone.
-_COURSES = WeakTensorKeyDictionary()
+_PLANS = WeakTensorKeyDictionary()
 
 
 @contextlib.contextmanager
@@ -160,7 +160,7 @@ class _InOrder(torch.autograd.Function):
         in_common = query.shape[1] // key.shape[1]
         together = min(in_common, max(1, _MOST_MASKED // key.shape[2]))
         found = [
-            _course(mask, some.shape[2], query.dtype).attend(some, key, value, scaling)
+            _plan_of(mask, some.shape[2], query.dtype).attend(some, key, value, scaling)
             for some in query.unflatten(1, (-1, in_common)).split(together, dim=2)
         ]
         return torch.cat(found, dim=3).flatten(2, 3).contiguous()
@@ -189,7 +189,7 @@ class _Part:
 
 
 @dataclass(frozen=True, slots=True)
-class _Course:
+class AttentionPlan:
     """How the attention of a batch is gone through. K' keys in order, R rows of queries."""
 
     order: Tensor | None  # [N · K'] which of the N · K keys each is; None: they are in order
@@ -244,19 +244,19 @@ def _flash(
     return out, total.double()
 
 
-def _course(mask: Tensor, heads: int, dtype: torch.dtype) -> _Course:
+def _plan_of(mask: Tensor, heads: int, dtype: torch.dtype) -> AttentionPlan:
     """That of a mask ``[N, 1, L, K]`` and of so many heads a key head; made once for all layers."""
-    courses = _COURSES.setdefault(mask, {})
+    courses = _PLANS.setdefault(mask, {})
     if (heads, dtype) not in courses:
-        courses[heads, dtype] = _new_course(mask[:, 0], heads, dtype)
-    found: _Course = courses[heads, dtype]
+        courses[heads, dtype] = _new_plan(mask[:, 0], heads, dtype)
+    found: AttentionPlan = courses[heads, dtype]
     return found
 
 
-def _new_course(mask: Tensor, heads: int, dtype: torch.dtype) -> _Course:
-    (count, length, num_keys), num_rows = mask.shape, _filled_up(mask.shape[1] * heads)
+def _new_plan(mask: Tensor, heads: int, dtype: torch.dtype) -> AttentionPlan:
+    (count, length, num_keys), num_rows = mask.shape, _pad_rows(mask.shape[1] * heads)
     begin = mask.any(1).int().argmax(-1, keepdim=True)
-    order = (begin + torch.arange(_filled_up(num_keys))).clamp(max=num_keys)
+    order = (begin + torch.arange(_pad_rows(num_keys))).clamp(max=num_keys)
     seen = functional.pad(mask, (0, 1))  # one more key, which is not seen
     seen = seen.gather(-1, order.unsqueeze(1).expand(-1, length, -1))
     parts = []
@@ -271,9 +271,9 @@ def _new_course(mask: Tensor, heads: int, dtype: torch.dtype) -> _Course:
         bias = functional.pad(bias, (0, 0, 0, filling)).unsqueeze(1)
         parts.append(_Part(keys=keys, rows=slice(heads * first, None), bias=bias))
     if not bool(begin.any()) and order.shape[1] == num_keys:
-        return _Course(order=None, num_rows=num_rows, parts=parts)
+        return AttentionPlan(order=None, num_rows=num_rows, parts=parts)
     each = torch.arange(count).unsqueeze(-1) * num_keys + order.clamp(max=num_keys - 1)
-    return _Course(order=each.flatten(), num_rows=num_rows, parts=parts)
+    return AttentionPlan(order=each.flatten(), num_rows=num_rows, parts=parts)
 
 
 def _bias(seen: Tensor, heads: int, dtype: torch.dtype) -> Tensor:
@@ -282,5 +282,5 @@ def _bias(seen: Tensor, heads: int, dtype: torch.dtype) -> Tensor:
     return bias.repeat_interleave(heads, dim=1)
 
 
-def _filled_up(number: int) -> int:
+def _pad_rows(number: int) -> int:
     return -(-number // _MULTIPLE) * _MULTIPLE

@@ -17,7 +17,7 @@ from seqproc._util.kernels import is_on
 # What a forward costs beside its tokens, in tokens. On a CPU, where it reads all weights once, from
 # times of SmolLM2-135M. Elsewhere it is the launch of kernels, which takes as long for any width of
 # layers: 1,500 tokens of SmolLM2-135M on an H100, fewer of a larger model.
-FORWARD_COST = ByDevice(cpu=64, elsewhere=1_024)
+FORWARD_COST = ByDevice(cpu=64, accelerator=1_024)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -70,7 +70,7 @@ def product(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
         return functional.linear(input, weight, bias)
     states = input.reshape(-1, input.shape[-1])
     few = 0 < len(states) < MULTIPLE
-    some = _filled_up(states) if few else states
+    some = _pad_rows(states) if few else states
     if _is_for_onednn(input, weight) and not torch.is_grad_enabled():
         some = some.contiguous()
         out = _by_onednn(zip(some.split(_TERMS, dim=1), weight.split(_TERMS, dim=1), strict=True))
@@ -87,7 +87,7 @@ def tiled_product(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
     """As `torch.nn.functional.linear`; on a CPU and without derivatives, in tiles."""
     if not _is_plain(input, weight) or torch.is_grad_enabled():
         return functional.linear(input, weight, bias)
-    states = _filled_up(input.reshape(-1, input.shape[-1]))
+    states = _pad_rows(input.reshape(-1, input.shape[-1]))
     out = states.new_empty(len(states), len(weight))
     heavy, onednn = _heaviest(weight), _is_for_onednn(input, weight)
     parts = _heavy_last(states.index_fill(1, heavy, 0), states[:, heavy])
@@ -100,7 +100,7 @@ def tiled_product(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
     return out.view(*input.shape[:-1], len(weight))
 
 
-def _filled_up(states: Tensor) -> Tensor:
+def _pad_rows(states: Tensor) -> Tensor:
     """Contiguous, with rows of zeros up to a multiple."""
     missing = -len(states) % MULTIPLE
     return functional.pad(states, (0, 0, 0, missing)) if missing else states.contiguous()

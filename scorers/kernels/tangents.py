@@ -25,8 +25,8 @@ from seqproc.scorers.swapping import Swapped
 
 # Rows of attention at a time: on a CPU, few enough for their scores to stay in a cache. Elsewhere,
 # those of as many sequences as have so many scores.
-_ROWS = ByDevice(cpu=64, elsewhere=1024)
-_SCORES = ByDevice(cpu=1, elsewhere=1 << 26)
+_ROWS = ByDevice(cpu=64, accelerator=1024)
+_SCORES = ByDevice(cpu=1, accelerator=1 << 26)
 
 
 def written_out() -> Swapped:

@@ -19,8 +19,8 @@ class ByDevice(Generic[T]):
     """Two values, to be asked for by device."""
 
     cpu: T
-    elsewhere: T
+    accelerator: T
 
     def on(self, device: torch.device) -> T:
         """The value for this device."""
-        return self.cpu if device.type == "cpu" else self.elsewhere
+        return self.cpu if device.type == "cpu" else self.accelerator

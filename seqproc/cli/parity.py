@@ -56,7 +56,7 @@ def parity(
     _require_folder(out)  # before anything is sampled for nothing
     path = out / "parity.json"
 
-    def told(label: str, check: Check, so_far: ParityReport) -> None:
+    def on_check(label: str, check: Check, so_far: ParityReport) -> None:
         print_check(label, check)
         write_report(so_far, path)
 
@@ -76,7 +76,7 @@ def parity(
             num_draws=draw.draws,
             seed=draw.seed,
             false_alarms=false_alarms,
-            told=told,
+            on_check=on_check,
         )
     print_comparisons(report)
     write_report(report, path)

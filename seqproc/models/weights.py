@@ -31,7 +31,7 @@ _LORA_FIELDS = ("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora"
 # ---------------------------------------------------------------- mappings
 
 
-def checked(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def validate_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights that differ in storage from the model's, in its names, dtypes and devices.
 
     Args:
@@ -61,7 +61,7 @@ def checked(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor
     }
 
 
-def private(weights: Mapping[str, Tensor], given: Iterable[Tensor]) -> dict[str, Tensor]:
+def own_copies(weights: Mapping[str, Tensor], given: Iterable[Tensor]) -> dict[str, Tensor]:
     """The weights, copied where they share storage with a tensor that was given."""
     theirs = {tensor.untyped_storage().data_ptr() for tensor in given}
     return {
@@ -71,8 +71,8 @@ def private(weights: Mapping[str, Tensor], given: Iterable[Tensor]) -> dict[str,
 
 
 @contextmanager
-def swapped(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
-    """Let the model compute with other weights, as from `checked`, for a while."""
+def temporary_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterator[None]:
+    """Let the model compute with other weights, as from `validate_weights`, for a while."""
     own = dict(model.named_parameters())
     before = {name: own[name].data for name in weights}
     try:
@@ -179,7 +179,7 @@ def shapes(path: Path) -> dict[str, list[int]]:
     return found
 
 
-def refuse(path: Path, problem: str, names: Iterable[str]) -> None:
+def raise_for(path: Path, problem: str, names: Iterable[str]) -> None:
     """Refuse a directory for the names that have a problem, if there are any."""
     first, *others = [*sorted(names), None]
     if first is not None:
@@ -204,12 +204,12 @@ def _read_checkpoint(model: nn.Module, path: Path) -> dict[str, Tensor]:
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # they are reported
     )
-    refuse(path, "has another shape for", [name for name, *_ in report["mismatched_keys"]])
-    refuse(path, "lacks", report["missing_keys"])
-    refuse(path, "holds what the model has no place for:", report["unexpected_keys"])
+    raise_for(path, "has another shape for", [name for name, *_ in report["mismatched_keys"]])
+    raise_for(path, "lacks", report["missing_keys"])
+    raise_for(path, "holds what the model has no place for:", report["unexpected_keys"])
     names = {plain_name(name): name for name, _ in model.named_parameters()}
     found = {name: param.detach() for name, param in loaded.named_parameters()}
-    refuse(path, "holds what the adapter replaces:", set(found) - set(names))
+    raise_for(path, "holds what the adapter replaces:", set(found) - set(names))
     return {names[name]: tensor for name, tensor in found.items()}
 
 
@@ -233,8 +233,8 @@ def _read_adapter(model: Any, path: Path) -> dict[str, Tensor]:
             )
     tensors = load_file(path / _ADAPTER_WEIGHTS)
     names = _adapter_names(model, active)
-    refuse(path, "lacks", set(names) - set(tensors))
-    refuse(path, "holds what the model has no place for:", set(tensors) - set(names))
+    raise_for(path, "lacks", set(names) - set(tensors))
+    raise_for(path, "holds what the model has no place for:", set(tensors) - set(names))
     return {names[name]: tensor for name, tensor in tensors.items()}
 
 
@@ -256,7 +256,7 @@ def _read_merged(model: nn.Module, path: Path) -> dict[str, Tensor]:
     config = PeftConfig.from_pretrained(str(path))
     config.base_model_name_or_path = None  # PEFT warns of another name
     adapted: Any = get_peft_model(copy.deepcopy(model), config, autocast_adapter_dtype=False)
-    with swapped(adapted, checked(adapted, _read_adapter(adapted, path))):
+    with temporary_weights(adapted, validate_weights(adapted, _read_adapter(adapted, path))):
         merged = adapted.merge_and_unload()
     own = dict(model.named_parameters())
     return {

@@ -22,7 +22,7 @@ from seqproc.parity.attribution import Cause, attribute
 from seqproc.parity.draws import (
     Answer,
     Draws,
-    Nominal,
+    NominalScores,
     sample,
     score_nominal,
     with_tokens,
@@ -195,7 +195,7 @@ def _require_requests(requests: Sequence[Request], prompts: Sequence[int]) -> No
 def all_findings(
     answers: Sequence[Answer],
     draws: Draws,
-    nominal: Nominal,
+    nominal: NominalScores,
     tokenizer: Any,
     stopping: StoppingRule,
     policy: SamplingPolicy,

@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from seqproc.config import dtype_name
 from seqproc.errors import ConfigError
 from seqproc.estimators import effective_sample_size
-from seqproc.parity.draws import Draws, Floats, Nominal
+from seqproc.parity.draws import Draws, Floats, NominalScores
 from seqproc.parity.verdict import Finding, Link
 from seqproc.policy import SamplingPolicy
 
@@ -161,7 +161,7 @@ class LogQRange:
 
 
 def log_q_range(
-    draws: Draws, nominal: Nominal, policy: SamplingPolicy, allowed: float
+    draws: Draws, nominal: NominalScores, policy: SamplingPolicy, allowed: float
 ) -> LogQRange:
     """What the error of the logits leaves open.
 

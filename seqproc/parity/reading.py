@@ -18,7 +18,7 @@ from seqproc.scorers.overrides import ParamMapping, resolve_mapping
 from seqproc.scorers.teacher_forcing import Progress, TeacherForcingScorer
 
 # Logits of a chunk: 16 MB in float64 on a CPU. Several tensors of the size are alive.
-_CHUNK_ELEMENTS = ByDevice(cpu=1 << 21, elsewhere=1 << 24)
+_CHUNK_ELEMENTS = ByDevice(cpu=1 << 21, accelerator=1 << 24)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +62,7 @@ def read_columns(
     Returns:
         For each sequence, in the order given, the columns on the CPU, one row per token.
     """
-    mapping, width = resolve_mapping(scorer.model, override, None, scorer.least_dtypes())
+    mapping, width = resolve_mapping(scorer.model, override, None, scorer.minimum_dtypes())
     results: list[dict[str, Tensor]] = [{}] * len(sequences)
 
     def read(batch: Batch) -> dict[str, Tensor]:
@@ -87,10 +87,9 @@ def _read_batch(
     batch = batch.to(scorer.device)
     parts: list[dict[str, Tensor]] = []
     with scorer.forwarding(width):
-        states = scorer.parts.read(batch, mapping)
-        head = scorer.parts.head(mapping)
-        vocabulary = max(scorer.parts.vocabulary, states.shape[-1])
-        num_rows = max(1, _CHUNK_ELEMENTS.on(scorer.device) // vocabulary)
+        states = scorer.parts.hidden_states(batch, mapping)
+        head = scorer.parts.head_tensors(mapping)
+        num_rows = max(1, _CHUNK_ELEMENTS.on(scorer.device) // scorer.parts.vocab_size)
         rows = _rows(batch).split(num_rows)
         for some, of_some in zip(states.split(num_rows), rows, strict=True):
             columns = reading(scorer.parts.logits(some, head), of_some)

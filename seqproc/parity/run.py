@@ -70,7 +70,7 @@ class ParityReport:
 
 
 # Called after each check, with the engine's label, the check and the report so far.
-Told = Callable[[str, Check, ParityReport], None]
+OnCheck = Callable[[str, Check, ParityReport], None]
 
 
 def run_parity(
@@ -82,7 +82,7 @@ def run_parity(
     num_draws: int,
     seed: int = 0,
     false_alarms: float = FALSE_ALARMS,
-    told: Told | None = None,
+    on_check: OnCheck | None = None,
 ) -> ParityReport:
     """Check every engine under every policy on the same requests; one engine lives at a time.
 
@@ -94,7 +94,7 @@ def run_parity(
         num_draws: of each engine under each policy.
         seed: of the draws.
         false_alarms: probability that one right engine fails under one policy.
-        told: called as each check is done.
+        on_check: called as each check is done.
 
     Raises:
         ConfigError: no engine, or one twice; no policy; fewer than two draws of each prompt, which
@@ -125,8 +125,8 @@ def run_parity(
                 engine.batch_size = processor.config.gen_batch_size
             for policy in policies:
                 done.append(_check(processor, engine, requests, owners, policy, false_alarms, seed))
-                if told is not None:
-                    told(choice.label, done[-1], report)
+                if on_check is not None:
+                    on_check(choice.label, done[-1], report)
     comparisons = _comparisons(processor, checks)
     return dataclasses.replace(report, comparisons=comparisons, is_complete=True)
 

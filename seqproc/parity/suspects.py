@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from seqproc.engines.base import Engine, StoppingRule
-from seqproc.parity.draws import Answer, Draws, Nominal, score
+from seqproc.parity.draws import Answer, Draws, NominalScores, score
 from seqproc.parity.metrics import tolerance
 from seqproc.parity.positions import LogDistribution
 from seqproc.parity.verdict import FALSE_ALARMS
@@ -42,7 +42,7 @@ class Case:
     policy: SamplingPolicy
     stopping: StoppingRule
     draws: Draws
-    nominal: Nominal
+    nominal: NominalScores
     override: ParamMapping | None
     suspects: Suspects  # other weights that the engine might hold
     logit_error: float  # by which each logit may be off, nats

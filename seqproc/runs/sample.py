@@ -71,7 +71,7 @@ def sample_run(
                 sequences = processor.sampler.sample(prompts.requests(draws))
             results, diagnostics = score_and_reward(processor, sequences, entries, watch)
             rows = rows_table(draws, entries, sequences, results, diagnostics)
-            summary.add(rows, **watch.read())
+            summary.add(rows, **watch.lap())
             run.commit(rows, summary.result())
             bar.update(len(draws))
     return RunResult(path=run.path, manifest=run.manifest, summary=summary.result())

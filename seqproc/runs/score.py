@@ -63,7 +63,7 @@ def score_run(
             sequences = _as_batch(chunk)
             results, diagnostics = score_and_reward(processor, sequences, entries, watch)
             rows = rows_table(draws, entries, sequences, results, diagnostics)
-            summary.add(rows, **watch.read())
+            summary.add(rows, **watch.lap())
             run.commit(rows, summary.result())
             bar.update(len(chunk))
     return RunResult(path=run.path, manifest=run.manifest, summary=summary.result())

@@ -59,7 +59,7 @@ class Stopwatch:
         yield
         self._seconds[step] = self._seconds.get(step, 0.0) + time.perf_counter() - start
 
-    def read(self) -> dict[str, float]:
+    def lap(self) -> dict[str, float]:
         """Seconds by step; starts over."""
         seconds, self._seconds = self._seconds, {}
         return seconds

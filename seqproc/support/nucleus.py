@@ -26,12 +26,12 @@ from seqproc.support.top_logits import largest
 
 # Numbers of candidates that a look at a row may take; what is still open then is sorted in full.
 # A GPU finds the 2,048 largest logits as soon as the 192 largest.
-_WIDTHS: ByDevice[tuple[int, ...]] = ByDevice(cpu=(192, 2048, 8192), elsewhere=(2048,))
+_WIDTHS: ByDevice[tuple[int, ...]] = ByDevice(cpu=(192, 2048, 8192), accelerator=(2048,))
 
 # What is in memory at a time, in numbers of elements.
-_BLOCK_ELEMENTS = ByDevice(cpu=1 << 20, elsewhere=1 << 24)  # logits that are read whole
-_LOOK_ELEMENTS = ByDevice(cpu=1 << 17, elsewhere=1 << 23)  # candidates of a look
-_COPIED_ELEMENTS = ByDevice(cpu=1 << 22, elsewhere=1 << 25)  # of a look's rows, if not all rows
+_BLOCK_ELEMENTS = ByDevice(cpu=1 << 20, accelerator=1 << 24)  # logits that are read whole
+_LOOK_ELEMENTS = ByDevice(cpu=1 << 17, accelerator=1 << 23)  # candidates of a look
+_COPIED_ELEMENTS = ByDevice(cpu=1 << 22, accelerator=1 << 25)  # of a look's rows, if not all rows
 
 _LOG2_E = 1 / math.log(2)
 
@@ -44,7 +44,7 @@ _SUM_ERROR = {torch.float32: 8e-6, torch.float64: 1e-11}
 
 # Whether float32 logits outside the candidates are summed in float64. It leaves hardly a row to be
 # asked again, which takes a GPU longer; on a CPU it would take longer than all else.
-_SUMS_ARE_WIDE = ByDevice(cpu=False, elsewhere=True)
+_SUMS_ARE_WIDE = ByDevice(cpu=False, accelerator=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

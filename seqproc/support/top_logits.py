@@ -17,7 +17,7 @@ from torch import Tensor
 from seqproc._util.by_device import ByDevice
 
 # Logits; with smaller groups a detour through their largest does not pay.
-_LEAST_GROUP = ByDevice(cpu=4, elsewhere=64)
+_LEAST_GROUP = ByDevice(cpu=4, accelerator=64)
 _LEAST_ADJACENT = 64  # from here on a CPU finds the largest of adjacent logits soonest
 
 # Up to so many threads of PyTorch's, one of numpy's selects sooner: estimated from two.

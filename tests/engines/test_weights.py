@@ -14,7 +14,7 @@ from torch import Tensor
 from seqproc.engines import HFEngine, Request, ScriptedEngine, StoppingRule
 from seqproc.errors import EngineError
 from seqproc.models.fingerprint import FingerprintCache, checksum, fingerprint
-from seqproc.models.weights import swapped
+from seqproc.models.weights import temporary_weights
 from seqproc.policy import SamplingPolicy
 from seqproc.scorers import build_params_override
 
@@ -247,7 +247,7 @@ def test_tied_weights_stay_tied(tiny_qwen2: Make, tiny_tokenizer: Any) -> None:
     by_alias = sampled(engine)
     engine.load_weights({"model.embed_tokens.weight": new})
     assert sampled(engine) == by_alias
-    with swapped(model, {"model.embed_tokens.weight": new}):
+    with temporary_weights(model, {"model.embed_tokens.weight": new}):
         assert model.lm_head.weight is model.model.embed_tokens.weight
     with pytest.raises(EngineError, match="tied to another parameter"):
         engine.load_weights({"lm_head.weight": new, "model.embed_tokens.weight": new + 1})

@@ -320,7 +320,7 @@ def test_default_tokens_shrink_with_the_model(monkeypatch, tiny_llama):
 def test_a_chunk_of_the_head_shrinks_with_free_memory(monkeypatch, tiny_llama, fitting, rows):
     """And nothing else changes: a long response still fits where its hidden states do."""
     scorer = TeacherForcingScorer(tiny_llama().double())
-    vocabulary = scorer.parts.vocabulary
+    vocabulary = scorer.parts.vocab_size
     sequences = random_sequences(vocabulary, [(4, 60)])
     (expected,) = scorer.score(sequences, POLICY, token_budget=64)
     free = int(fitting * vocabulary * budget._LIVE_BYTES_PER_LOGIT * 4) + 4

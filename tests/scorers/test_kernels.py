@@ -61,7 +61,7 @@ def test_a_kernel_that_is_off_does_not_run(tiny_llama, monkeypatch, kernel):
     monkeypatch.setattr(
         module, name, lambda *given, **named: calls.append(1) or inside(*given, **named)
     )
-    monkeypatch.setattr(nucleus, "_WIDTHS", type(nucleus._WIDTHS)(cpu=(64,), elsewhere=(64,)))
+    monkeypatch.setattr(nucleus, "_WIDTHS", type(nucleus._WIDTHS)(cpu=(64,), accelerator=(64,)))
     for names, runs in (
         ([other for other in KERNELS if other != kernel], False),
         (list(KERNELS), True),

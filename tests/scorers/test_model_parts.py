@@ -14,6 +14,7 @@ from scorer_helpers import distance, float64_profiles, random_sequences
 from torch import nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from seqproc import scorers
 from seqproc.policy import SamplingPolicy
 from seqproc.scorers import (
     Limits,
@@ -21,9 +22,9 @@ from seqproc.scorers import (
     TokenSequence,
     examination,
     plan,
-    take_apart,
+    split_model,
 )
-from seqproc.scorers.head import BackboneAndHead, WholeModel
+from seqproc.scorers.model_parts import BackboneAndHead, WholeModel
 
 V = 40
 POLICY = SamplingPolicy(temperature=0.8, top_p=0.95)
@@ -112,7 +113,7 @@ def worst_gap(parts: Any, model: nn.Module, *, share: bool) -> float:
     """Largest distance of the logits of the parts from the model's own."""
     sequences, worst = common_prompts(), 0.0
     for batch in plan(sequences, Limits(tokens=1000, share_prompts=share)):
-        states = parts.read(batch, None)
+        states = parts.hidden_states(batch, None)
         logits = torch.cat([parts.logits(some, None) for some in states.split(4)])
         own = torch.cat([own_logits(model, sequences[i]) for i in batch.indices])
         worst = max(worst, float((logits - own).abs().max()))
@@ -144,10 +145,10 @@ def told(caplog):
 )
 def test_the_parts_say_what_the_model_says(family, told):
     model = build(family)
-    parts = take_apart(model)
+    parts = split_model(model)
     assert isinstance(parts, BackboneAndHead)
-    assert parts.shares_prompts
-    assert parts.vocabulary == V
+    assert parts.can_share_prompts
+    assert parts.vocab_size == V
     for share in (True, False):
         assert worst_gap(parts, model, share=share) < 2e-5
         assert worst_gap(parts, build(family, seed=1), share=share) > 1e-2
@@ -159,18 +160,18 @@ def test_the_parts_say_what_the_model_says(family, told):
 def test_what_a_model_does_to_its_logits_is_done(family):
     """The twin: the matrix of the head alone gives other logits."""
     model = build(family)
-    parts = take_apart(model)
+    parts = split_model(model)
     (batch,) = plan(common_prompts()[:3], Limits(tokens=1000))
-    states = parts.read(batch, None)
+    states = parts.hidden_states(batch, None)
     bare = states @ model.get_output_embeddings().weight.T
     assert (parts.logits(states, None) - bare).abs().max() > 1e-2
 
 
 @torch.no_grad()
 def test_states_are_narrower_than_logits():
-    parts = take_apart(build("llama"))
+    parts = split_model(build("llama"))
     (batch,) = plan(common_prompts()[:3], Limits(tokens=1000))
-    assert parts.read(batch, None).shape == (15, 16)
+    assert parts.hidden_states(batch, None).shape == (15, 16)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -184,7 +185,7 @@ def test_every_family_says_the_same_when_scored(family):
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_a_double_model_is_taken_apart(family, told):
-    assert isinstance(take_apart(build(family).double()), BackboneAndHead)
+    assert isinstance(split_model(build(family).double()), BackboneAndHead)
     assert told() == []
 
 
@@ -195,7 +196,7 @@ def test_taking_apart_leaves_the_model_alone():
     modes = [module.training for module in model.modules()]
     modules = [id(module) for module in model.modules()]
     state = torch.get_rng_state()
-    take_apart(model)
+    split_model(model)
     scored(model)
     assert [module.training for module in model.modules()] == modes
     assert [id(module) for module in model.modules()] == modules
@@ -206,7 +207,7 @@ def test_taking_apart_leaves_the_model_alone():
 
 def test_an_update_in_place_is_seen():
     model = build("llama")
-    parts = take_apart(model)
+    parts = split_model(model)
     before = copy.deepcopy(model)
     with torch.no_grad():
         model.lm_head.weight.mul_(1.5)
@@ -233,9 +234,9 @@ def adapted(family: str, **options: Any) -> Any:
 )
 def test_an_adapted_model_is_taken_apart(family, targets, told):
     model = adapted(family, target_modules=targets)
-    parts = take_apart(model)
+    parts = split_model(model)
     assert isinstance(parts, BackboneAndHead)
-    assert parts.shares_prompts
+    assert parts.can_share_prompts
     for share in (True, False):
         assert worst_gap(parts, model, share=share) < 2e-5
         assert worst_gap(parts, build(family), share=share) > 1e-2
@@ -366,9 +367,9 @@ def counting_from_zero() -> Any:
 
 def test_a_plain_module_is_used_whole(told):
     inner = build("llama")
-    parts = take_apart(Plain(inner))
+    parts = split_model(Plain(inner))
     assert isinstance(parts, WholeModel)
-    assert not parts.shares_prompts
+    assert not parts.can_share_prompts
     assert worst_gap(parts, inner, share=False) < 2e-5
     ((level, text),) = told()
     assert level == logging.WARNING
@@ -378,7 +379,7 @@ def test_a_plain_module_is_used_whole(told):
 
 def test_a_head_that_looks_at_tokens_is_used_whole(told):
     model = skipping()
-    parts = take_apart(model)
+    parts = split_model(model)
     assert isinstance(parts, WholeModel)
     assert worst_gap(parts, model, share=False) < 2e-5
     ((level, text),) = told()
@@ -390,7 +391,7 @@ def test_the_check_is_what_tells(monkeypatch, told):
     """The twin: with any error allowed, the same model is taken apart and says something else."""
     monkeypatch.setitem(examination._TOLERANCE, torch.float32, math.inf)
     model = skipping()
-    parts = take_apart(model)
+    parts = split_model(model)
     assert isinstance(parts, BackboneAndHead)
     assert worst_gap(parts, model, share=False) > 1e-1
     assert told() == []
@@ -398,9 +399,9 @@ def test_the_check_is_what_tells(monkeypatch, told):
 
 def test_a_model_that_forgets_its_positions_shares_no_prompts(told):
     model = counting_from_zero()
-    parts = take_apart(model)
+    parts = split_model(model)
     assert isinstance(parts, BackboneAndHead)
-    assert not parts.shares_prompts
+    assert not parts.can_share_prompts
     assert worst_gap(parts, model, share=False) < 2e-5
     assert worst_gap(parts, model, share=True) > 1e-2
     ((level, text),) = told()
@@ -447,7 +448,7 @@ def test_weights_that_are_not_numbers_fail_the_check(told):
     model = build("llama")
     with torch.no_grad():
         model.model.norm.weight.fill_(math.nan)
-    assert isinstance(take_apart(model), WholeModel)
+    assert isinstance(split_model(model), WholeModel)
     assert len(told()) == 1
 
 
@@ -460,4 +461,9 @@ def test_running_out_of_memory_is_not_taken_for_a_model_that_has_no_parts(
     model = build("llama")
     monkeypatch.setattr(model.model, "forward", no_memory)
     with pytest.raises(torch.OutOfMemoryError):
-        take_apart(model)
+        split_model(model)
+
+
+def test_the_old_name_tells_of_the_new_one() -> None:
+    with pytest.warns(DeprecationWarning, match="take_apart is now split_model"):
+        assert scorers.take_apart is split_model

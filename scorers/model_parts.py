@@ -1,11 +1,14 @@
-"""A causal language model in two parts: a backbone to hidden states, and a head to logits.
+"""A causal language model split in two: a backbone to hidden states, and a head to logits.
 
-The head is the model's own forward with the hidden states put in the place of its backbone, so
-that whatever the model does to its logits (capping, scaling, a bias, a tied or adapted matrix) is
-done by its own code. Whether a model can be taken apart so is found by `examination`. One that
-cannot is used whole: what stands for its hidden states then are its logits.
+Logits are large. A model that is split computes them for a few hidden states at a time, and only
+for those that predict a response's tokens.
 
-Knows batches and parameter mappings; nothing of policies.
+The head is the model's own forward with its backbone replaced by a stored output. So the model's
+own code does whatever it does to its logits: capping, scaling, a bias, a tied or adapted matrix.
+`examination` finds whether a model can be split. One that cannot is called as a whole, and its
+logits stand where hidden states would.
+
+Depends on batches and parameter mappings; knows nothing of policies.
 """
 
 from __future__ import annotations
@@ -26,32 +29,35 @@ from seqproc.scorers.kernels.products import head_products
 Mapped = Mapping[str, Tensor] | None
 
 
-class CausalParts(Protocol):
+class SplitModel(Protocol):
     """What teacher forcing needs of a model."""
 
-    vocabulary: int  # V, the number of logits that a state turns into; 1 when it is logits
-    shares_prompts: bool
+    vocab_size: int  # V
+    has_head: bool  # False: the "hidden states" are logits already
+    can_share_prompts: bool
 
-    def read(self, batch: Batch, mapping: Mapped) -> Tensor:
-        """The states ``[R, D]`` that predict the batch's targets."""
+    def hidden_states(self, batch: Batch, mapping: Mapped) -> Tensor:
+        """Hidden states ``[R, D]`` that predict the batch's targets."""
 
-    def head(self, mapping: Mapped, /) -> dict[str, Tensor]:
-        """The tensors that `logits` reads, by names of its own: of a mapping or the model's own."""
+    def head_tensors(self, mapping: Mapped, /) -> dict[str, Tensor]:
+        """Parameters and buffers that `logits` reads, from the mapping or else the model."""
 
-    def logits(self, states: Tensor, head: Mapped, /) -> Tensor:
-        """Logits ``[r, V]`` of some of the states; None: by the model's own head."""
+    def logits(self, hidden: Tensor, head: Mapped, /) -> Tensor:
+        """Logits ``[r, V]`` of some of the hidden states; None: by the model's own head."""
 
 
-def _part_of(mapping: Mapping[str, Tensor], model: nn.Module, part: nn.Module) -> dict[str, Tensor]:
-    """What the mapping, by the model's names, says of a part's tensors, by the part's names."""
-    names = _names_of_part(model, part)
+def _part_tensors(
+    mapping: Mapping[str, Tensor], model: nn.Module, part: nn.Module
+) -> dict[str, Tensor]:
+    """Entries of a mapping that belong to a part of the model, under the part's own names."""
+    names = _part_names(model, part)
     return {own: mapping[full] for own, full in names.items() if full in mapping}
 
 
-def _names_of_part(model: nn.Module, part: nn.Module) -> dict[str, str]:
-    """The part's names of its tensors, and the model's of the same.
+def _part_names(model: nn.Module, part: nn.Module) -> dict[str, str]:
+    """The name that a part has for each of its tensors, and the model's name for the same one.
 
-    They are looked up anew each time: adapters come and go, and some models rebind buffers.
+    Looked up anew each time: adapters come and go, and some models rebind buffers.
     """
     full = {id(tensor): name for name, tensor in model.named_buffers()}
     full |= {id(tensor): name for name, tensor in model.named_parameters()}
@@ -60,40 +66,42 @@ def _names_of_part(model: nn.Module, part: nn.Module) -> dict[str, str]:
 
 
 class WholeModel:
-    """A model that is not taken apart: its states are its logits."""
+    """A model that is not split: what it gives for hidden states are its logits."""
 
-    vocabulary = 1  # its states are there already: nothing to do in chunks
-    shares_prompts = False
+    has_head = False
+    can_share_prompts = False
 
-    def __init__(self, model: nn.Module) -> None:
-        self._model = model
+    def __init__(self, model: nn.Module, vocab_size: int) -> None:
+        self._model, self.vocab_size = model, vocab_size
 
-    def read(self, batch: Batch, mapping: Mapped) -> Tensor:
+    def hidden_states(self, batch: Batch, mapping: Mapped) -> Tensor:
         """Logits ``[R, V]`` that predict the targets."""
         logits = forward_logits(self._model, batch.inputs, batch.inputs_mask, mapping)
         return logits.flatten(0, 1)[batch.read]
 
-    def head(self, _: Mapped) -> dict[str, Tensor]:
-        """Nothing: the logits are there already."""
+    def head_tensors(self, _: Mapped) -> dict[str, Tensor]:
+        """No tensors: the logits are there already."""
         return {}
 
-    def logits(self, states: Tensor, _: Mapped) -> Tensor:
-        """The states themselves."""
-        return states
+    def logits(self, hidden: Tensor, _: Mapped) -> Tensor:
+        """The logits that it was given."""
+        return hidden
 
 
 class BackboneAndHead:
-    """A Hugging Face causal model, with or without adapters, in its two parts.
+    """A Hugging Face causal model, with or without adapters, split in two.
 
     Args:
         model: the model; `AttributeError` when it has no backbone of its own.
+        vocab_size: V.
         tiled_products: whether the head multiplies as in `seqproc.scorers.kernels.products`.
     """
 
-    vocabulary: int
-    shares_prompts = True
+    has_head = True
+    can_share_prompts = True
 
-    def __init__(self, model: nn.Module, *, tiled_products: bool = True) -> None:
+    def __init__(self, model: nn.Module, vocab_size: int, *, tiled_products: bool = True) -> None:
+        self.vocab_size = vocab_size
         base = without_adapters(model)
         self._slot = getattr(base, "base_model_prefix", "")
         backbone: nn.Module | None = base._modules.get(self._slot)
@@ -104,34 +112,34 @@ class BackboneAndHead:
         self._output_class: Any = None
         self._tiled_products = tiled_products
 
-    def read(self, batch: Batch, mapping: Mapped) -> Tensor:
+    def hidden_states(self, batch: Batch, mapping: Mapped) -> Tensor:
         """Hidden states ``[R, D]`` that predict the targets; shared prompts computed once."""
         if batch.prompts is None:
             hidden = self._run(mapping, input_ids=batch.inputs, attention_mask=batch.inputs_mask)
             return hidden.flatten(0, 1)[batch.read]
         return self._read_shared(batch, mapping)
 
-    def head(self, mapping: Mapped) -> dict[str, Tensor]:
+    def head_tensors(self, mapping: Mapped) -> dict[str, Tensor]:
         """The head's parameters and buffers."""
-        shell = self._shell(None)
-        own = dict(shell.named_buffers()) | dict(shell.named_parameters())
-        return own if mapping is None else own | _part_of(mapping, self._model, shell)
+        around = self._model_around(None)
+        own = dict(around.named_buffers()) | dict(around.named_parameters())
+        return own if mapping is None else own | _part_tensors(mapping, self._model, around)
 
-    def logits(self, states: Tensor, head: Mapped) -> Tensor:
-        """Logits ``[r, V]`` by the model's own forward behind its backbone."""
-        shell = self._shell(self._output_class(last_hidden_state=states.unsqueeze(0)))
-        placeholder = torch.zeros(1, len(states), dtype=torch.int64, device=states.device)
+    def logits(self, hidden: Tensor, head: Mapped) -> Tensor:
+        """Logits ``[r, V]``, by the model's own forward behind its backbone."""
+        around = self._model_around(self._output_class(last_hidden_state=hidden.unsqueeze(0)))
+        placeholder = torch.zeros(1, len(hidden), dtype=torch.int64, device=hidden.device)
         arguments = {"input_ids": placeholder, "use_cache": False}
-        tiles = head_products(states.device) if self._tiled_products else contextlib.nullcontext()
+        tiles = head_products(hidden.device) if self._tiled_products else contextlib.nullcontext()
         with tiles:
-            output = torch.func.functional_call(shell, dict(head or {}), (), arguments)
+            output = torch.func.functional_call(around, dict(head or {}), (), arguments)
         logits: Tensor = output.logits
         return logits.squeeze(0)
 
-    def _shell(self, output: Any) -> nn.Module:
-        """The model with its backbone's output given; it shares everything else."""
+    def _model_around(self, output: Any) -> nn.Module:
+        """A copy of the model, its backbone replaced by an output; it shares everything else."""
         shell = copy.copy(self._causal)
-        shell.__dict__["_modules"] = self._causal._modules | {self._slot: _Given(output)}
+        shell.__dict__["_modules"] = self._causal._modules | {self._slot: _StoredBackbone(output)}
         return shell
 
     def _run(self, mapping: Mapped, **arguments: Any) -> Tensor:
@@ -139,7 +147,7 @@ class BackboneAndHead:
         if mapping is None:
             output = self._backbone(**arguments)
         else:
-            own = _part_of(mapping, self._model, self._backbone)
+            own = _part_tensors(mapping, self._model, self._backbone)
             output = torch.func.functional_call(self._backbone, own, args=(), kwargs=arguments)
         self._output_class = type(output)
         hidden: Tensor = output.last_hidden_state
@@ -182,8 +190,8 @@ class BackboneAndHead:
         return torch.cat([last, *rest])[batch.read]
 
 
-class _Given(nn.Module):
-    """Stands where the backbone was and returns what was computed before."""
+class _StoredBackbone(nn.Module):
+    """Takes the backbone's place and returns a stored output."""
 
     def __init__(self, output: Any) -> None:
         super().__init__()
