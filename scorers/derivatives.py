@@ -4,9 +4,9 @@
 log p, log q and H of every token, in one pass and without a graph. `hvp` differentiates backwards
 twice.
 
-A derivative holds the support of q fixed. It is that of the truncated policy as long as the
-support does not change, and `PolicyStatistics.cut_margin`, the distance in a between the last
-token kept and the first dropped, says how far a step may shift logits before it does.
+A derivative holds the support of q fixed: it is that of the truncated policy as long as the support
+does not change. The support changes where tokens at the cut exchange places, and where the mass
+before the last token passes ``top_p``.
 """
 
 from __future__ import annotations

@@ -218,7 +218,7 @@ def rb_entropy(logits: Tensor, policy: SamplingPolicy) -> Tensor:
     """Rao-Blackwell entropy H(q) = logsumexp_S(a) − Σ_S q·a. ``[...]``, nats, differentiable.
 
     The support is held fixed when differentiating: the derivative is that of H on either side of
-    a change of support, which `PolicyStatistics.cut_margin` tells how near it is.
+    a change of support.
     """
     return statistics(logits, policy).rb_entropy
 
