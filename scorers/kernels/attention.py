@@ -1,13 +1,21 @@
 """Attention that gives a token the same bits whatever is scored beside it.
 
-How PyTorch's fused attention on a CPU rounds the sums of a token depends on where its keys begin,
-up to where they are padded, and how many queries there are: a BLAS parts sums of more than so many
-terms, vector instructions leave a remainder to others, few rows go another way. Here the keys of
-a sequence count from the first that it sees, go so many at a time that no sum is parted, and are
-joined in their order; numbers of queries and keys are filled up until nothing is left over.
+PyTorch's fused attention on a CPU rounds differently when padding, batch size or the number of
+queries change: a BLAS splits long sums, SIMD instructions leave a remainder to other code, and few
+rows take another path. Then the importance ratio of a policy to itself is not exactly 1. Here
 
-Query heads that read the same key head are rows of one attention, so that no key is repeated for
-them. Knows attention as Hugging Face models call it; nothing of models or batches.
+- every sequence's keys start at the first that it sees, whatever its padding;
+- they are processed in blocks of 192, as many as a BLAS adds up in one sum, and merged in order;
+- queries and keys are padded to multiples of 16, so that no remainder is left.
+
+An example with blocks of 3 keys, of a row that is padded on the left by two::
+
+    keys            .  .  a  b  c  d         plan: order a b c | d . .
+    query b sees          a  b               block 0: rows b, c, d; block 1: row d alone
+    query d sees          a  b  c  d         d merges its two blocks by their logsumexp
+
+Query heads that share a key head are rows of one attention, so no key is repeated for them.
+Depends on attention as Hugging Face models call it; knows nothing of models or batches.
 """
 
 from __future__ import annotations
@@ -28,28 +36,27 @@ from seqproc._util.kernels import is_on
 from seqproc.scorers.chunks import alias
 from seqproc.scorers.forward import device_of
 
-_NAME = "seqproc_in_order"  # by which Hugging Face finds it
+_NAME = "seqproc_in_order"  # as Hugging Face calls it
 
 # Attention as a composition of differentiable operations; fused kernels have no forward
 # derivative and no second one.
 _COMPOSED_ATTENTION = ("eager", "sdpa")
 
-_KEYS = 192  # at a time: MKL adds up so many in one sum
+_KEYS = 192  # of a block: as many as MKL adds up in one sum
 _MULTIPLE = 16  # of queries and of keys: float32 numbers of AVX-512
 _MOST_MASKED = 4096  # elements of masks per query: what they add to memory
 
 _DTYPES = (torch.float32, torch.float64)
 
-# How to go through what a mask shows, by the mask that all layers of a forward are given; gone
-# when it is gone.
+# Plans by mask tensor, of which a forward has one for all its layers; dropped with the mask.
 _PLANS = WeakTensorKeyDictionary()
 
 
 @contextlib.contextmanager
 def attention_in_order(model: nn.Module) -> Iterator[None]:
-    """A scope in which a model of PyTorch's scaled dot-product attention rounds as said above.
+    """Within the scope, a model with PyTorch's scaled dot-product attention uses this module's.
 
-    On a CPU, where fused kernels are allowed; any other attention stays as it is.
+    On a CPU, and where fused kernels are allowed. Any other attention stays as it is.
     """
     config: Any = getattr(model, "config", None)
     fused = torch.backends.cuda.flash_sdp_enabled()  # on a CPU too, whatever its name
@@ -167,21 +174,21 @@ class _InOrder(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
-        twice = torch.is_grad_enabled()  # whoever differentiates wants to do so again
+        double_backward = torch.is_grad_enabled()  # create_graph=True was asked for
         with torch.autocast("cpu", enabled=False), torch.enable_grad():  # as the forward ran
-            operands = [alias(tensor, twice) for tensor in ctx.saved_tensors]
+            operands = [alias(tensor, double_backward) for tensor in ctx.saved_tensors]
             query, key, value = operands
             out = functional.scaled_dot_product_attention(
                 query, key, value, ctx.mask, scale=ctx.scaling, enable_gqa=True
             ).transpose(1, 2)
         wanted = [x for x in operands if x.requires_grad]
-        found = iter(torch.autograd.grad(out, wanted, gradient, create_graph=twice))
+        found = iter(torch.autograd.grad(out, wanted, gradient, create_graph=double_backward))
         return *(next(found) if x.requires_grad else None for x in operands), None, None
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
-    """Some of the keys, and the queries from the first one on that sees any of them."""
+class KeyBlock:
+    """A block of keys, and the rows of queries from the first one that sees any of them."""
 
     keys: slice
     rows: slice
@@ -190,22 +197,22 @@ class _Part:
 
 @dataclass(frozen=True, slots=True)
 class AttentionPlan:
-    """How the attention of a batch is gone through. K' keys in order, R rows of queries."""
+    """The key blocks of a batch. K' keys in order, R rows of queries."""
 
-    order: Tensor | None  # [N · K'] which of the N · K keys each is; None: they are in order
-    num_rows: int  # R: L queries of each head, and some more
-    parts: list[_Part]
+    order: Tensor | None  # [N · K'] index of each key among N · K; None: they are in order
+    num_rows: int  # R: L queries of each head, padded
+    blocks: list[KeyBlock]
 
     def attend(self, heads: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
         """Attention ``[N, L, key heads, H, width]`` of heads ``[N, key heads, H, L, width]``."""
         key, value = self._in_order(key), self._in_order(value)
         rows = self._rows(heads)
-        out, total = _flash(rows, key, value, self.parts[0], scaling)
-        for part in self.parts[1:]:
-            new, its_total = _flash(rows, key, value, part, scaling)
-            before = total[:, :, part.rows]
+        out, total = _flash(rows, key, value, self.blocks[0], scaling)
+        for block in self.blocks[1:]:
+            new, its_total = _flash(rows, key, value, block, scaling)
+            before = total[:, :, block.rows]
             share = (its_total - before).sigmoid_().to(new.dtype)
-            out[:, :, part.rows].lerp_(new, share.unsqueeze(-1))
+            out[:, :, block.rows].lerp_(new, share.unsqueeze(-1))
             torch.logaddexp(before, its_total, out=before)
         number, length = heads.shape[2:4]
         return out[:, :, : length * number].unflatten(2, (length, number)).transpose(1, 2)
@@ -228,59 +235,82 @@ class AttentionPlan:
 
 
 def _flash(
-    rows: Tensor, key: Tensor, value: Tensor, part: _Part, scaling: float | None
+    rows: Tensor, key: Tensor, value: Tensor, block: KeyBlock, scaling: float | None
 ) -> tuple[Tensor, Tensor]:
-    """Attention ``[N, key heads, r, width]`` to a part of the keys, and the logsumexp of scores.
+    """Attention ``[N, key heads, r, width]`` to a block of keys, and the logsumexp of its scores.
 
-    That in float64: the last bit of a float32 function depends on its place in the tensor.
+    The logsumexp is float64: the last bit of a float32 function depends on its place in the tensor.
     """
     out, total = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        rows[:, :, part.rows],
-        key[:, :, part.keys],
-        value[:, :, part.keys],
-        attn_mask=part.bias,
+        rows[:, :, block.rows],
+        key[:, :, block.keys],
+        value[:, :, block.keys],
+        attn_mask=block.bias,
         scale=scaling,
     )
     return out, total.double()
 
 
 def _plan_of(mask: Tensor, heads: int, dtype: torch.dtype) -> AttentionPlan:
-    """That of a mask ``[N, 1, L, K]`` and of so many heads a key head; made once for all layers."""
-    courses = _PLANS.setdefault(mask, {})
-    if (heads, dtype) not in courses:
-        courses[heads, dtype] = _new_plan(mask[:, 0], heads, dtype)
-    found: AttentionPlan = courses[heads, dtype]
-    return found
+    """The plan for a mask ``[N, 1, L, K]`` and this many query heads per key head, made once."""
+    plans = _PLANS.setdefault(mask, {})
+    if (heads, dtype) not in plans:
+        plans[heads, dtype] = _new_plan(mask[:, 0], heads, dtype)
+    plan: AttentionPlan = plans[heads, dtype]
+    return plan
 
 
 def _new_plan(mask: Tensor, heads: int, dtype: torch.dtype) -> AttentionPlan:
-    (count, length, num_keys), num_rows = mask.shape, _pad_rows(mask.shape[1] * heads)
-    begin = mask.any(1).int().argmax(-1, keepdim=True)
-    order = (begin + torch.arange(_pad_rows(num_keys))).clamp(max=num_keys)
-    seen = functional.pad(mask, (0, 1))  # one more key, which is not seen
-    seen = seen.gather(-1, order.unsqueeze(1).expand(-1, length, -1))
-    parts = []
-    for start in range(0, order.shape[1], _KEYS):
-        keys = slice(start, min(start + _KEYS, order.shape[1]))
-        rows = seen[:, :, keys].any(-1).any(0)
-        if start and not bool(rows.any()):
-            continue
-        first = int(rows.int().argmax()) // _MULTIPLE * _MULTIPLE if start else 0
-        bias = _bias(seen[:, first:, keys], heads, dtype)
-        filling = num_rows - heads * first - bias.shape[1]
-        bias = functional.pad(bias, (0, 0, 0, filling)).unsqueeze(1)
-        parts.append(_Part(keys=keys, rows=slice(heads * first, None), bias=bias))
-    if not bool(begin.any()) and order.shape[1] == num_keys:
-        return AttentionPlan(order=None, num_rows=num_rows, parts=parts)
-    each = torch.arange(count).unsqueeze(-1) * num_keys + order.clamp(max=num_keys - 1)
-    return AttentionPlan(order=each.flatten(), num_rows=num_rows, parts=parts)
+    (count, length, num_keys), num_rows = mask.shape, _padded(mask.shape[1] * heads)
+    order = _key_order(mask)
+    visible = functional.pad(mask, (0, 1))  # one more key, which no query sees
+    visible = visible.gather(-1, order.unsqueeze(1).expand(-1, length, -1))
+    blocks = [
+        block
+        for start in range(0, order.shape[1], _KEYS)
+        if (block := _key_block(visible, start, heads, num_rows, dtype)) is not None
+    ]
+    if torch.equal(order, torch.arange(num_keys).expand(count, -1)):
+        return AttentionPlan(order=None, num_rows=num_rows, blocks=blocks)
+    index = torch.arange(count).unsqueeze(-1) * num_keys + order.clamp(max=num_keys - 1)
+    return AttentionPlan(order=index.flatten(), num_rows=num_rows, blocks=blocks)
 
 
-def _bias(seen: Tensor, heads: int, dtype: torch.dtype) -> Tensor:
+def _key_order(mask: Tensor) -> Tensor:
+    """``[N, K']``: each sequence's keys from the first that it sees; K stands for none."""
+    num_keys = mask.shape[-1]
+    first = mask.any(1).int().argmax(-1, keepdim=True)
+    return (first + torch.arange(_padded(num_keys))).clamp(max=num_keys)
+
+
+def _key_block(
+    visible: Tensor, start: int, heads: int, num_rows: int, dtype: torch.dtype
+) -> KeyBlock | None:
+    """The block of keys that begins at ``start``; None when no query sees any of them.
+
+    Args:
+        visible: ``[N, L, K']``, which keys each query sees, in order.
+        start: of the block. The first one is kept in any case, so that there is an output.
+        heads: query heads per key head.
+        num_rows: R, of all queries and heads.
+        dtype: of the bias.
+    """
+    keys = slice(start, min(start + _KEYS, visible.shape[-1]))
+    sees_some = visible[:, :, keys].any(-1).any(0)  # [L]
+    if start and not bool(sees_some.any()):
+        return None
+    first = int(sees_some.int().argmax()) // _MULTIPLE * _MULTIPLE if start else 0
+    bias = _bias(visible[:, first:, keys], heads, dtype)
+    missing = num_rows - heads * first - bias.shape[1]
+    bias = functional.pad(bias, (0, 0, 0, missing)).unsqueeze(1)
+    return KeyBlock(keys=keys, rows=slice(heads * first, None), bias=bias)
+
+
+def _bias(visible: Tensor, heads: int, dtype: torch.dtype) -> Tensor:
     """``[N, L · heads, K]``, finite, so that a query that sees none of these keys is not NaN."""
-    bias = torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)
+    bias = torch.zeros_like(visible, dtype=dtype).masked_fill_(~visible, torch.finfo(dtype).min)
     return bias.repeat_interleave(heads, dim=1)
 
 
-def _pad_rows(number: int) -> int:
+def _padded(number: int) -> int:
     return -(-number // _MULTIPLE) * _MULTIPLE

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from math import inf
 
 import torch
@@ -42,8 +42,8 @@ _LOG2_E = 1 / math.log(2)
 # which is always added. In float64 what counts is the cumulative sum over at most 8,192 candidates.
 _SUM_ERROR = {torch.float32: 8e-6, torch.float64: 1e-11}
 
-# Whether float32 logits outside the candidates are summed in float64. It leaves hardly a row to be
-# asked again, which takes a GPU longer; on a CPU it would take longer than all else.
+# Whether float32 logits outside the candidates are summed in float64. That makes second looks rare.
+# It is worth it on a GPU, where a second look is slow; on a CPU the float64 sum would dominate.
 _SUMS_ARE_WIDE = ByDevice(cpu=False, accelerator=True)
 
 
@@ -75,8 +75,15 @@ def nuclei(logits: Tensor, temperature: float, top_p: float) -> Iterator[Nuclei]
         temperature: T > 0.
         top_p: nucleus mass in [0, 1); 0 keeps the first token alone.
     """
-    rows = torch.arange(len(logits), device=logits.device)
-    yield from _search(logits, rows, temperature, top_p, _widths(logits))
+    every_row = torch.arange(len(logits), device=logits.device)
+    pending = [_Search(logits, every_row, temperature, top_p, _widths(logits))]
+    while pending:
+        search, rest = pending.pop().split()
+        attempt = search.attempt()
+        if (settled := attempt.settled) is not None:
+            yield settled
+        # What is put last comes next, so that few rows are copied at a time.
+        pending += [*rest, *search.wider(~attempt.in_reach), *search.exact(attempt.too_close)]
 
 
 def nuclei_by_sorting(logits: Tensor, temperature: float, top_p: float) -> Nuclei:
@@ -109,56 +116,87 @@ def _widths(logits: Tensor) -> list[int]:
     return [*(width for width in _WIDTHS.on(logits.device) if width < vocabulary), vocabulary]
 
 
-def _search(
-    logits: Tensor, rows: Tensor, temperature: float, top_p: float, widths: list[int]
-) -> Iterator[Nuclei]:
-    left = torch.arange(len(rows), device=rows.device)
-    for i, width in enumerate(widths):
-        beyond = [left[:0]]
-        for now, some in _together(logits, left, width):
-            found, within, certain = _look(some, rows[now], temperature, top_p, width)
-            settled = within & certain
-            if bool(settled.all()):
-                yield found
-            elif bool(settled.any()):
-                yield found.take(settled.nonzero()[:, 0])
-            if bool((unsure := within & ~certain).any()):
-                better = wide(some[unsure])
-                again = widths[-1:] if better.dtype == _summed_as(logits) else widths[i:]
-                yield from _search(better, rows[now[unsure]], temperature, top_p, again)
-            beyond.append(now[~within])
-        left = torch.cat(beyond)
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """Nuclei among some candidates, and for each row whether that settles it."""
+
+    nuclei: Nuclei
+    in_reach: Tensor  # [M] bool, the cut lies among the candidates, with all its ties
+    beyond_rounding: Tensor  # [M] bool, and no rounding can have moved it
+
+    @property
+    def settled(self) -> Nuclei | None:
+        """The nuclei that are found."""
+        settled = self.in_reach & self.beyond_rounding
+        if bool(settled.all()):
+            return self.nuclei
+        return self.nuclei.take(settled.nonzero()[:, 0]) if bool(settled.any()) else None
+
+    @property
+    def too_close(self) -> Tensor:
+        """``[M]`` bool: the cut is so close to a token that sums must be exact to decide."""
+        return self.in_reach & ~self.beyond_rounding
 
 
-def _together(logits: Tensor, left: Tensor, width: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Rows to look at, and their logits, in parts that bound what is in memory."""
-    (number, vocabulary), device = logits.shape, logits.device
-    most = _LOOK_ELEMENTS.on(device) // width
-    if len(left) == number:  # all rows, in order
-        yield from zip(left.split(max(1, most)), logits.split(max(1, most)), strict=True)
-    elif len(left):
-        most = min(most, _COPIED_ELEMENTS.on(device) // vocabulary)
-        yield from ((now, logits.index_select(0, now)) for now in left.split(max(1, most)))
+@dataclass(frozen=True, slots=True)
+class _Search:
+    """Rows of logits whose nuclei are still to be found, among ever more candidates."""
 
+    logits: Tensor  # [N, V]
+    rows: Tensor  # [M] int64, which rows of the caller's logits these are
+    temperature: float
+    top_p: float
+    widths: list[int]  # numbers of candidates to try in turn
+    chosen: Tensor | None = None  # [M] int64, which rows of `logits` to search; None: all, M = N
 
-def _look(
-    logits: Tensor, rows: Tensor, temperature: float, top_p: float, width: int
-) -> tuple[Nuclei, Tensor, Tensor]:
-    """Nuclei among ``width`` candidates, and two masks ``[N]``: whether the cut lies among them
-    with all its ties, and whether it is farther from any token than rounding reaches.
-    """
-    found = _head(logits, rows, temperature, top_p, *_candidates(logits, temperature, width))
-    if width == logits.shape[-1]:
-        everything = torch.ones_like(found.kept[:, 0])
-        return found, everything, everything
-    last = found.kept.sum(-1, keepdim=True) - 1
-    shifted = found.shifted.detach()
-    cut, following = shifted.gather(-1, last), shifted.gather(-1, (last + 1).clamp(max=width - 1))
-    within = shifted[:, -1] < cut[:, 0]
-    if bool((within & (following == cut)[:, 0]).any()):  # the cut parts a tie
-        ids = _smaller_ids_first(logits, found.ids)
-        found = _head(logits, rows, temperature, top_p, ids, found.outside)
-    return found, within, _certain(found, last, top_p, _SUM_ERROR[_summed_as(logits)])
+    def split(self) -> tuple[_Search, list[_Search]]:
+        """The first rows, as many as may be in memory at a time, and the others, if any."""
+        vocabulary, device = self.logits.shape[-1], self.logits.device
+        most = _LOOK_ELEMENTS.on(device) // self.widths[0]
+        if self.chosen is None:
+            most = max(1, most)
+            first = replace(self, logits=self.logits[:most], rows=self.rows[:most])
+            rest = replace(self, logits=self.logits[most:], rows=self.rows[most:])
+        else:
+            most = max(1, min(most, _COPIED_ELEMENTS.on(device) // vocabulary))
+            copied = self.logits.index_select(0, self.chosen[:most])
+            first = replace(self, logits=copied, rows=self.rows[:most], chosen=None)
+            rest = replace(self, rows=self.rows[most:], chosen=self.chosen[most:])
+        return first, [rest] if len(rest.rows) else []
+
+    def attempt(self) -> _Attempt:
+        """Look among the first number of candidates."""
+        logits, width = self.logits, self.widths[0]
+        ids, outside = _candidates(logits, self.temperature, width)
+        found = self._nuclei(ids, outside)
+        if width == logits.shape[-1]:
+            everything = torch.ones_like(found.kept[:, 0])
+            return _Attempt(found, everything, everything)
+        last = found.kept.sum(-1, keepdim=True) - 1
+        shifted = found.shifted.detach()
+        cut = shifted.gather(-1, last)
+        following = shifted.gather(-1, (last + 1).clamp(max=width - 1))
+        in_reach = shifted[:, -1] < cut[:, 0]
+        if bool((in_reach & (following == cut)[:, 0]).any()):  # the cut splits a tie
+            found = self._nuclei(_smaller_ids_first(logits, ids), outside)
+        sum_error = _SUM_ERROR[_summed_as(logits)]
+        return _Attempt(found, in_reach, _certain(found, last, self.top_p, sum_error))
+
+    def wider(self, which: Tensor) -> Iterator[_Search]:
+        """The search of some rows among more candidates."""
+        if bool(which.any()):
+            chosen = which.nonzero()[:, 0]
+            yield replace(self, rows=self.rows[chosen], widths=self.widths[1:], chosen=chosen)
+
+    def exact(self, which: Tensor) -> Iterator[_Search]:
+        """The search of some rows with sums in float64; among all tokens if they were that."""
+        if bool(which.any()):
+            exact = wide(self.logits[which])
+            widths = self.widths[-1:] if exact.dtype == _summed_as(self.logits) else self.widths
+            yield replace(self, logits=exact, rows=self.rows[which], widths=widths)
+
+    def _nuclei(self, ids: Tensor, outside: Tensor) -> Nuclei:
+        return _head(self.logits, self.rows, self.temperature, self.top_p, ids, outside)
 
 
 def _candidates(logits: Tensor, temperature: float, width: int) -> tuple[Tensor, Tensor]:
@@ -225,13 +263,13 @@ def _smaller_ids_first(logits: Tensor, ids: Tensor) -> Tensor:
 def sums(rows: Tensor) -> Tensor:
     """The sum of each row, ``[N]``.
 
-    A row alone goes twice: PyTorch would share it among its threads, which rounds otherwise.
+    A single row is duplicated: PyTorch would otherwise split it over threads and round differently.
     """
     return rows.sum(-1) if len(rows) != 1 else rows.expand(2, -1).sum(-1)[:1]
 
 
 def exponential(x: Tensor) -> Tensor:
-    """exp(x). In float32 as 2^(x·log₂e), which a CPU has several times sooner."""
+    """exp(x). In float32 as 2^(x·log₂e), several times faster on a CPU."""
     return (x * _LOG2_E).exp2_() if x.dtype == torch.float32 else x.exp()
 
 
