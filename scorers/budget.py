@@ -1,6 +1,6 @@
-"""How much a forward and a head take at a time: from free memory, less when that was too much.
+"""Batches that fit in memory: sized by what is free, and halved when it runs out.
 
-Knows batches and memory; nothing of what is computed on a batch.
+Depends on batches and memory only; knows nothing of what is computed on a batch.
 """
 
 from __future__ import annotations

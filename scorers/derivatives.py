@@ -191,14 +191,14 @@ def _finite_differences_instead(model: nn.Module) -> Iterator[None]:
 def _gradient(
     value: Tensor, params: Mapping[str, Tensor], *, create_graph: bool = False
 ) -> dict[str, Tensor]:
-    found = torch.autograd.grad(
+    gradients = torch.autograd.grad(
         value,
         list(params.values()),
         create_graph=create_graph,
         allow_unused=True,
         materialize_grads=True,
     )
-    return dict(zip(params, found, strict=True))
+    return dict(zip(params, gradients, strict=True))
 
 
 def _dual(param: Tensor, direction: Tensor) -> Tensor:
@@ -223,19 +223,23 @@ def _unpack(scores: TokenScores) -> TokenDerivatives:
     )
 
 
-def _require_numbers(found: TokenDerivatives, batch: Batch) -> None:
-    require_numbers(found.scores, batch)
-    inside = found.logqs.masked_fill(found.scores.logqs.isneginf(), 0.0)
-    slopes = {"dlogprobs": found.logprobs, "dlogqs": inside, "drb_entropy": found.rb_entropy}
+def _require_numbers(derivatives: TokenDerivatives, batch: Batch) -> None:
+    require_numbers(derivatives.scores, batch)
+    inside = derivatives.logqs.masked_fill(derivatives.scores.logqs.isneginf(), 0.0)
+    slopes = {
+        "dlogprobs": derivatives.logprobs,
+        "dlogqs": inside,
+        "drb_entropy": derivatives.rb_entropy,
+    }
     require_finite(slopes, batch)
 
 
-def _rows(found: TokenDerivatives, start: int, stop: int) -> TokenDerivatives:
+def _rows(derivatives: TokenDerivatives, start: int, stop: int) -> TokenDerivatives:
     return TokenDerivatives(
-        logprobs=found.logprobs[start:stop],
-        logqs=found.logqs[start:stop],
-        rb_entropy=found.rb_entropy[start:stop],
-        scores=found.scores.rows(start, stop),
+        logprobs=derivatives.logprobs[start:stop],
+        logqs=derivatives.logqs[start:stop],
+        rb_entropy=derivatives.rb_entropy[start:stop],
+        scores=derivatives.scores.rows(start, stop),
     )
 
 

@@ -1,4 +1,4 @@
-"""Which of the scorer's shortcuts a model allows, found by trying them on a few tokens, once.
+"""Finds which of the scorer's shortcuts a model allows, by trying each on a few tokens, once.
 
 The scorer does much that a plain forward does not: it pads several sequences into a batch, computes
 a prompt once for all its responses, takes a model apart, and replaces its attention and products by

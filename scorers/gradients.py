@@ -157,8 +157,8 @@ def projected_gradients(
         raise OverrideError("directions must hold at least one mapping by parameter name")
     if len(directions) == 1:
         slopes = jvp(scorer, sequences, policy, directions[0])
-        found = [_along(slope, objective, i) for i, slope in enumerate(slopes)]
-        return torch.tensor(found, dtype=torch.float64).view(-1, 1)
+        products = [_along(slope, objective, i) for i, slope in enumerate(slopes)]
+        return torch.tensor(products, dtype=torch.float64).view(-1, 1)
     own, names = own_parameters(scorer.model)
     moves = [check_mapping(direction, own, names) for direction in directions]
     rows = [
@@ -247,9 +247,9 @@ def _gradient(
 
 def _by_own_attention(scorer: TeacherForcingScorer) -> TeacherForcingScorer:
     """The scorer with PyTorch's attention, whose backward pass need not compute it once more."""
-    found = copy.copy(scorer)
-    found.shortcuts = dataclasses.replace(scorer.shortcuts, attention_in_order=False)
-    return found
+    other = copy.copy(scorer)
+    other.shortcuts = dataclasses.replace(scorer.shortcuts, attention_in_order=False)
+    return other
 
 
 def _objective(of: OfScores) -> Objective:
@@ -292,14 +292,14 @@ def _along(slope: TokenDerivatives, objective: Objective, index: int) -> float:
         value = _value(objective, leaves, index)
     moving = [leaves.logprobs, leaves.logqs, leaves.stats.rb_entropy]
     others = [x for x in _statistics(leaves) if x is not leaves.stats.rb_entropy]
-    found = torch.autograd.grad(value, [*moving, *others], allow_unused=True)
-    if any(g is not None for g in found[3:]):
+    partials = torch.autograd.grad(value, [*moving, *others], allow_unused=True)
+    if any(g is not None for g in partials[3:]):
         raise ConfigError(
             "along one direction of may read logprobs, logqs and stats.rb_entropy only, whose "
             "forward derivatives are known; give two directions or more"
         )
     slopes = (slope.logprobs, slope.logqs, slope.rb_entropy)
-    pairs = [(g, d) for g, d in zip(found, slopes, strict=False) if g is not None]
+    pairs = [(g, d) for g, d in zip(partials, slopes, strict=False) if g is not None]
     return sum(float((g.double() * d.double()).sum()) for g, d in pairs)
 
 

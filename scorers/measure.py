@@ -1,4 +1,4 @@
-"""What is read off the logits of one sequence: log p, log q and the policy's statistics.
+"""Reads log p, log q and the policy's statistics off the logits of one sequence.
 
 Pure functions of ``[T, V]`` logits, evaluated in chunks of rows so that the working memory does
 not grow with T.

@@ -44,14 +44,14 @@ from seqproc.scorers.forward import (
 )
 from seqproc.scorers.kernels.attention import differentiable_attention
 from seqproc.scorers.kernels.packing import FORWARD_COST
-from seqproc.scorers.kernels.products import MULTIPLE
+from seqproc.scorers.kernels.products import ROW_MULTIPLE
 from seqproc.scorers.measure import empty_scores, measure
 from seqproc.scorers.overrides import ParamMapping, cast_up, resolve_mapping, widest
 
-# Logits of a chunk of the head: 132 MB in float32 on a CPU, a little less than the largest blocks
-# that `keep_freed_memory` keeps. In smaller chunks a CPU packs the matrix more often.
+# Logits of one chunk of the head: 132 MB in float32 on a CPU, a little less than the largest blocks
+# that `keep_freed_memory` keeps. With smaller chunks a CPU packs the matrix more often.
 _HEAD_ELEMENTS = ByDevice(cpu=33_000_000, accelerator=1 << 27)
-# Fewer, as a backward pass holds several tensors of this size.
+# Fewer with gradients: a backward pass holds several tensors of this size.
 _HEAD_ELEMENTS_WITH_GRAD = ByDevice(cpu=1 << 22, accelerator=1 << 26)
 
 ScoreBatch = Callable[..., TokenScores]  # of a Batch; further options as of `score_batch`
@@ -200,9 +200,9 @@ class TeacherForcingScorer:
 
     def with_differentiable_attention(self) -> TeacherForcingScorer:
         """The same scorer, whose attention can be differentiated forwards, and twice."""
-        found = copy.copy(self)
-        found._differentiates_attention = True
-        return found
+        scorer = copy.copy(self)
+        scorer._differentiates_attention = True
+        return scorer
 
     def schedule(
         self,
@@ -272,7 +272,7 @@ class TeacherForcingScorer:
     def _head_rows(self, with_grad: bool) -> int:
         elements = (_HEAD_ELEMENTS_WITH_GRAD if with_grad else _HEAD_ELEMENTS).on(self.device)
         rows = max(1, default_logits(elements, self.device) // self.parts.vocab_size)
-        return rows - rows % MULTIPLE if rows > MULTIPLE else rows
+        return rows - rows % ROW_MULTIPLE if rows > ROW_MULTIPLE else rows
 
     def logits(
         self, input_ids: Tensor, attention_mask: Tensor, mapping: ParamMapping | None = None
@@ -285,7 +285,7 @@ class TeacherForcingScorer:
             return forward_logits(self.model, input_ids, attention_mask, state)
 
     def minimum_dtypes(self) -> list[torch.dtype]:
-        """Dtypes that the forward without gradients is at least as wide as."""
+        """Lower bounds on the dtype of a forward without gradients."""
         override, no_grad = self.precision.func_override, self.precision.tf_nograd
         names = [no_grad.dtype, *([override.dtype] if override.cast_params else [])]
         return [torch_dtype(name) for name in names]
@@ -319,7 +319,7 @@ class TeacherForcingScorer:
 
     @contextlib.contextmanager
     def forwarding(self, width: torch.dtype, autocast: torch.dtype | None = None) -> Iterator[None]:
-        """Evaluation mode, precision as configured, sums in order and fast, around a forward."""
+        """The context of every forward: evaluation mode, precision, and the kernels that are on."""
         with (
             in_turn(),
             kernels_on(self.precision.kernels),

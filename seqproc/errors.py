@@ -1,4 +1,4 @@
-"""What seqproc raises when a user can mend it: what was expected, what came, what to do.
+"""Errors that a user can mend: each says what was expected, what came and what to do.
 
 Every error is a `SeqprocError`, and also the built-in error that a caller would guess
 (`ValueError`, `KeyError`, …), so that either can be caught.

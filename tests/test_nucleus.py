@@ -45,7 +45,7 @@ def near_thresholds(logits: torch.Tensor, temperature: float, gap: float) -> np.
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_hundred_thousand_adversarial_rows(monkeypatch, kind, dtype, vocabulary):
     """The larger vocabulary is seen through groups of 2, as a real one is through larger ones."""
-    monkeypatch.setattr(ranking, "_LEAST_GROUP", everywhere(2))
+    monkeypatch.setattr(ranking, "_MIN_GROUP", everywhere(2))
     logits = adversarial(kind, ROWS_PER_KIND, vocabulary, dtype)
     for part, temperature in zip(logits.split(ROWS_PER_KIND // 3), (1.0, 0.7, 2.5), strict=True):
         for third, top_p in zip(part.split(len(part) // 3), (0.3, 0.95, 0.999), strict=True):

@@ -1,4 +1,4 @@
-"""What vLLM is told: environment and options at its start, sampling parameters with each request.
+"""Settings of vLLM: environment and options at its start, sampling parameters per request.
 
 Pure functions. Defaults depend on the platform; a user's own option or environment variable always
 wins over them, unless vLLM would then sample from another distribution. Starts nothing.

@@ -1,4 +1,4 @@
-"""What a running vLLM samples with, told by its workers, and what follows for exactness.
+"""Asks a running vLLM's workers what it samples with, and what follows for exactness.
 
 vLLM has two model runners, and a top-p in two forms. Which of them run depends on the machine, on
 the model and on the environment: so the workers are asked. Knows the answers' meaning; not how they

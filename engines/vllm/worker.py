@@ -1,4 +1,4 @@
-"""What our engine asks of vLLM's workers: mixed into their class by vLLM, called by name.
+"""Methods for vLLM's workers: vLLM mixes them into its class, and our engine calls them by name.
 
 Knows how vLLM keeps weights and which of its parts work; nothing about where weights come from.
 """

@@ -14,9 +14,9 @@ import numpy as np
 from seqproc._util.by_device import ByDevice
 from seqproc._util.kernels import is_on
 
-# What a forward costs beside its tokens, in tokens. On a CPU, where it reads all weights once, from
-# times of SmolLM2-135M. Elsewhere it is the launch of kernels, which takes as long for any width of
-# layers: 1,500 tokens of SmolLM2-135M on an H100, fewer of a larger model.
+# What a forward costs beside its tokens, in tokens. On a CPU it reads all weights once: estimated
+# from times of SmolLM2-135M. On an accelerator it launches kernels, which takes as long for layers
+# of any width: 1,500 tokens of SmolLM2-135M on an H100, fewer of a larger model.
 FORWARD_COST = ByDevice(cpu=64, accelerator=1_024)
 
 
@@ -68,7 +68,7 @@ def cheapest_runs(
         low += int(fits.argmax())
         whole = cost[run] + padded + total_before[stop] - total_before[run] + forward_cost
         whole[~fits] = np.inf
-        start[stop] = stop - 1 - int(whole[::-1].argmin())  # of equals the shortest: fuller before
+        start[stop] = stop - 1 - int(whole[::-1].argmin())  # ties: the shortest last run
         cost[stop] = whole[start[stop] - run[0]]
     return _slices(start)
 

@@ -1,14 +1,15 @@
-"""Products with a model's matrices on a CPU: in sums of few terms, by the faster library.
+"""Products with a model's matrices on a CPU: the same bits, less rounding, the faster library.
 
-The rounding of a sum grows with the number of its terms and the size of the sums on the way. A
-BLAS therefore adds up a few hundred terms at a time, and a head, whose rounding is much of the
-error of a float32 log-probability (docs/precision.md), goes further: fewer terms, the few
-dimensions that weigh most last, and in tiles of the vocabulary, for a BLAS that multiplies by the
-whole matrix at once leaves its caches with every pass over the logits.
-
-PyTorch multiplies by MKL, which has AVX-512 kernels for Intel's processors only. On others that
-have AVX-512, oneDNN takes half the time; but it adds up all terms in one sum, so that it is given
-as many at a time as MKL takes.
+- Same bits. A BLAS sums fewer than 16 rows in another order, so few rows are padded to 16, and a
+  bias is always added last.
+- Less rounding of the head, which makes up much of the error of a float32 log-probability
+  (docs/precision.md). The rounding of a sum grows with the number of its terms and with the size of
+  its partial sums. So the head sums 96 terms at a time, and the few dimensions of largest weights
+  last. It goes tile by tile: multiplying by the whole matrix at once would evict the cache on every
+  pass over the logits.
+- Speed. PyTorch multiplies by MKL, which has AVX-512 kernels for Intel's processors only. On others
+  with AVX-512, oneDNN takes half the time. It adds all terms in one sum, so it is given 192 at a
+  time, as many as MKL takes.
 """
 
 from __future__ import annotations
@@ -30,18 +31,18 @@ from torch.nn import functional
 from seqproc._util.kernels import is_on
 from seqproc.scorers.swapping import Swapped
 
-_TERMS = 192  # of a sum that is rounded on its own: as many as in MKL's
+_TERMS = 192  # of one sum: as many as MKL adds up
 
 _TILE = 2048  # tokens of the vocabulary: a few MB of logits
-_TERMS_OF_HEAD = 96  # with fewer, a product takes longer
-_HEAVY = 16  # dimensions that are summed last
-_SAMPLED = 1024  # rows of a matrix that tell which dimensions these are
+_TERMS_OF_HEAD = 96  # fewer would take longer
+_HEAVY = 16  # dimensions of largest weights, summed last
+_SAMPLED = 1024  # rows of a matrix that are looked at to find these dimensions
 
-# Fewer rows are filled up: a BLAS sums a few of them in another order. So are those of a head, to a
-# multiple: for some others oneDNN takes 1.6 times as long.
-MULTIPLE = 16
+# Rows are padded to this: a BLAS sums fewer in another order, and oneDNN is up to 1.6 times slower
+# for a head's other numbers of rows.
+ROW_MULTIPLE = 16
 
-_LEAST_WORK = 1 << 24  # multiplications; below, calls of oneDNN cost more than they save
+_MIN_WORK = 1 << 24  # multiplications; with fewer, calling oneDNN costs more than it saves
 
 _SUMMED_AS_WIDE = (torch.float32, torch.float64)  # narrower sums would be rounded in between
 
@@ -62,14 +63,14 @@ def _on_a_cpu(device: torch.device, linear: Callable[..., Tensor]) -> AbstractCo
 
 
 def product(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """As `torch.nn.functional.linear`, to the same bit in any company.
+    """As `torch.nn.functional.linear`; a row has the same bits whatever rows are beside it.
 
-    Without a graph by the faster library.
+    By the faster library when no graph is kept.
     """
     if not _is_plain(input, weight):
         return functional.linear(input, weight, bias)
     states = input.reshape(-1, input.shape[-1])
-    few = 0 < len(states) < MULTIPLE
+    few = 0 < len(states) < ROW_MULTIPLE
     some = _pad_rows(states) if few else states
     if _is_for_onednn(input, weight) and not torch.is_grad_enabled():
         some = some.contiguous()
@@ -84,7 +85,7 @@ def product(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 
 def tiled_product(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """As `torch.nn.functional.linear`; on a CPU and without derivatives, in tiles."""
+    """As `torch.nn.functional.linear`, tile by tile when no graph is kept."""
     if not _is_plain(input, weight) or torch.is_grad_enabled():
         return functional.linear(input, weight, bias)
     states = _pad_rows(input.reshape(-1, input.shape[-1]))
@@ -102,7 +103,7 @@ def tiled_product(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> 
 
 def _pad_rows(states: Tensor) -> Tensor:
     """Contiguous, with rows of zeros up to a multiple."""
-    missing = -len(states) % MULTIPLE
+    missing = -len(states) % ROW_MULTIPLE
     return functional.pad(states, (0, 0, 0, missing)) if missing else states.contiguous()
 
 
@@ -151,7 +152,7 @@ def _is_for_onednn(input: Tensor, weight: Tensor) -> bool:
     return (
         _onednn_is_faster()
         and input.dtype == torch.float32
-        and input.numel() * len(weight) >= max(1, _LEAST_WORK)
+        and input.numel() * len(weight) >= max(1, _MIN_WORK)
         and bool(torch.backends.mkldnn.enabled)
     )
 

@@ -1,4 +1,4 @@
-"""What the arguments of public functions must be: an error that names them, or nothing.
+"""Checks of the arguments of public functions; an error names the argument.
 
 Knows Python's types alone; `seqproc._util.tensor_arguments` knows tensors.
 """

@@ -1,7 +1,7 @@
-"""What is one thing on a CPU and another on an accelerator, such as how much is done at a time.
+"""A constant with one value for the CPU and one for accelerators, such as the size of a chunk.
 
-On a CPU that is little, to stay in its caches; on an accelerator much, because there a kernel takes
-longer to launch than to do little.
+CPUs want small chunks, which stay in their caches; accelerators want large ones, since launching a
+kernel takes longer than a little work.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which parts of `seqproc.scorers.kernels` are on.
+"""Switches of the parts of `seqproc.scorers.kernels`.
 
 Scoring is right without them. A scorer switches them for its own calls by ``precision.kernels``;
 whatever is called without one, as `seqproc.policy` alone, follows the environment variable

@@ -1,4 +1,4 @@
-"""What the fields of a `BatchedSequences` may hold: lists and arrays are taken in, faults refused.
+"""Checks of the fields of a `BatchedSequences`: lists and arrays are converted, faults refused.
 
 Legend as in `seqproc.types`. Everything raised is a `SequenceError` that names the field, and the
 draw ``[b][g]`` where there is one. Knows nothing of models or engines.

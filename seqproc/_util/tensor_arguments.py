@@ -1,4 +1,4 @@
-"""What tensors among the arguments of public functions must be: an error that names them.
+"""Checks of tensors among the arguments of public functions; an error names the argument.
 
 Knows tensors; nothing of what the functions compute.
 """

@@ -1,4 +1,4 @@
-"""Which builds of which libraries are installed, read from their metadata: nothing is imported."""
+"""Versions of installed libraries, read from their metadata without importing them."""
 
 from __future__ import annotations
 

@@ -28,7 +28,9 @@ _Engines = Annotated[
 ]
 _Policies = Annotated[
     list[str] | None,
-    typer.Option("--policy", metavar="T,TOP_P", help="In place of the two options. Repeatable."),
+    typer.Option(
+        "--policy", metavar="T,TOP_P", help="Replaces --temperature and --top-p; repeatable."
+    ),
 ]
 _FalseAlarms = Annotated[
     float, typer.Option(help="Probability that a right engine fails under one policy.")

@@ -1,4 +1,4 @@
-"""What a model and its configuration tell of themselves: token ids, lengths, whether it has a head.
+"""Reads off a model and its configuration: token ids, lengths, whether there is a head.
 
 Goes by what they hold and do, never by the names of classes. Knows nothing of how a model is
 loaded.

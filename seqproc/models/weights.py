@@ -1,4 +1,4 @@
-"""Other weights for a live model: checked against it, read from disk, put in for a while.
+"""Replacement weights for a live model: validate, read from disk, apply temporarily.
 
 Weights are mappings of the live model's parameter names to tensors. Files are safetensors; nothing
 is ever unpickled. Knows torch, transformers and PEFT; nothing about engines.

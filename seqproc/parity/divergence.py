@@ -1,4 +1,4 @@
-"""Where two coupled runs of the same draws part, and whether rounding explains it.
+"""Finds where two coupled runs of the same draws part, and whether rounding explains it.
 
 Under coupled sampling a token is the argmax of log q + g, with g the same in both engines. So two
 right engines part only where the two best candidates are within what their logits differ by. Knows

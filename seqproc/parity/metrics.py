@@ -1,4 +1,4 @@
-"""How far the log-probabilities that an engine reports are from the scorer's.
+"""Distances between the log-probabilities that an engine reports and the scorer's.
 
 With e the engine's and q the scorer's distribution and Δ = log e(y) − log q(y) on tokens drawn by
 the engine:

@@ -1,4 +1,4 @@
-"""Where a token stands in the distribution that it should have been drawn from.
+"""The position of a token in the distribution that it should have been drawn from.
 
 For one step with distribution q over V tokens, in order of falling probability (ties: smaller id
 first), and a token y: its rank, the mass before it, and the moments that predict all of this. With

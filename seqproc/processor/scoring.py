@@ -115,8 +115,8 @@ class SequenceScorer:
         """Derivatives of all scores along a direction, ``[b][g]``."""
         items, limits = self._items(sequences), self._limits(batch_size)
         with self._naming_length(items):
-            found = jvp(self.teacher, items, self.config.policy, direction, **limits)
-        return assembly.nested(found, sequences.num_responses, lambda one: one)
+            derivatives = jvp(self.teacher, items, self.config.policy, direction, **limits)
+        return assembly.nested(derivatives, sequences.num_responses, lambda one: one)
 
     def gradients(self, sequences: BatchedSequences, of: OfScores) -> Iterator[Gradient]:
         """A gradient per sequence, in the order [b][g]."""
@@ -128,8 +128,8 @@ class SequenceScorer:
     ) -> Tensor:
         """Their products with K directions, ``[B, G, K]``."""
         items, policy = self._items(sequences), self.config.policy
-        found = projected_gradients(self.teacher, items, policy, directions, of)
-        return found.unflatten(0, (sequences.num_prompts, sequences.num_responses))
+        products = projected_gradients(self.teacher, items, policy, directions, of)
+        return products.unflatten(0, (sequences.num_prompts, sequences.num_responses))
 
     def weighted_gradient(
         self, sequences: BatchedSequences, weights: Tensor, of: OfScores

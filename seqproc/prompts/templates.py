@@ -1,4 +1,4 @@
-"""How a question becomes the text that a model reads.
+"""Templates that turn a question into the text that a model reads.
 
 Knows nothing of chat templates or tokenizers: these are plain strings for base models and
 instruct models alike.

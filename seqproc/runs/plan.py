@@ -1,4 +1,4 @@
-"""What a run will do: its specification, and the draws that follow from it.
+"""The plan of a run: its specification, and the draws that follow from it.
 
 Draw i is a pure function of the run's seed and i: it does not depend on how many draws there are,
 or on batches, shards and restarts. Knows nothing of models, engines or files.

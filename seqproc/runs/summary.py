@@ -1,4 +1,4 @@
-"""What a run amounts to, kept up as rows come in: counts, means and standard errors.
+"""The running summary of a run: counts, means and standard errors, updated row by row.
 
 Memory does not grow with the number of draws. Knows rows; nothing of models or files.
 

@@ -1,4 +1,4 @@
-"""What is summed over the support of each row of logits, once the support is known.
+"""Sums over the support of each row of logits, once the support is known.
 
 Knows rows of logits and their nuclei; `seqproc.policy` makes the statistics of it.
 """
@@ -20,7 +20,7 @@ _FLOOR = -1000.0  # nats; exp of it is 0 in float32 and in float64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Restricted:
-    """What is summed over the support S of each of N rows, and what is left of the row. Float64.
+    """Sums over the support S of each of N rows, and over the rest of the row. Float64.
 
     x = (ℓ − max ℓ)/T throughout. The shift costs nothing and keeps logsumexp_S(a) − Σ q·a free of
     cancellation in float32. Nor is `torch.softmax` used: over 49,152 tokens its float32 sum on a
@@ -31,7 +31,7 @@ class Restricted:
     tail: Tensor  # [N] Σ exp(x) outside S
     margin: Tensor  # [N] first − second x on S; 0 when |S| = 1
     cut_margin: Tensor  # [N] last x kept − first dropped; +∞ when nothing is dropped
-    contains: Tensor  # [N, 1 + E] bool, whether S contains the tokens asked for
+    contains: Tensor  # [N, 1 + E] bool, whether S contains the wanted tokens
 
 
 def _moments(x: Tensor, weights: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ def _moments(x: Tensor, weights: Tensor) -> Tensor:
     return torch.stack([mass, mean, variance, wide(sums(weights * weights))], dim=-1)
 
 
-def whole(rows: Tensor, asked: Tensor, temperature: float) -> tuple[Tensor, Restricted]:
+def over_vocabulary(rows: Tensor, wanted: Tensor, temperature: float) -> tuple[Tensor, Restricted]:
     """No truncation: S is every token of finite logit. The rows' max ℓ ``[N]``, and the rest.
 
     Only what reads the whole vocabulary goes in blocks.
@@ -66,7 +66,7 @@ def whole(rows: Tensor, asked: Tensor, temperature: float) -> tuple[Tensor, Rest
         tail=torch.zeros_like(first),
         margin=margin / temperature,
         cut_margin=torch.full_like(first, float("inf")),
-        contains=rows.detach().gather(-1, asked) > _NEG_INF,
+        contains=rows.detach().gather(-1, wanted) > _NEG_INF,
     )
 
 
@@ -82,17 +82,17 @@ def _two_largest(rows: Tensor) -> Tensor:
     return wide(rows.gather(-1, largest(rows, 2)))
 
 
-def truncated(found: Nuclei, asked: Tensor) -> Restricted:
+def over_nuclei(group: Nuclei, wanted: Tensor) -> Restricted:
     """S is a nucleus, found among some candidates."""
-    x, weights, kept = found.shifted, found.weights, found.kept
+    x, weights, kept = group.shifted, group.weights, group.kept
     second = x[:, min(1, x.shape[-1] - 1)]
-    same = (found.ids.unsqueeze(1) == asked.unsqueeze(-1)) & kept.unsqueeze(1)
+    same = (group.ids.unsqueeze(1) == wanted.unsqueeze(-1)) & kept.unsqueeze(1)
     count, candidates = kept.sum(-1, keepdim=True), x.shape[-1]
     first_dropped = x.gather(-1, count.clamp(max=candidates - 1))
     first_dropped = first_dropped.masked_fill(count == candidates, _NEG_INF)
     return Restricted(
         moments=_moments(x.masked_fill(~kept, 0.0), weights.masked_fill(~kept, 0.0)),
-        tail=weights.masked_fill(kept, 0.0).sum(-1) + found.outside,
+        tail=weights.masked_fill(kept, 0.0).sum(-1) + group.outside,
         margin=torch.where(count[:, 0] > 1, x[:, 0] - second, torch.zeros_like(second)),
         cut_margin=(x.gather(-1, count - 1) - first_dropped).squeeze(-1),
         contains=same.any(-1),

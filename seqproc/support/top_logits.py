@@ -1,9 +1,9 @@
 """The largest logits of each row.
 
-In a large vocabulary most logits are never put in any order: they are seen through groups. What is
-left to select goes through numpy on a CPU of few cores: it selects and sorts integers, made of a
-logit and its id, in a tenth of the time that PyTorch's `topk` takes on one core. `topk` is the
-faster on many cores, on accelerators, and where few are selected.
+Most logits are never sorted: each group of them is represented by its maximum, and only the top
+groups are opened. On a CPU of few cores numpy selects among the rest: it sorts integers made of a
+logit and its id, in a tenth of the time that PyTorch's `topk` takes on one core. `topk` is faster
+on many cores, on accelerators, and where few logits are selected.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from torch import Tensor
 from seqproc._util.by_device import ByDevice
 
 # Logits; with smaller groups a detour through their largest does not pay.
-_LEAST_GROUP = ByDevice(cpu=4, accelerator=64)
-_LEAST_ADJACENT = 64  # from here on a CPU finds the largest of adjacent logits soonest
+_MIN_GROUP = ByDevice(cpu=4, accelerator=64)
+_MIN_ADJACENT = 64  # from here on a CPU finds the largest of adjacent logits soonest
 
-# Up to so many threads of PyTorch's, one of numpy's selects sooner: estimated from two.
+# With at most this many threads of PyTorch, numpy's one selects faster; extrapolated from two.
 _FEW_THREADS = 8
-_LEAST_NUMBER = 64  # logits; PyTorch selects fewer sooner
+_MIN_NUMBER = 64  # logits; PyTorch selects fewer faster
 
 _ID = (1 << 32) - 1  # the lower half of an int64
 _MAGNITUDE = (1 << 31) - 1  # all bits of an int32 but the sign
@@ -43,10 +43,10 @@ def largest(logits: Tensor, number: int) -> Tensor:
     """
     rows, vocabulary = logits.detach(), logits.shape[-1]
     size = math.isqrt(vocabulary // number)
-    if size < _LEAST_GROUP.on(rows.device):
+    if size < _MIN_GROUP.on(rows.device):
         return _top(rows, number)
-    if adjacent := size >= _LEAST_ADJACENT:
-        size -= size % _LEAST_ADJACENT
+    if adjacent := size >= _MIN_ADJACENT:
+        size -= size % _MIN_ADJACENT
     num_groups = vocabulary // size
     grouped = rows[:, : num_groups * size]
     if adjacent:
@@ -62,7 +62,7 @@ def largest(logits: Tensor, number: int) -> Tensor:
 
 
 def _top(rows: Tensor, number: int, *, falling: bool = True) -> Tensor:
-    keys = _keys(rows) if number >= _LEAST_NUMBER and _is_for_numpy(rows) else None
+    keys = _keys(rows) if number >= _MIN_NUMBER and _is_for_numpy(rows) else None
     if keys is None:
         return rows.topk(number, dim=-1, sorted=falling).indices
     keys.partition(-number, axis=-1)
@@ -79,8 +79,8 @@ def _is_for_numpy(rows: Tensor) -> bool:
 
 
 def _keys(rows: Tensor) -> np.ndarray | None:
-    """Integers in the order of the rows' numbers: a number's bits, turned where it is negative, and
-    its id in the lower half.
+    """Integers in the order of the rows' numbers: a number's bits, flipped where it is negative,
+    and its id in the lower half.
     """
     bits = rows.view(torch.int32)
     upper = (bits >> 31).bitwise_and_(_MAGNITUDE).bitwise_xor_(bits)
