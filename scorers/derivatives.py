@@ -24,17 +24,13 @@ from seqproc._util.arguments import require_all
 from seqproc._util.isolation import in_turn, undisturbed
 from seqproc._util.kernels import kernels_on
 from seqproc.errors import ConfigError, ScoringError, SequenceError
+from seqproc.models.parameters import ParamMapping, check_mapping, own_parameters
 from seqproc.policy import SamplingPolicy, TokenScores, require_policy
 from seqproc.scorers.batching import Batch, TokenSequence
 from seqproc.scorers.custom_functions import differentiated_forwards
 from seqproc.scorers.finite import require_finite, require_numbers
 from seqproc.scorers.kernels.tangents import written_out
-from seqproc.scorers.overrides import (
-    ParamMapping,
-    check_mapping,
-    own_parameters,
-    resolve_mapping,
-)
+from seqproc.scorers.overrides import resolve_mapping
 from seqproc.scorers.teacher_forcing import TeacherForcingScorer
 
 

@@ -27,12 +27,12 @@ from seqproc.errors import (
     ScoringError,
     SequenceError,
 )
+from seqproc.models.parameters import ParamMapping, check_mapping, own_parameters
 from seqproc.policy import SamplingPolicy, TokenScores
 from seqproc.scorers.batching import Batch, TokenSequence
 from seqproc.scorers.budget import free_memory
 from seqproc.scorers.derivatives import TokenDerivatives, jvp
 from seqproc.scorers.finite import require_numbers
-from seqproc.scorers.overrides import ParamMapping, check_mapping, own_parameters
 from seqproc.scorers.teacher_forcing import TeacherForcingScorer
 
 Gradient = dict[str, Tensor]  # by parameter name; zeros where f does not depend on it

@@ -28,6 +28,7 @@ from seqproc.errors import (
     SequenceError,
 )
 from seqproc.models.introspection import num_embedded
+from seqproc.models.parameters import ParamMapping
 from seqproc.models.wrappers import unwrap
 from seqproc.policy import SamplingPolicy, TokenScores, require_policy, score_tokens
 from seqproc.scorers import precision as precisions
@@ -46,7 +47,7 @@ from seqproc.scorers.kernels.attention import differentiable_attention
 from seqproc.scorers.kernels.packing import FORWARD_COST
 from seqproc.scorers.kernels.products import ROW_MULTIPLE
 from seqproc.scorers.measure import empty_scores, measure
-from seqproc.scorers.overrides import ParamMapping, cast_up, resolve_mapping, widest
+from seqproc.scorers.overrides import cast_up, resolve_mapping, widest
 
 # Logits of one chunk of the head: 132 MB in float32 on a CPU, a little less than the largest blocks
 # that `keep_freed_memory` keeps. With smaller chunks a CPU packs the matrix more often.

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from seqproc.errors import EngineError, SeqprocError, did_you_mean
+from seqproc.errors import EngineError, OverrideError, SeqprocError
 from seqproc.models.export import is_peft, lora_adapter, plain_name, without_progress_bars
+from seqproc.models.parameters import check_mapping, own_parameters
 from seqproc.models.wrappers import without_adapters
 
 Weights = Mapping[str, Tensor] | str | os.PathLike[str] | None
@@ -42,18 +43,11 @@ def validate_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[st
         EngineError: an unknown name, no tensor, another shape, NaN or infinity, or two tensors
             for parameters that are tied.
     """
-    own, names = dict(model.named_parameters()), _canonical_names(model)
-    found: dict[str, Tensor] = {}
-    for name, tensor in weights.items():
-        if name not in names:
-            raise EngineError(_unknown(name, list(names)))
-        canonical = names[name]
-        _check_tensor(name, tensor, own[canonical])
-        if found.setdefault(canonical, tensor) is not tensor:
-            raise EngineError(
-                f"{name!r} is tied to another parameter that is given, too: give one of them, or "
-                "the same tensor for both"
-            )
+    own, names = own_parameters(model)
+    try:
+        found = check_mapping(weights, own, names, are_values=True)
+    except OverrideError as error:
+        raise EngineError(f"weights cannot be loaded: {error}") from None
     return {
         name: tensor.detach().to(own[name].device, own[name].dtype).contiguous()
         for name, tensor in found.items()
@@ -82,33 +76,6 @@ def temporary_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> Iterat
     finally:
         for name, tensor in before.items():
             own[name].data = tensor
-
-
-def _canonical_names(model: nn.Module) -> dict[str, str]:
-    """Every name of a parameter, tied aliases too, to the one that ``named_parameters`` gives."""
-    first = {id(param): name for name, param in model.named_parameters()}
-    return {
-        name: first[id(param)] for name, param in model.named_parameters(remove_duplicate=False)
-    }
-
-
-def _unknown(name: object, known: list[str]) -> str:
-    hint = did_you_mean(name, known)
-    return f"the model has no parameter named {name!r}, so it cannot be loaded{hint}"
-
-
-def _check_tensor(name: str, tensor: object, own: Tensor) -> None:
-    if not isinstance(tensor, Tensor):
-        raise EngineError(f"weight {name!r}: expected a tensor, got {type(tensor).__name__}")
-    if tensor.shape != own.shape:
-        raise EngineError(
-            f"weight {name!r}: expected shape {list(own.shape)}, got {list(tensor.shape)}; give "
-            "weights of this very model"
-        )
-    if tensor.is_floating_point() != own.is_floating_point():
-        raise EngineError(f"weight {name!r}: expected a {own.dtype}, got {tensor.dtype}")
-    if not bool(torch.isfinite(tensor.detach()).all()):
-        raise EngineError(f"weight {name!r} holds NaN or infinity")
 
 
 def _is_same(tensor: Tensor, own: Tensor) -> bool:

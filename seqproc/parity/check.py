@@ -17,6 +17,7 @@ from seqproc.engines.gumbel import is_seed
 from seqproc.engines.noise import Noise, NotReplayable
 from seqproc.errors import ConfigError, SequenceError
 from seqproc.models import vocab_size
+from seqproc.models.parameters import ParamMapping
 from seqproc.parity import metrics, structure
 from seqproc.parity.attribution import Cause, attribute
 from seqproc.parity.draws import (
@@ -35,7 +36,6 @@ from seqproc.parity.twins import twins
 from seqproc.parity.verdict import FALSE_ALARMS, Finding, Verdict, decide, require_rate
 from seqproc.policy import SamplingPolicy
 from seqproc.scorers import TeacherForcingScorer
-from seqproc.scorers.overrides import ParamMapping
 
 _ENOUGH_GAPS = 100  # reported log q whose largest error is near that of all logits
 

@@ -20,12 +20,12 @@ from seqproc.engines.base import Completion, Engine, Request, StoppingRule
 from seqproc.engines.gumbel import seed_tensor
 from seqproc.engines.noise import Noise
 from seqproc.errors import EngineError
+from seqproc.models.parameters import ParamMapping
 from seqproc.parity.positions import Cut, LogDistribution, Placement, cut, place
 from seqproc.parity.reading import Rows, read_columns
 from seqproc.parity.replay import ReplayedRows, ReplayedTokens, replay_rows
 from seqproc.policy import SamplingPolicy, log_q, token_log_p
 from seqproc.scorers import TeacherForcingScorer, TokenSequence
-from seqproc.scorers.overrides import ParamMapping
 
 # Legend: D draws, N tokens of all draws together, K bins of ranks.
 

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from seqproc._util.by_device import ByDevice
+from seqproc.models.parameters import ParamMapping
 from seqproc.scorers.batching import Batch, TokenSequence
-from seqproc.scorers.overrides import ParamMapping, resolve_mapping
+from seqproc.scorers.overrides import resolve_mapping
 from seqproc.scorers.teacher_forcing import Progress, TeacherForcingScorer
 
 # Logits of a chunk: 16 MB in float64 on a CPU. Several tensors of the size are alive.

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from seqproc.engines.base import Engine, StoppingRule
+from seqproc.models.parameters import ParamMapping
 from seqproc.parity.draws import Answer, Draws, NominalScores, score
 from seqproc.parity.metrics import tolerance
 from seqproc.parity.positions import LogDistribution
 from seqproc.parity.verdict import FALSE_ALARMS
 from seqproc.policy import SamplingPolicy, log_q
 from seqproc.scorers import TeacherForcingScorer
-from seqproc.scorers.overrides import ParamMapping
 from seqproc.support.top_logits import largest
 
 _TOP_K = 50  # what Hugging Face `generate` applies unless told otherwise

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from seqproc.config import NoGradProfile, OverrideProfile
+from seqproc.models.parameters import ParamMapping
 from seqproc.models.wrappers import unwrap
 from seqproc.policy import SamplingPolicy, rb_entropy, token_log_q
 from seqproc.scorers import overrides
-from seqproc.scorers.overrides import ParamMapping
 
 if TYPE_CHECKING:
     from seqproc.prompts import PromptEntry

@@ -33,6 +33,7 @@ from seqproc.errors import (
     UnknownAttributeError,
     did_you_mean,
 )
+from seqproc.models.parameters import ParamMapping
 from seqproc.models.tokenization import as_prompts
 from seqproc.models.wrappers import unwrap
 from seqproc.policy import SamplingPolicy
@@ -51,7 +52,6 @@ from seqproc.rewards.rewarder import Rewarder, gold_answers
 from seqproc.scorers import TeacherForcingScorer, overrides
 from seqproc.scorers.derivatives import TokenDerivatives
 from seqproc.scorers.gradients import Gradient, OfScores
-from seqproc.scorers.overrides import ParamMapping
 from seqproc.types import BatchedSequences, DiagnosticsResults, LogprobResults, Provenance
 
 # What replacement sampling hands on to `generate_with_logprobs`; the rest it decides itself.

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from seqproc.config import GenerationConfig, PrecisionConfig, require_count
 from seqproc.engines import ModelSource
 from seqproc.errors import ScoringError, SequenceError
+from seqproc.models.parameters import ParamMapping
 from seqproc.policy import TokenScores
 from seqproc.processor import assembly
 from seqproc.scorers import (
@@ -30,7 +31,6 @@ from seqproc.scorers import (
 )
 from seqproc.scorers.derivatives import TokenDerivatives, jvp
 from seqproc.scorers.gradients import Gradient, OfScores
-from seqproc.scorers.overrides import ParamMapping
 from seqproc.types import BatchedSequences, DiagnosticsResults, LogprobResults, Provenance
 
 Scored = tuple[LogprobResults, DiagnosticsResults]

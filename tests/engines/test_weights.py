@@ -249,7 +249,7 @@ def test_tied_weights_stay_tied(tiny_qwen2: Make, tiny_tokenizer: Any) -> None:
     assert sampled(engine) == by_alias
     with temporary_weights(model, {"model.embed_tokens.weight": new}):
         assert model.lm_head.weight is model.model.embed_tokens.weight
-    with pytest.raises(EngineError, match="tied to another parameter"):
+    with pytest.raises(EngineError, match="is tied to .lm_head.weight"):
         engine.load_weights({"lm_head.weight": new, "model.embed_tokens.weight": new + 1})
 
 
@@ -372,7 +372,10 @@ def test_mappings_that_do_not_fit_are_refused_and_change_nothing(
     for weights, problem in (
         ({"model.norm.wieght": torch.ones(32)}, "no parameter named.*did you mean 'model.norm.we"),
         ({name: torch.ones(31)}, r"expected shape \[32\], got \[31\]"),
-        ({name: torch.ones(32, dtype=torch.int64)}, "expected a torch.float32, got torch.int64"),
+        (
+            {name: torch.ones(32, dtype=torch.int64)},
+            "expected a floating dtype .*, got torch.int64",
+        ),
         ({name: [1.0] * 32}, "expected a tensor, got list"),
         ({name: torch.full((32,), float("inf"))}, "NaN or infinity"),
         (7, "a mapping of parameter names to tensors, a directory or None, got int"),
