@@ -249,7 +249,7 @@ def test_tied_weights_stay_tied(tiny_qwen2: Make, tiny_tokenizer: Any) -> None:
     assert sampled(engine) == by_alias
     with temporary_weights(model, {"model.embed_tokens.weight": new}):
         assert model.lm_head.weight is model.model.embed_tokens.weight
-    with pytest.raises(EngineError, match="is tied to .lm_head.weight"):
+    with pytest.raises(EngineError, match="is tied to 'lm_head"):
         engine.load_weights({"lm_head.weight": new, "model.embed_tokens.weight": new + 1})
 
 
@@ -374,7 +374,7 @@ def test_mappings_that_do_not_fit_are_refused_and_change_nothing(
         ({name: torch.ones(31)}, r"expected shape \[32\], got \[31\]"),
         (
             {name: torch.ones(32, dtype=torch.int64)},
-            "expected a floating dtype .*, got torch.int64",
+            "expected a floating dtype.*torch.int64",
         ),
         ({name: [1.0] * 32}, "expected a tensor, got list"),
         ({name: torch.full((32,), float("inf"))}, "NaN or infinity"),
