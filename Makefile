@@ -67,6 +67,7 @@ check: setup ## lint, format, types and links; changes nothing
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/mypy bench/*.py
 	$(BIN)/python docs/check_links.py
 
 bench: setup ## list the benchmarks; run one with RUN=name, with ARGS="..."

@@ -115,7 +115,7 @@ class LiveStorages(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.live = self.peak = 0
         self._storages: dict[int, weakref.ref[torch.UntypedStorage]] = {}
         self._paused = False

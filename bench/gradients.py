@@ -77,11 +77,14 @@ def gradients(model: nn.Module, sequences: list[TokenSequence], repeats: int) ->
         "sequence_gradients": lambda: [None for g in ours() if g],
     }
     rows = timed_rows("gradients", runs, repeats, BASE)
-    found = {BASE: (plain(model, s) for s in sequences), "sequence_gradients": ours()}
-    for name, each in found.items():
+    gradients: dict[str, Iterator[tuple[Tensor, ...]]] = {
+        BASE: (plain(model, s) for s in sequences),
+        "sequence_gradients": (tuple(gradient.values()) for gradient in ours()),
+    }
+    for name, each in gradients.items():
         rows[name].values["error"] = max(
-            _error(tuple(one.values()) if isinstance(one, dict) else one, exact(model, s))
-            for one, s in zip(each, sequences[:CHECKED], strict=False)
+            _error(gradient, exact(model, s))
+            for gradient, s in zip(each, sequences[:CHECKED], strict=False)
         )
     return list(rows.values())
 

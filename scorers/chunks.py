@@ -37,7 +37,7 @@ def in_chunks(
         shared: tensors that every chunk reads whole.
     """
     if torch.is_grad_enabled() and any(x.requires_grad for x in (values, *shared)):
-        return _unflat(_InChunks.apply(compute, num_rows, values, tokens, *shared))
+        return _unflat(_InChunks.apply(compute, num_rows, values, tokens, *shared))  # type: ignore[no-untyped-call]
     chunks = zip(values.split(num_rows), tokens.split(num_rows), strict=True)
     return TokenScores.concatenate([compute(some, ids, *shared) for some, ids in chunks])
 

@@ -134,7 +134,7 @@ def _attend(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **options
         )
-    return _InOrder.apply(query, key, value, attention_mask, scaling), None
+    return _InOrder.apply(query, key, value, attention_mask, scaling), None  # type: ignore[no-untyped-call]
 
 
 def _is_plain(
