@@ -104,18 +104,20 @@ def test_the_command_without_its_extra_is_one_line() -> None:
 @pytest.mark.parametrize(
     ("extra", "command"),
     [
-        ("runs", ("sample", "--model", "owner/name", "--dataset", "arithmetic", "--draws", "2")),
-        ("runs", ("score", "given.jsonl", "--model", "owner/name")),
+        ("runs", ("sample", "--dataset", "arithmetic", "--draws", "2")),
+        ("runs", ("score", "given.jsonl")),
+        ("parity", ("parity", "--dataset", "arithmetic", "--draws", "4", "--engines", "hf")),
     ],
 )
 def test_a_command_names_its_extra_before_a_model_is_opened(
     extra: str, command: tuple[str, ...], tmp_path: Path
 ) -> None:
-    done = process(extra, *command, "--out", tmp_path / "run")
+    out = tmp_path / "run"
+    done = process(extra, *command, "--model", "owner/name", "--out", out)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.endswith('pip install "seqproc[runs]"\n')
+    assert done.stderr.endswith(f'pip install "seqproc[{extra}]"\n')
     assert done.stderr.count("\n") == 1
-    assert not (tmp_path / "run").exists()
+    assert not out.exists()
 
 
 @pytest.mark.parametrize("kind", ["sample", "score"])
