@@ -289,7 +289,7 @@ class TestTheHelperProcess:
             "import sys; from seqproc import rewards\n"
             r"assert rewards.tag_pref('<answer>\\frac{8}{2}</answer>', '4') == 1.0" "\n"
             "assert 'torch' not in sys.modules and 'sympy' not in sys.modules\n"
-            "print(rewards._JUDGE._process.pid)"
+            "print(sys.modules['seqproc.rewards.tag_pref']._JUDGE._process.pid)"
         )  # fmt: skip
         finished = subprocess.run(
             [sys.executable, "-W", "error", "-c", code],

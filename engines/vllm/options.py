@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from seqproc._util.optional import require_package
 from seqproc.engines.base import StoppingRule
 from seqproc.engines.gumbel import finalise64, seed_tensor
 from seqproc.errors import EngineError, EngineOptionError, did_you_mean
@@ -167,6 +168,7 @@ def _cores() -> list[int]:
 
 def _lora_rank(adapter: str) -> int:
     """The least rank that vLLM can be set up for and that holds the adapter's."""
+    require_package("peft", extra="peft", purpose="serving an adapter")
     from peft import PeftConfig
     from vllm.config.lora import MaxLoRARanks
 

@@ -53,9 +53,12 @@ def parity(
 
     Exit codes: 0 parity holds, 3 it does not, 1 it could not be tested, 2 bad usage.
     """
+    from seqproc.parity.sampler import require_scipy
+
     choices, measured = parse_engines(engines), parse_policies(policies or [])
     _refuse_two_policies(policies, policy)
-    _require_folder(out)  # before anything is sampled for nothing
+    require_scipy()  # this, and the folder, before anything is sampled for nothing
+    _require_folder(out)
     path = out / "parity.json"
 
     def on_check(label: str, check: Check, so_far: ParityReport) -> None:

@@ -24,6 +24,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from seqproc._util.optional import require_package
 from seqproc.errors import MissingDependencyError, ModelError
 
 FORMAT_VERSION = 1
@@ -128,7 +129,11 @@ def convert_gguf(source: Path, directory: Path) -> None:
     The weights are dequantised to fp32 and saved under a fresh configuration: a model that
     was loaded from GGUF refuses to be saved, and vLLM refuses one whose configuration still
     names GGUF as its quantisation.
+
+    Raises:
+        MissingDependencyError: gguf, which reads the file, is not installed.
     """
+    require_package("gguf", extra="embedded", purpose="converting an embedded model")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -169,7 +174,7 @@ def ensure_converted(
         convert: converts it.
 
     Raises:
-        MissingDependencyError: nothing is cached and the model's package is not installed.
+        MissingDependencyError: nothing is cached, and the model's package or gguf is missing.
         ModelError: the name is unknown, or the conversion or a write failed.
     """
     model = _embedded(name)
@@ -184,6 +189,8 @@ def ensure_converted(
         )
     try:
         _make(target, checkpoint, convert)
+    except MissingDependencyError:
+        raise
     except Exception as error:
         raise ModelError(
             f"could not convert {checkpoint.path.name} into {target} "

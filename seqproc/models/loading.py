@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 
+from seqproc._util.optional import require_package
 from seqproc.config import DTypeName, dtype_name
 from seqproc.errors import ConfigError, ModelError, SeqprocError, did_you_mean
 from seqproc.models.embedded import (
@@ -77,11 +78,12 @@ def load_model(
     Raises:
         ConfigError: an unknown dtype, a device that is not there, a revision of a local folder.
         ModelError: something cannot be loaded, is incomplete, or does not fit the rest.
-        MissingDependencyError: the package of an embedded model is not installed.
+        MissingDependencyError: the package of an embedded model, or peft, is not installed.
     """
     torch_dtype, target = resolve_dtype(dtype), resolve_device(device)
     source = resolve_model(name_or_path)
     if adapter is not None:
+        require_package("peft", extra="peft", purpose="a model with an adapter")
         adapter = _local_or_hub(adapter, kind="adapter", required="adapter_config.json")
     if revision is not None and os.path.isdir(source):
         raise ConfigError(f"revision is {revision!r}, but {source!r} is a folder; leave it out")

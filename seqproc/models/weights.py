@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from seqproc._util.optional import require_package
 from seqproc.errors import EngineError, OverrideError, SeqprocError
 from seqproc.models.export import is_peft, lora_adapter, plain_name, without_progress_bars
 from seqproc.models.parameters import check_mapping, own_parameters
@@ -126,11 +127,13 @@ def read_weights(model: nn.Module, path: Path) -> dict[str, Tensor]:
 
     Raises:
         EngineError: when they cannot be read, or are not all of this model's.
+        MissingDependencyError: it is an adapter, and peft is not installed.
     """
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
     with _explained(path), torch.random.fork_rng(devices), without_progress_bars():
         if not is_adapter(path):
             return _read_checkpoint(model, path)
+        require_package("peft", extra="peft", purpose="reading an adapter")
         return _read_adapter(model, path) if is_peft(model) else _read_merged(model, path)
 
 

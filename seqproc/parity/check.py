@@ -30,7 +30,7 @@ from seqproc.parity.draws import (
 )
 from seqproc.parity.metrics import Metric
 from seqproc.parity.replay import Replay, replay, replay_finding
-from seqproc.parity.sampler import sampler_findings
+from seqproc.parity.sampler import require_scipy, sampler_findings
 from seqproc.parity.suspects import Case, Suspects
 from seqproc.parity.twins import twins
 from seqproc.parity.verdict import FALSE_ALARMS, Finding, Verdict, decide, require_rate
@@ -97,7 +97,9 @@ def check_engine(
         ConfigError: a rate of false alarms, a logit error or a seed that is none.
         SequenceError: no requests, indices that repeat, or not one prompt number for each.
         EngineError: when the engine fails, or breaks its contract so that nothing can be tested.
+        MissingDependencyError: scipy is not installed.
     """
+    require_scipy()
     require_rate(false_alarms)
     if not is_seed(seed):
         raise ConfigError(f"seed must be an integer in [0, 2**64), got {seed!r}")

@@ -19,6 +19,7 @@ from seqproc.engines.noise import COUPLED, GREEDY
 from seqproc.errors import ConfigError
 from seqproc.parity.check import Check, check_engine
 from seqproc.parity.divergence import Comparison, compare
+from seqproc.parity.sampler import require_scipy
 from seqproc.parity.verdict import FALSE_ALARMS, require_rate
 from seqproc.policy import SamplingPolicy
 from seqproc.processor import SequenceProcessor
@@ -100,7 +101,9 @@ def run_parity(
         ConfigError: no engine, or one twice; no policy; fewer than two draws of each prompt, which
             leaves their independence untested; or a rate of false alarms that is none.
         EngineError: an engine that cannot start or fails.
+        MissingDependencyError: scipy, or a package that an engine needs, is not installed.
     """
+    require_scipy()
     require_rate(false_alarms)
     require_choices(engines)
     if not policies:

@@ -48,7 +48,7 @@ from seqproc.prompts import (
     replacement_indices,
 )
 from seqproc.rewards import Reward
-from seqproc.rewards.rewarder import Rewarder, gold_answers
+from seqproc.rewards.rewarder import Rewarder, gold_answers, require_comparable
 from seqproc.scorers import TeacherForcingScorer, overrides
 from seqproc.scorers.derivatives import TokenDerivatives
 from seqproc.scorers.gradients import Gradient, OfScores
@@ -329,6 +329,7 @@ class SequenceProcessor(SpecificationAliases):
 
         Raises:
             ConfigError: when both or neither of ``prompts`` and ``dataset_name`` are given.
+            MissingDependencyError: gold answers are to be compared, and math-verify is missing.
         """
         if (prompts is None) == (dataset_name is None):
             raise ConfigError("give either prompts or dataset_name, and not both")
@@ -339,7 +340,8 @@ class SequenceProcessor(SpecificationAliases):
             prompts, examples = self.sample_prompts(dataset_name, split, num_prompts, seed)
         prompts = as_prompts(prompts)
         # Refused now, and not when all has been sampled.
-        gold_answers(self.default_examples if examples is None else examples, len(prompts))
+        entries = self.default_examples if examples is None else examples
+        require_comparable(gold_answers(entries, len(prompts)), self.reward)
         require_flag("with_grad", with_grad)
         require_flag("compute_rb", compute_rb)
         sequences = self.generate_batched(prompts, G, gen_batch_size, seed=seed)

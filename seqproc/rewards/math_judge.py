@@ -20,10 +20,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from seqproc._util.optional import install_command, require_package
 from seqproc.errors import MissingDependencyError, SeqprocError
 
 _WORKER = Path(__file__).with_name("math_worker.py")
 _START_SECONDS = 120.0
+
+
+def require_math_verify() -> None:
+    """Refuse to go on without math-verify.
+
+    Raises:
+        MissingDependencyError: it is not installed.
+    """
+    require_package("math_verify", extra="rewards", purpose="comparing answers")
 
 
 class MathJudge:
@@ -65,6 +75,7 @@ class MathJudge:
         return self._process
 
     def _start(self) -> subprocess.Popen[bytes]:
+        require_math_verify()
         # `-P`: modules beside the script must not hide the standard ones.
         command = [sys.executable, "-P", str(_WORKER), str(self._cpu_seconds)]
         try:
@@ -88,8 +99,8 @@ class MathJudge:
         if "error" in greeting:
             self._end()
             raise MissingDependencyError(
-                f"comparing answers needs the package 'math-verify' ({greeting['error']}): "
-                "pip install math-verify."
+                f"comparing answers needs the package 'math_verify', which cannot be imported "
+                f"({greeting['error']}): {install_command('rewards')}"
             )
         return process
 

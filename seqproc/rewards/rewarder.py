@@ -6,13 +6,15 @@ Knows sequences, prompts' entries and a tokenizer; not where responses come from
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from seqproc._util.optional import is_installed
 from seqproc.engines.stopping import response_text
 from seqproc.errors import ConfigError, SequenceError
 from seqproc.prompts import PromptEntry
 from seqproc.rewards import Reward, rewards_of, tag_pref_batch
+from seqproc.rewards.math_judge import require_math_verify
 from seqproc.types import BatchedSequences
 
 
@@ -107,3 +109,19 @@ def gold_answers(examples: object, num_prompts: int) -> list[str | None]:
             f"examples must hold one entry per prompt ({num_prompts}), got {len(examples)}"
         )
     return [entry.answer for entry in examples]
+
+
+def require_comparable(golds: Iterable[str | None], reward: Reward | None) -> None:
+    """Refuse gold answers that could not be compared, before anything is sampled for nothing.
+
+    Args:
+        golds: the gold answers; read only where math-verify is missing.
+        reward: as of `Rewarder`; a user's own needs no math-verify.
+
+    Raises:
+        MissingDependencyError: `tag_pref` is to compare answers, and math-verify is missing.
+    """
+    if reward is not None or is_installed("math_verify"):
+        return
+    if any(gold is not None for gold in golds):
+        require_math_verify()

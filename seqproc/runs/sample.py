@@ -19,6 +19,7 @@ from seqproc.engines.base import Request
 from seqproc.errors import ConfigError, PromptError
 from seqproc.models.tokenization import as_chat
 from seqproc.prompts import PromptEntry, load_prompts
+from seqproc.rewards.rewarder import require_comparable
 from seqproc.runs.plan import Draw, RunSpec, plan_draws
 from seqproc.runs.result import RunResult
 from seqproc.runs.rows import rows_table
@@ -57,11 +58,13 @@ def sample_run(
         DatasetError: the dataset or split is unknown, malformed or too small.
         PromptError: a prompt is too long, or there is no chat template.
         EngineError: the engine is unknown, cannot start, or fails.
+        MissingDependencyError: pyarrow, or what the rewards or the engine need, is missing.
     """
     require_count("chunk_size", chunk_size)
     require_free(out)
     spec = _with_model(spec, processor)
     prompts = _Prompts(processor, spec)
+    require_comparable(prompts.golds(), processor.reward)
     manifest = describe_run(processor, "sample", dataclasses.asdict(spec), spec.draws)
     summary, watch = SummaryAccumulator(), Stopwatch()
     with RunWriter.create(out, manifest) as run, _progress(spec.draws) as bar:
@@ -110,6 +113,9 @@ class _Prompts:
 
     def draws(self) -> Iterator[Draw]:
         return plan_draws(self._spec, self._pool)
+
+    def golds(self) -> list[str | None]:
+        return [entry.answer for entry in self._entries.values()]
 
     def entries(self, draws: Sequence[Draw]) -> list[PromptEntry]:
         return [self._entries[draw.prompt_index] for draw in draws]

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from seqproc import __version__
 from seqproc._util.versions import vllm_build
-from seqproc.cli import app
+from seqproc.cli.app import app
 from seqproc.cli.build import build_config, parse_engine_options
 from seqproc.cli.options import EngineOptions, PolicyOptions
 from seqproc.engines import Request, ScriptedEngine, register_engine

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from seqproc.cli import app
+from seqproc.cli.app import app
 from seqproc.cli.parity import parse_engines, parse_policies
 from seqproc.engines import Completion, HFEngine, Request, StoppingRule, register_engine
 from seqproc.errors import ConfigError, EngineError
