@@ -20,11 +20,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from seqproc.engines import gumbel_noise
 from seqproc.engines.coupling import choose
 from seqproc.engines.gumbel import seed_tensor
-from seqproc.engines.vllm.coupled import CoupledDraw, extra_args
 from seqproc.engines.vllm.runner import Runner
 from seqproc.errors import SequenceError
 from seqproc.policy import SamplingPolicy, log_q
 from seqproc.support.nucleus import nuclei
+
+pytest.importorskip("vllm", exc_type=ImportError)
+from seqproc.engines.vllm.coupled import CoupledDraw, extra_args
 
 pytestmark = pytest.mark.vllm
 
