@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -142,6 +143,12 @@ class BackboneAndHead:
         shell.__dict__["_modules"] = self._causal._modules | {self._slot: _StoredBackbone(output)}
         return shell
 
+    @property
+    def _cache_argument(self) -> str:
+        """What the backbone calls its key-value cache: transformers 5.24 renamed it."""
+        accepts = inspect.signature(self._backbone.forward).parameters
+        return "cache" if "cache" in accepts else "past_key_values"
+
     def _run(self, mapping: Mapped, **arguments: Any) -> Tensor:
         arguments = {"use_cache": False} | arguments
         if mapping is None:
@@ -168,8 +175,8 @@ class BackboneAndHead:
             input_ids=batch.prompts,
             attention_mask=batch.prompts_mask,
             position_ids=(batch.prompts_mask.cumsum(-1) - 1).clamp(min=0),
-            past_key_values=cache,
             use_cache=True,
+            **{self._cache_argument: cache},
         )[:, -1]
         ahead, rest = batch.prompts_mask.sum(-1), []
         for rows, width in batch.parts():
@@ -183,8 +190,8 @@ class BackboneAndHead:
                 input_ids=batch.inputs[rows, :width],
                 attention_mask=torch.cat([batch.prompts_mask[owners], mask], dim=-1),
                 position_ids=ahead[owners].unsqueeze(-1) + steps,
-                past_key_values=continued(cache, owners),
                 use_cache=True,
+                **{self._cache_argument: continued(cache, owners)},
             )
             rest.append(hidden.flatten(0, 1))
         return torch.cat([last, *rest])[batch.read]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 import math
 from typing import Any
@@ -467,3 +468,27 @@ def test_running_out_of_memory_is_not_taken_for_a_model_that_has_no_parts(
 def test_the_old_name_tells_of_the_new_one() -> None:
     with pytest.warns(DeprecationWarning, match="take_apart is now split_model"):
         assert scorers.take_apart is split_model
+
+
+def test_a_cache_by_either_name_is_continued(monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers 5.24 calls it `cache`, earlier ones `past_key_values`."""
+    model = build("llama")
+    inner = model.model.forward
+    takes_cache = "cache" in inspect.signature(inner).parameters
+    old, new = ("cache", "past_key_values") if takes_cache else ("past_key_values", "cache")
+
+    def renamed(self: nn.Module, **arguments: Any) -> Any:
+        if old in arguments:
+            raise TypeError(f"unexpected keyword argument {old!r}")
+        if new in arguments:
+            arguments[old] = arguments.pop(new)
+        return inner(**arguments)
+
+    parameters = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in ("input_ids", new)
+    ]
+    monkeypatch.setattr(type(model.model), "forward", renamed)
+    renamed.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY), *parameters]
+    )
+    assert split_model(model).can_share_prompts
