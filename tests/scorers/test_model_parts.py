@@ -478,7 +478,7 @@ def test_a_cache_by_either_name_is_continued(monkeypatch: pytest.MonkeyPatch) ->
     old, new = ("cache", "past_key_values") if takes_cache else ("past_key_values", "cache")
 
     def renamed(self: nn.Module, **arguments: Any) -> Any:
-        if old in arguments:
+        if arguments.pop(old, None) is not None:
             raise TypeError(f"unexpected keyword argument {old!r}")
         if new in arguments:
             arguments[old] = arguments.pop(new)
