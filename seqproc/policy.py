@@ -348,7 +348,7 @@ def _scores(r: Restricted, raw: _Raw, policy: SamplingPolicy) -> TokenScores:
             head_mass=head,
             tail_mass=tail,
             two_point_entropy=torch.special.entr(head) + _entr(tail),
-            top1_prob=(-log_mass).exp(),
+            top1_prob=(r.first - log_mass).exp(),
             margin=r.margin,
             collision=(-renyi2).exp(),
             renyi2=renyi2,

@@ -29,6 +29,7 @@ class Restricted:
 
     moments: Tensor  # [N, 4], see `_moments`
     tail: Tensor  # [N] Σ exp(x) outside S
+    first: Tensor  # [N] the largest x: 0, which moves with its logit as the shift by max ℓ does not
     margin: Tensor  # [N] first − second x on S; 0 when |S| = 1
     cut_margin: Tensor  # [N] last x kept − first dropped; +∞ when nothing is dropped
     contains: Tensor  # [N, 1 + E] bool, whether S contains the wanted tokens
@@ -64,6 +65,7 @@ def over_vocabulary(rows: Tensor, wanted: Tensor, temperature: float) -> tuple[T
     return first.detach(), Restricted(
         moments=torch.cat(moments),
         tail=torch.zeros_like(first),
+        first=(first - first.detach()) / temperature,
         margin=margin / temperature,
         cut_margin=torch.full_like(first, float("inf")),
         contains=rows.detach().gather(-1, wanted) > _NEG_INF,
@@ -93,6 +95,7 @@ def over_nuclei(group: Nuclei, wanted: Tensor) -> Restricted:
     return Restricted(
         moments=_moments(x.masked_fill(~kept, 0.0), weights.masked_fill(~kept, 0.0)),
         tail=weights.masked_fill(kept, 0.0).sum(-1) + group.outside,
+        first=x[:, 0],
         margin=torch.where(count[:, 0] > 1, x[:, 0] - second, torch.zeros_like(second)),
         cut_margin=(x.gather(-1, count - 1) - first_dropped).squeeze(-1),
         contains=same.any(-1),

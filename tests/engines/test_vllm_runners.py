@@ -37,6 +37,7 @@ SUITE = Path(__file__).parents[1] / "vllm_runners"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="tests/vllm_runners runs on the GPU itself")
+@pytest.mark.slow
 @pytest.mark.parametrize("runner", ["V1", "V2"])
 def test_the_suite_of_a_model_runner_passes(runner: str) -> None:
     """In a process of its own; V2 in Triton's interpreter."""

@@ -21,6 +21,7 @@ from seqproc.scorers import TeacherForcingScorer, split_model
 
 pytestmark = [
     pytest.mark.zoo,
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore"),  # of transformers' own code
 ]
 
