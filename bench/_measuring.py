@@ -22,7 +22,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from seqproc.scorers.allocator import keep_freed_memory
+from seqproc.scorers.kernels.allocator import keep_freed_memory
 
 Run = Callable[[], Any]
 
@@ -115,7 +115,7 @@ class LiveStorages(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.live = self.peak = 0
         self._storages: dict[int, weakref.ref[torch.UntypedStorage]] = {}
         self._paused = False

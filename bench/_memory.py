@@ -14,7 +14,7 @@ from torch import Tensor
 
 from seqproc.policy import SamplingPolicy
 from seqproc.scorers import Batch, TeacherForcingScorer, TokenSequence
-from seqproc.scorers.head import CausalParts
+from seqproc.scorers.model_parts import SplitModel
 
 PROMPT_TOKENS = 90
 _WIDE_VOCABULARY = 151_936
@@ -23,22 +23,23 @@ _WIDE_VOCABULARY = 151_936
 class StatesUncounted:
     """A model's parts whose backbone and hidden states are left out of the count."""
 
-    def __init__(self, parts: CausalParts, storages: LiveStorages) -> None:
+    def __init__(self, parts: SplitModel, storages: LiveStorages) -> None:
         self._parts, self._storages = parts, storages
-        self.vocabulary, self.shares_prompts = parts.vocabulary, parts.shares_prompts
+        self.vocab_size, self.has_head = parts.vocab_size, parts.has_head
+        self.can_share_prompts = parts.can_share_prompts
 
-    def read(self, batch: Batch, mapping: Any) -> Tensor:
+    def hidden_states(self, batch: Batch, mapping: Any) -> Tensor:
         """As the parts do."""
         with self._storages.paused():
-            return self._parts.read(batch, mapping)
+            return self._parts.hidden_states(batch, mapping)
 
-    def head(self, mapping: Any, /) -> dict[str, Tensor]:
+    def head_tensors(self, mapping: Any, /) -> dict[str, Tensor]:
         """As the parts do."""
-        return self._parts.head(mapping)
+        return self._parts.head_tensors(mapping)
 
-    def logits(self, states: Tensor, head: Any, /) -> Tensor:
+    def logits(self, hidden: Tensor, head: Any, /) -> Tensor:
         """As the parts do."""
-        return self._parts.logits(states, head)
+        return self._parts.logits(hidden, head)
 
 
 def memory_rows(model: Any, few: int) -> list[Row]:

@@ -299,6 +299,6 @@ def _logits(case: Case, batch: Batch) -> Tensor:
 
 @functools.lru_cache(maxsize=1)
 def _harness(model: Any, tokenizer: Any, batch_size: int) -> Any:
-    from lm_eval.models.huggingface import HFLM  # type: ignore[import-untyped]
+    from lm_eval.models.huggingface import HFLM
 
     return HFLM(pretrained=model, tokenizer=tokenizer, backend="causal", batch_size=batch_size)

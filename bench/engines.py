@@ -39,11 +39,11 @@ from seqproc.config import GenerationConfig
 from seqproc.engines import Engine, ModelSource, create_engine
 from seqproc.engines.base import Request, StoppingRule
 from seqproc.engines.stopping import finish
-from seqproc.engines.vllm_options import sampling_params
+from seqproc.engines.vllm.options import sampling_params
+from seqproc.models.tokenization import encode_prompts
 from seqproc.policy import SamplingPolicy
 from seqproc.prompts import choose_prompts, draw_seed, load_prompts
 from seqproc.prompts.gsm8k import FOLDER_VARIABLE
-from seqproc.tokenization import encode_prompts
 
 BATCH_SIZE = 32  # of Hugging Face; vLLM schedules itself
 LEAST_SPEED = {"hf": 0.9, "vllm native": 0.97}  # of ours, in the raw library's

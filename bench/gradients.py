@@ -34,6 +34,7 @@ from seqproc.scorers import (
     TeacherForcingScorer,
     TokenSequence,
     gradient_gram,
+    keep_freed_memory,
     sequence_gradients,
 )
 
@@ -76,11 +77,14 @@ def gradients(model: nn.Module, sequences: list[TokenSequence], repeats: int) ->
         "sequence_gradients": lambda: [None for g in ours() if g],
     }
     rows = timed_rows("gradients", runs, repeats, BASE)
-    found = {BASE: (plain(model, s) for s in sequences), "sequence_gradients": ours()}
-    for name, each in found.items():
+    gradients: dict[str, Iterator[tuple[Tensor, ...]]] = {
+        BASE: (plain(model, s) for s in sequences),
+        "sequence_gradients": (tuple(gradient.values()) for gradient in ours()),
+    }
+    for name, each in gradients.items():
         rows[name].values["error"] = max(
-            _error(tuple(one.values()) if isinstance(one, dict) else one, exact(model, s))
-            for one, s in zip(each, sequences[:CHECKED], strict=False)
+            _error(gradient, exact(model, s))
+            for gradient, s in zip(each, sequences[:CHECKED], strict=False)
         )
     return list(rows.values())
 
@@ -130,6 +134,7 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Measure, show a table per part, and end with one line of JSON."""
     options, console = parse(), Console(width=150)
+    keep_freed_memory()
     model, tokenizer = load_model(options.model, device=options.device)
     data: dict[str, Any] = {
         "prompt_tokens": options.prompt_tokens,

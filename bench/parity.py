@@ -20,7 +20,7 @@ import json
 import platform
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -228,18 +228,20 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=2_000, help="of each right engine")
     parser.add_argument("--power-runs", type=int, default=POWER_RUNS, help="of each broken one")
     options = parser.parse_args()
-    bench, console, found = Range(), Console(width=150), {}
+    bench, console = Range(), Console(width=150)
+    parts: dict[str, Callable[[], Sequence[Any]]] = {
+        "null": lambda: null(bench, options.runs),
+        "power": lambda: power(bench, options.power_runs),
+    }
+    results: dict[str, list[dict[str, Any]]] = {}
     start = time.perf_counter()
     for part in options.parts.split(","):
-        rows = {
-            "null": lambda: null(bench, options.runs),
-            "power": lambda: power(bench, options.power_runs),
-        }[part]()
+        rows = parts[part]()
         console.print(_table(part, rows))
-        found[part] = [asdict(row) for row in rows]
+        results[part] = [asdict(row) for row in rows]
     hardware = {"machine": platform.machine(), "threads": torch.get_num_threads()}
     seconds = round(time.perf_counter() - start, 1)
-    print(json.dumps({**found, **hardware, "torch": torch.__version__, "seconds": seconds}))
+    print(json.dumps({**results, **hardware, "torch": torch.__version__, "seconds": seconds}))
 
 
 if __name__ == "__main__":

@@ -43,7 +43,13 @@ from seqproc.config import NoGradProfile, OverrideProfile, PrecisionConfig
 from seqproc.models import eos_token_ids, load_model
 from seqproc.policy import SamplingPolicy
 from seqproc.prompts.gsm8k import FOLDER_VARIABLE
-from seqproc.scorers import Batch, TeacherForcingScorer, TokenSequence, build_params_override
+from seqproc.scorers import (
+    Batch,
+    TeacherForcingScorer,
+    TokenSequence,
+    build_params_override,
+    keep_freed_memory,
+)
 from seqproc.scorers import jvp as derivatives
 
 SHARED_PROMPT_TOKENS, NUM_RESPONSES = 150, 8
@@ -122,7 +128,7 @@ def sharing(bench: Bench) -> Iterable[Row]:
                 work(item)
 
     def read(batch: Batch) -> Tensor:
-        return case.scorer.parts.read(batch, None)
+        return case.scorer.parts.hidden_states(batch, None)
 
     rows = timed_rows(
         "sharing",
@@ -348,6 +354,7 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Measure, show a table per part, and end with one line of JSON."""
     options = parse()
+    keep_freed_memory()
     bench, console = Bench(options), Console(width=150)
     rows: list[Row] = []
     for part in options.parts:

@@ -34,8 +34,8 @@ if not HAS_GPU:
 
 from vllm.v1.sample.ops import topk_topp_triton as kernels  # noqa: E402 - after the interpreter
 
+from seqproc._util.versions import library_versions  # noqa: E402
 from seqproc.policy import SamplingPolicy, support  # noqa: E402
-from seqproc.versions import library_versions  # noqa: E402
 
 NUM_SM = 132  # of an H100: into how many parts the split kernel cuts a row
 ROUNDING = 1e-6  # of a mass in float32: a cut nearer to a token than this is nobody's fault

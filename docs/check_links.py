@@ -1,9 +1,9 @@
 """Find dead links in the documentation, without a network: `python docs/check_links.py [root]`.
 
-Reads README.md, CONTRIBUTING.md, CHANGELOG.md and docs/**/*.md. A relative link must lead to a
-file or folder of the checkout, an anchor to a heading of the page, a reference to its definition;
-of a web address only the spelling is checked. Prints ``page:line: problem`` for each dead link
-and exits with 1 when there is one.
+Reads README.md, CONTRIBUTING.md, CHANGELOG.md, SECURITY.md and docs/**/*.md. A relative link must
+lead to a file or folder of the checkout, an anchor to a heading of the page, a reference to its
+definition; of a web address only the spelling is checked. Prints ``page:line: problem`` for each
+dead link and exits with 1 when there is one.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/**/*.md")
+PAGES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "docs/**/*.md")
 
 _FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,})")
 _CODE_SPAN = re.compile(r"(`+)(?!`).*?(?<!`)\1(?!`)")

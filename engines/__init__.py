@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from seqproc.engines.gumbel import gumbel_noise
     from seqproc.engines.hf import HFEngine
     from seqproc.engines.scripted import ScriptedEngine
-    from seqproc.engines.source import Checkpoint, ModelSource
     from seqproc.engines.stopping import StopWatcher, finish
     from seqproc.engines.vllm import VLLMEngine
+    from seqproc.models.source import Checkpoint, ModelSource
 
 __all__ = [
     "Checkpoint",
@@ -43,21 +43,21 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Checkpoint": "source",
-    "HFEngine": "hf",
-    "ModelSource": "source",
-    "ScriptedEngine": "scripted",
-    "StopWatcher": "stopping",
-    "VLLMEngine": "vllm",
-    "finish": "stopping",
-    "gumbel_noise": "gumbel",
+    "Checkpoint": "seqproc.models",
+    "HFEngine": "seqproc.engines.hf",
+    "ModelSource": "seqproc.models",
+    "ScriptedEngine": "seqproc.engines.scripted",
+    "StopWatcher": "seqproc.engines.stopping",
+    "VLLMEngine": "seqproc.engines.vllm",
+    "finish": "seqproc.engines.stopping",
+    "gumbel_noise": "seqproc.engines.gumbel",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""What an engine answers, held against its contract before anything reads it.
+"""Holds what an engine answers against its contract, before anything reads it.
 
 The one place that asks engines and checks what comes: completions, and what an engine tells of
 itself. What means the same is taken in: a list for a tuple, a tensor or an array for numbers.
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from seqproc import strict_json
+from seqproc._util import strict_json
 from seqproc.engines.base import Completion, Engine, Request, StoppingRule
 from seqproc.engines.noise import Noise, NoiseFunction, NotReplayable
 from seqproc.errors import EngineError
@@ -115,16 +115,16 @@ def noise_of(engine: Engine, policy: SamplingPolicy) -> Noise | NotReplayable:
 
 def _held(noise: Noise, engine: str) -> NoiseFunction:
     def values(seeds_N: Tensor, lengths_N: Tensor, steps_N: Tensor, vocab: int) -> Tensor:
-        found: Any = noise.values(seeds_N, lengths_N, steps_N, vocab)
-        is_right = isinstance(found, Tensor) and found.shape == (len(seeds_N), vocab)
-        if not is_right or not found.is_floating_point() or bool(found.isnan().any()):
-            came = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        values: Any = noise.values(seeds_N, lengths_N, steps_N, vocab)
+        is_right = isinstance(values, Tensor) and values.shape == (len(seeds_N), vocab)
+        if not is_right or not values.is_floating_point() or bool(values.isnan().any()):
+            came = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
             _refuse(
                 engine,
                 f"told a noise ({noise.name}) with values of {came}; expected a tensor of numbers "
                 f"of shape {[len(seeds_N), vocab]}, none of them NaN",
             )
-        return found
+        return values
 
     return values
 

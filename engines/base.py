@@ -24,7 +24,7 @@ from seqproc.types import FinishReason
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from seqproc.engines.source import ModelSource
+    from seqproc.models.source import ModelSource
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,12 +10,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from seqproc.by_device import ByDevice
+from seqproc._util.by_device import ByDevice
 from seqproc.engines.gumbel import gumbel_noise_batch
 from seqproc.policy import SamplingPolicy, log_q
 
 # Logits read at a time: several tensors of as many float64 numbers are alive meanwhile.
-_BLOCK_ELEMENTS = ByDevice(cpu=1 << 20, elsewhere=1 << 24)
+_BLOCK_ELEMENTS = ByDevice(cpu=1 << 20, accelerator=1 << 24)
 
 
 def choose(
@@ -57,7 +57,7 @@ def _choose(
     return tokens_N1.squeeze(-1), log_q_NV.gather(-1, tokens_N1).squeeze(-1)
 
 
-def only(tokens_N: Tensor, scores_NV: Tensor) -> Tensor:
-    """Scores like ``scores_NV`` whose argmax is the given tokens: 0 there, −∞ elsewhere."""
+def one_hot_scores(tokens_N: Tensor, scores_NV: Tensor) -> Tensor:
+    """Scores like ``scores_NV`` whose argmax is the given tokens: 0 there, −∞ accelerator."""
     nothing = torch.full_like(scores_NV, float("-inf"))
     return nothing.scatter(-1, tokens_N.to(scores_NV.device).unsqueeze(-1), 0.0)

@@ -21,16 +21,22 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from seqproc._util.isolation import in_turn, undisturbed
 from seqproc.engines.base import Completion, Engine, Request, StoppingRule
-from seqproc.engines.coupling import choose, only
+from seqproc.engines.coupling import choose, one_hot_scores
 from seqproc.engines.gumbel import seed_tensor
-from seqproc.engines.loading import checked, private, read_weights, swapped, weights_directory
 from seqproc.engines.noise import COUPLED, GREEDY, Noise, NotReplayable
-from seqproc.engines.source import ModelSource
 from seqproc.engines.stopping import StopWatcher, check_request, finish
-from seqproc.engines.weights import FingerprintCache
 from seqproc.errors import ConfigError, EngineError, EngineOptionError
-from seqproc.modules import in_turn, undisturbed
+from seqproc.models.fingerprint import FingerprintCache
+from seqproc.models.source import ModelSource
+from seqproc.models.weights import (
+    own_copies,
+    read_weights,
+    temporary_weights,
+    validate_weights,
+    weights_directory,
+)
 from seqproc.policy import SamplingPolicy
 
 # Shapes: N rows of a batch, P padded prompt width, T generated tokens, V vocabulary.
@@ -112,7 +118,7 @@ class HFEngine(Engine):
         if not isinstance(given, Mapping):
             given = read_weights(self._model, weights_directory(weights))
         kept = given.values() if given is weights else ()
-        self._weights = private(checked(self._model, given), kept)
+        self._weights = own_copies(validate_weights(self._model, given), kept)
 
     @in_turn()
     def fingerprint(self) -> str:
@@ -170,7 +176,7 @@ class HFEngine(Engine):
                 undisturbed(device),
                 torch.no_grad(),
                 _generating(self._model),
-                swapped(self._model, self._weights),
+                temporary_weights(self._model, self._weights),
             ):
                 output: Tensor = self._model.generate(  # type: ignore[operator]
                     input_ids=ids_NP,
@@ -244,7 +250,7 @@ class PolicySampler:
         steps_N = torch.full_like(seeds_N, len(self._logqs))
         tokens_N, logqs_N = choose(scores, self._policy, seeds_N, steps_N)
         self._logqs.append(logqs_N)
-        return only(tokens_N, scores)
+        return one_hot_scores(tokens_N, scores)
 
     def token_logqs(self) -> Tensor:
         """log q of the tokens chosen so far: ``[N, T]``, nats, float64."""

@@ -5,15 +5,14 @@ Knows names and the `Engine` contract; imports an engine only to start it.
 
 from __future__ import annotations
 
-import difflib
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from seqproc.engines.base import Engine
-from seqproc.errors import EngineError, SeqprocError
+from seqproc.errors import EngineError, SeqprocError, did_you_mean
 
 if TYPE_CHECKING:
-    from seqproc.engines.source import ModelSource
+    from seqproc.models.source import ModelSource
 
 GROUP = "seqproc.engines"
 
@@ -64,7 +63,7 @@ def create_engine(engine: str | Engine, source: ModelSource, **options: Any) -> 
                 f"this {type(engine).__name__} has started already"
             )
         return engine
-    from seqproc.engines.source import ModelSource
+    from seqproc.models.source import ModelSource
 
     if not isinstance(source, ModelSource):
         raise EngineError(
@@ -78,8 +77,7 @@ def require_known(name: str) -> None:
     """Raise `EngineError` unless there is an engine of this name; imports and starts nothing."""
     known = engine_names()
     if name not in known:
-        close = difflib.get_close_matches(str(name), known, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        hint = did_you_mean(name, known)
         raise EngineError(f"there is no engine {name!r}: expected one of {', '.join(known)}{hint}")
 
 

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from seqproc.engines.base import Completion, Engine, Request, StoppingRule
-from seqproc.engines.source import ModelSource
 from seqproc.engines.stopping import check_request, finish
 from seqproc.errors import EngineError, EngineOptionError
+from seqproc.models.source import ModelSource
 from seqproc.policy import SamplingPolicy
 
 Script = Mapping[int, Sequence[int]] | Callable[[Request], Sequence[int]]

@@ -1,4 +1,4 @@
-"""Where a response ends: the one definition, which every engine uses.
+"""The end of a response: the one definition, which every engine uses.
 
 A response ends at its first EOS token, or at the token that completes a stop string, whichever
 comes first (EOS, when one token does both), or at the length limit. The ending token is part of
@@ -117,7 +117,7 @@ class StopWatcher:
         self._text = _ResponseText(tokenizer)
         self._ids: list[int] = []
         self._start = 0  # of the window
-        # A last character that is still torn can count for up to three.
+        # An incomplete UTF-8 character at the end decodes to up to three replacement characters.
         self._overlap = max((len(string) for string in self._stop), default=0) + 3
         self._limit = 2 * self._overlap
 

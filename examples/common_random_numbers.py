@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from seqproc import BatchedSequences, SequenceProcessor
 from seqproc import estimators as est
-from seqproc.scorers.overrides import ParamMapping
+from seqproc.models.parameters import ParamMapping
 
 
 def main() -> None:

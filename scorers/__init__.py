@@ -5,11 +5,15 @@ logits tensor, `build_params_override` for θ + η·v, `plan` for batches, `jvp`
 derivatives.
 """
 
+import warnings
+from collections.abc import Callable
+from typing import Any
+
 from seqproc.scorers.batching import Batch, Limits, TokenSequence, plan, token_sequences
 from seqproc.scorers.budget import Schedule
 from seqproc.scorers.derivatives import TokenDerivatives, hvp, jvp
 from seqproc.scorers.diagnostics import DistributionDiagnostics, diagnostics_pack
-from seqproc.scorers.examination import Shortcuts, examine, take_apart
+from seqproc.scorers.examination import Shortcuts, examine, split_model
 from seqproc.scorers.forward import forward_logits
 from seqproc.scorers.gradients import (
     gradient_gram,
@@ -17,6 +21,7 @@ from seqproc.scorers.gradients import (
     sequence_gradients,
     weighted_gradient,
 )
+from seqproc.scorers.kernels.allocator import keep_freed_memory
 from seqproc.scorers.measure import baseline_features, measure
 from seqproc.scorers.overrides import build_params_override, build_state_override
 from seqproc.scorers.precision import Float64Lift
@@ -41,11 +46,26 @@ __all__ = [
     "gradient_gram",
     "hvp",
     "jvp",
+    "keep_freed_memory",
     "measure",
     "plan",
     "projected_gradients",
     "sequence_gradients",
-    "take_apart",
+    "split_model",
     "token_sequences",
     "weighted_gradient",
 ]
+
+_RENAMED: dict[str, Callable[..., Any]] = {"take_apart": split_model}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _RENAMED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    new = _RENAMED[name].__name__
+    warnings.warn(
+        f"seqproc.scorers.{name} is now {new}; the old name goes in version 0.2",
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    return _RENAMED[name]

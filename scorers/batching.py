@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seqproc.arguments import require, require_all
+from seqproc._util.arguments import require, require_all
+from seqproc._util.tensor_arguments import require_ids, require_ids_below, token_ids
 from seqproc.config import require_count, require_flag
 from seqproc.errors import SequenceError
-from seqproc.scorers.packing import FORWARD_COST, Item, cheapest_runs
-from seqproc.tensor_arguments import require_ids, require_ids_below, token_ids
+from seqproc.scorers.kernels.packing import FORWARD_COST, Item, cheapest_runs
 from seqproc.types import BatchedSequences
 
 

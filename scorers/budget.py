@@ -1,6 +1,6 @@
-"""How much a forward and a head take at a time: from free memory, less when that was too much.
+"""Batches that fit in memory: sized by what is free, and halved when it runs out.
 
-Knows batches and memory; nothing of what is computed on a batch.
+Depends on batches and memory only; knows nothing of what is computed on a batch.
 """
 
 from __future__ import annotations
@@ -9,20 +9,22 @@ import dataclasses
 import logging
 import os
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from seqproc.by_device import ByDevice
+from seqproc._util.by_device import ByDevice
 from seqproc.errors import ScoringError
 from seqproc.scorers.batching import Batch, Limits, TokenSequence, plan
+
+R = TypeVar("R")
 
 _LOGGER = logging.getLogger("seqproc")
 
 # Above this many tokens a forward gets no faster, it only takes more memory.
-_ENOUGH_TOKENS = ByDevice(cpu=4_096, elsewhere=32_768)
+_MAX_USEFUL_TOKENS = ByDevice(cpu=4_096, accelerator=32_768)
 
 _SHARE_OF_FREE_MEMORY = 0.25
 _LIVE_HIDDEN_STATES = 64  # activations alive at once, in hidden states: generous for an MLP
@@ -37,7 +39,7 @@ def default_tokens(model: nn.Module, device: torch.device) -> int:
     fitting = int(
         _SHARE_OF_FREE_MEMORY * free_memory(device) / (_LIVE_HIDDEN_STATES * width * itemsize)
     )
-    return max(1, min(fitting, _ENOUGH_TOKENS.on(device)))
+    return max(1, min(fitting, _MAX_USEFUL_TOKENS.on(device)))
 
 
 def default_logits(most: int, device: torch.device) -> int:
@@ -63,7 +65,7 @@ def free_memory(device: torch.device) -> int:
 
 
 class Schedule:
-    """Batches to run through, more than once if need be, in sizes that fit in memory.
+    """Batches to go through, more than once if need be, in sizes that fit in memory.
 
     Args:
         sequences: what is in the batches.
@@ -75,19 +77,26 @@ class Schedule:
         self.limits = limits
         self.batches = plan(sequences, limits)
 
-    def run(self, work: Callable[[Batch], None]) -> None:
-        """Do the work on every batch; when memory runs out, on smaller ones from there on.
+    @property
+    def num_sequences(self) -> int:
+        """Of all sequences, also those without a response, which are in no batch."""
+        return len(self._sequences)
 
-        ``work`` must leave nothing behind when it fails.
+    def map(self, work: Callable[[Batch], R]) -> Iterator[tuple[Batch, R]]:
+        """Yield every batch with the result of ``work`` on it.
+
+        When ``work`` runs out of memory, the batch and all that follow are planned again, smaller.
+        So ``work`` must leave nothing behind when it fails.
 
         Raises:
-            ScoringError: when a single sequence does not fit.
+            ScoringError: a single sequence does not fit in memory.
         """
         waiting, done = deque(self.batches), []
         while waiting:
             batch = waiting.popleft()
-            if _fits(work, batch):
+            if results := _results(work, batch):
                 done.append(batch)
+                yield batch, results.pop()  # not kept here while the next one is computed
                 continue
             self._shrink(batch)
             left = [i for b in (batch, *waiting) for i in b.indices]
@@ -107,18 +116,17 @@ class Schedule:
         _LOGGER.warning("out of memory on %d tokens: going on with %d", taken, self.limits.tokens)
 
 
-def _fits(work: Callable[[Batch], None], batch: Batch) -> bool:
+def _results(work: Callable[[Batch], R], batch: Batch) -> list[R]:
+    """A list with the result of the work, or an empty one when memory ran out."""
     try:
-        work(batch)
+        return [work(batch)]
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-    else:
-        return True
     # Here the failed work's frames, and the tensors they held, are gone.
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return False
+    return []
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -8,7 +8,6 @@ Knows tensors and scores; what is computed of them is given as a function.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any
@@ -38,7 +37,7 @@ def in_chunks(
         shared: tensors that every chunk reads whole.
     """
     if torch.is_grad_enabled() and any(x.requires_grad for x in (values, *shared)):
-        return _unflat(_InChunks.apply(compute, num_rows, values, tokens, *shared))
+        return _unflat(_InChunks.apply(compute, num_rows, values, tokens, *shared))  # type: ignore[no-untyped-call]
     chunks = zip(values.split(num_rows), tokens.split(num_rows), strict=True)
     return TokenScores.concatenate([compute(some, ids, *shared) for some, ids in chunks])
 
@@ -55,44 +54,60 @@ class _InChunks(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> Any:
-        twice = torch.is_grad_enabled()  # whoever differentiates wants to do so again
+        double_backward = torch.is_grad_enabled()  # create_graph=True was asked for
         device = ctx.saved_tensors[0].device.type
-        with torch.autocast(device, enabled=False), torch.enable_grad():  # but what compute sets
-            values, *shared = (alias(x, twice) for x in ctx.saved_tensors)
+        with torch.autocast(device, enabled=False), torch.enable_grad():  # as `compute` sets them
+            values, *shared = (alias(x, double_backward) for x in ctx.saved_tensors)
             of_shared = [torch.zeros_like(x) if x.requires_grad else None for x in shared]
             of_values: list[Any] = []
             for start in range(0, len(values), ctx.num_rows):
                 rows = slice(start, start + ctx.num_rows)
-                some = alias(values[rows], twice)
-                weights = [None if g is None else g[rows] for g in gradients]
-                # In one expression, so that a chunk's gradients are gone before the next ones.
-                first, *of_shared = map(
-                    functools.partial(_sum, twice=twice),
-                    [torch.zeros_like(some), *of_shared],
-                    _pull_back(
-                        _flat(ctx.compute(some, ctx.tokens[rows], *shared)),
-                        weights,
-                        [some, *shared],
-                        twice,
-                    ),
+                of_values.append(
+                    _add_chunk(ctx, values, shared, of_shared, gradients, rows, double_backward)
                 )
-                of_values.append(first)
         return None, None, torch.cat(of_values), None, *of_shared
 
 
-def alias(tensor: Tensor, twice: bool) -> Tensor:
+def _add_chunk(
+    ctx: Any,
+    values: Tensor,
+    shared: list[Tensor],
+    of_shared: list[Tensor | None],
+    gradients: Sequence[Tensor | None],
+    rows: slice,
+    double_backward: bool,
+) -> Tensor | None:
+    """Compute a chunk again, add what it gives to the gradients of shared tensors, return its own.
+
+    All that a chunk computed is gone when this function returns, before the next chunk.
+    """
+    some = alias(values[rows], double_backward)
+    scores = _flat(ctx.compute(some, ctx.tokens[rows], *shared))
+    weights = [None if g is None else g[rows] for g in gradients]
+    own, *others = _pull_back(scores, weights, [some, *shared], double_backward)
+    for i, gradient in enumerate(others):
+        of_shared[i] = _sum(of_shared[i], gradient, double_backward)
+    return torch.zeros_like(some) if own is None else own
+
+
+def alias(tensor: Tensor, double_backward: bool) -> Tensor:
     """The same numbers under another name, so that gradients end here.
 
     Were it the tensor itself, what leads from one input to another would be followed as well: a
     tied head is also behind the hidden states.
     """
     return (
-        (tensor if twice else tensor.detach()).view_as(tensor).requires_grad_(tensor.requires_grad)
+        (tensor if double_backward else tensor.detach())
+        .view_as(tensor)
+        .requires_grad_(tensor.requires_grad)
     )
 
 
 def _pull_back(
-    outputs: Sequence[Tensor], weights: Sequence[Tensor | None], inputs: list[Tensor], twice: bool
+    outputs: Sequence[Tensor],
+    weights: Sequence[Tensor | None],
+    inputs: list[Tensor],
+    double_backward: bool,
 ) -> list[Tensor | None]:
     """Σ weights · d outputs/d inputs; None for an input that needs none, or has none."""
     pairs = [(y, g) for y, g in zip(outputs, weights, strict=True) if g is not None]
@@ -105,17 +120,17 @@ def _pull_back(
             [y for y, _ in used],
             wanted,
             [g for _, g in used],
-            create_graph=twice,
+            create_graph=double_backward,
             allow_unused=True,
         )
     )
     return [next(found) if x.requires_grad else None for x in inputs]
 
 
-def _sum(total: Tensor | None, new: Tensor | None, *, twice: bool) -> Tensor | None:
+def _sum(total: Tensor | None, new: Tensor | None, double_backward: bool) -> Tensor | None:
     if total is None or new is None:
         return total
-    return total + new if twice else total.add_(new)
+    return total + new if double_backward else total.add_(new)
 
 
 def _flat(scores: TokenScores) -> list[Tensor]:

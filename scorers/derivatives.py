@@ -4,9 +4,9 @@
 log p, log q and H of every token, in one pass and without a graph. `hvp` differentiates backwards
 twice.
 
-A derivative holds the support of q fixed. It is that of the truncated policy as long as the
-support does not change, and `PolicyStatistics.cut_margin`, the distance in a between the last
-token kept and the first dropped, says how far a step may shift logits before it does.
+A derivative holds the support of q fixed: it is that of the truncated policy as long as the support
+does not change. The support changes where tokens at the cut exchange places, and where the mass
+before the last token passes ``top_p``.
 """
 
 from __future__ import annotations
@@ -20,20 +20,17 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from seqproc.arguments import require_all
+from seqproc._util.arguments import require_all
+from seqproc._util.isolation import in_turn, undisturbed
+from seqproc._util.kernels import kernels_on
 from seqproc.errors import ConfigError, ScoringError, SequenceError
-from seqproc.modules import in_turn, undisturbed
+from seqproc.models.parameters import ParamMapping, check_mapping, own_parameters
 from seqproc.policy import SamplingPolicy, TokenScores, require_policy
 from seqproc.scorers.batching import Batch, TokenSequence
 from seqproc.scorers.custom_functions import differentiated_forwards
 from seqproc.scorers.finite import require_finite, require_numbers
-from seqproc.scorers.overrides import (
-    ParamMapping,
-    check_mapping,
-    own_parameters,
-    resolve_mapping,
-)
-from seqproc.scorers.tangents import written_out
+from seqproc.scorers.kernels.tangents import written_out
+from seqproc.scorers.overrides import resolve_mapping
 from seqproc.scorers.teacher_forcing import TeacherForcingScorer
 
 
@@ -85,21 +82,27 @@ def jvp(
     scorer = scorer.with_differentiable_attention()
     model = scorer.model
     moves = check_mapping(direction, *own_parameters(model))
-    least = [*scorer.least_dtypes(), *(v.dtype for v in moves.values())]
+    least = [*scorer.minimum_dtypes(), *(v.dtype for v in moves.values())]
     mapping, width = resolve_mapping(model, None, None, least)
     results = [_nothing(scorer, width)] * len(sequences)
 
-    def work(batch: Batch) -> None:
+    def differentiate(batch: Batch) -> TokenDerivatives:
         with in_turn(), differentiated_forwards(), forward_ad.dual_level():
             moving = mapping | {name: _dual(mapping[name], v) for name, v in moves.items()}
             with _finite_differences_instead(model):
-                found = _unpack(scorer.score_batch(batch, policy, moving, width))
-        _require_numbers(found, batch)
-        for index, start, stop in batch.spans():
-            results[index] = _rows(found, start, stop)
+                return _unpack(scorer.score_batch(batch, policy, moving, width))
 
-    with undisturbed(scorer.device), torch.no_grad(), written_out():
-        scorer.schedule(sequences, batch_size, token_budget, share_prompts).run(work)
+    with (
+        undisturbed(scorer.device),
+        torch.no_grad(),
+        kernels_on(scorer.precision.kernels),
+        written_out(),
+    ):
+        schedule = scorer.schedule(sequences, batch_size, token_budget, share_prompts)
+        for batch, derivatives in schedule.map(differentiate):
+            _require_numbers(derivatives, batch)
+            for index, start, stop in batch.spans():
+                results[index] = _rows(derivatives, start, stop)
     return results
 
 
@@ -184,14 +187,14 @@ def _finite_differences_instead(model: nn.Module) -> Iterator[None]:
 def _gradient(
     value: Tensor, params: Mapping[str, Tensor], *, create_graph: bool = False
 ) -> dict[str, Tensor]:
-    found = torch.autograd.grad(
+    gradients = torch.autograd.grad(
         value,
         list(params.values()),
         create_graph=create_graph,
         allow_unused=True,
         materialize_grads=True,
     )
-    return dict(zip(params, found, strict=True))
+    return dict(zip(params, gradients, strict=True))
 
 
 def _dual(param: Tensor, direction: Tensor) -> Tensor:
@@ -216,19 +219,23 @@ def _unpack(scores: TokenScores) -> TokenDerivatives:
     )
 
 
-def _require_numbers(found: TokenDerivatives, batch: Batch) -> None:
-    require_numbers(found.scores, batch)
-    inside = found.logqs.masked_fill(found.scores.logqs.isneginf(), 0.0)
-    slopes = {"dlogprobs": found.logprobs, "dlogqs": inside, "drb_entropy": found.rb_entropy}
+def _require_numbers(derivatives: TokenDerivatives, batch: Batch) -> None:
+    require_numbers(derivatives.scores, batch)
+    inside = derivatives.logqs.masked_fill(derivatives.scores.logqs.isneginf(), 0.0)
+    slopes = {
+        "dlogprobs": derivatives.logprobs,
+        "dlogqs": inside,
+        "drb_entropy": derivatives.rb_entropy,
+    }
     require_finite(slopes, batch)
 
 
-def _rows(found: TokenDerivatives, start: int, stop: int) -> TokenDerivatives:
+def _rows(derivatives: TokenDerivatives, start: int, stop: int) -> TokenDerivatives:
     return TokenDerivatives(
-        logprobs=found.logprobs[start:stop],
-        logqs=found.logqs[start:stop],
-        rb_entropy=found.rb_entropy[start:stop],
-        scores=found.scores.rows(start, stop),
+        logprobs=derivatives.logprobs[start:stop],
+        logqs=derivatives.logqs[start:stop],
+        rb_entropy=derivatives.rb_entropy[start:stop],
+        scores=derivatives.scores.rows(start, stop),
     )
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from seqproc._util.tensor_arguments import token_ids
 from seqproc.policy import SamplingPolicy, TokenScores
 from seqproc.scorers.measure import measure
-from seqproc.tensor_arguments import token_ids
 from seqproc.types import DiagnosticsPack, SequenceDiagnostics, TokenStepDiagnostics
 
 EARLY_STEPS = 16  # K of the early window

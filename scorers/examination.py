@@ -1,4 +1,4 @@
-"""Which of the scorer's shortcuts a model allows, found by trying them on a few tokens, once.
+"""Finds which of the scorer's shortcuts a model allows, by trying each on a few tokens, once.
 
 The scorer does much that a plain forward does not: it pads several sequences into a batch, computes
 a prompt once for all its responses, takes a model apart, and replaces its attention and products by
@@ -22,18 +22,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from seqproc.arguments import require
+from seqproc._util.arguments import require
+from seqproc._util.isolation import in_turn
 from seqproc.errors import ModelError
-from seqproc.introspection import num_embedded
-from seqproc.modules import in_turn, without_adapters
+from seqproc.models.introspection import num_embedded
+from seqproc.models.wrappers import without_adapters
 from seqproc.scorers import precision
-from seqproc.scorers.attention import attention_in_order
 from seqproc.scorers.batching import Limits, TokenSequence, plan
 from seqproc.scorers.budget import is_out_of_memory
 from seqproc.scorers.forward import device_of, evaluating, forward_logits
-from seqproc.scorers.head import BackboneAndHead, CausalParts, Mapped, WholeModel
+from seqproc.scorers.kernels.attention import attention_in_order
+from seqproc.scorers.kernels.products import layer_products
+from seqproc.scorers.model_parts import BackboneAndHead, Mapped, SplitModel, WholeModel
 from seqproc.scorers.overrides import resolve_mapping, widest
-from seqproc.scorers.products import layer_products
 
 _LOGGER = logging.getLogger("seqproc")
 
@@ -58,10 +59,10 @@ _NEGLIGIBLE = 50.0  # nats below the likeliest token: further down nothing is co
 class Shortcuts:
     """What scoring does otherwise than a plain forward of one sequence at a time."""
 
-    attention_in_order: bool = True  # see `seqproc.scorers.attention`
-    products: bool = True  # see `seqproc.scorers.products`
+    attention_in_order: bool = True  # see `seqproc.scorers.kernels.attention`
+    products: bool = True  # see `seqproc.scorers.kernels.products`
     batches: bool = True  # several sequences, padded, in a forward
-    parts: bool = True  # backbone and head on their own, see `seqproc.scorers.head`
+    parts: bool = True  # backbone and head on their own, see `seqproc.scorers.model_parts`
     shared_prompts: bool = True  # a prompt once for all its responses in a batch
 
     @contextlib.contextmanager
@@ -74,12 +75,12 @@ class Shortcuts:
                 stack.enter_context(layer_products(device_of(model)))
             yield
 
-    def parts_of(self, model: nn.Module) -> CausalParts:
+    def parts_of(self, model: nn.Module, vocab_size: int) -> SplitModel:
         """The model as scoring calls it."""
         if not self.parts:
-            return WholeModel(model)
-        parts = BackboneAndHead(model, tiled_products=self.products)
-        parts.shares_prompts = self.shared_prompts
+            return WholeModel(model, vocab_size)
+        parts = BackboneAndHead(model, vocab_size, tiled_products=self.products)
+        parts.can_share_prompts = self.shared_prompts
         return parts
 
 
@@ -97,7 +98,7 @@ _TAKES = {"shared_prompts": ("batches", "parts")}
 
 
 @in_turn()
-def examine(model: nn.Module) -> tuple[CausalParts, Shortcuts]:
+def examine(model: nn.Module) -> tuple[SplitModel, Shortcuts]:
     """The model as scoring calls it, and the shortcuts that it allows.
 
     Raises:
@@ -113,13 +114,10 @@ def examine(model: nn.Module) -> tuple[CausalParts, Shortcuts]:
     with torch.no_grad(), _as_scored(model), _narrow_windows(model):
         probe = _Probe(model)
         shortcuts = probe.allowed()
-        parts = shortcuts.parts_of(model)
-        if shortcuts.parts:
-            parts.vocabulary = probe.expected.shape[-1]
-    return parts, shortcuts
+    return shortcuts.parts_of(model, probe.expected.shape[-1]), shortcuts
 
 
-def take_apart(model: nn.Module) -> CausalParts:
+def split_model(model: nn.Module) -> SplitModel:
     """The model's parts, examined; or the model whole, with a line in the log that says why."""
     return examine(model)[0]
 
@@ -179,7 +177,7 @@ class _Probe:
 
     def _logits(self, shortcuts: Shortcuts, mapping: Mapped, *, share: bool) -> Tensor:
         """Logits ``[R, V]`` of all responses, in order, as scoring computes them."""
-        parts = shortcuts.parts_of(self._model)
+        parts = shortcuts.parts_of(self._model, self.expected.shape[-1])
         found: dict[int, Tensor] = {}
         most = None if shortcuts.batches else 1
         for batch in plan(
@@ -187,8 +185,8 @@ class _Probe:
         ):
             batch = batch.to(device_of(self._model))
             with shortcuts.scope(self._model):
-                states = parts.read(batch, mapping)
-                head = parts.head(mapping)
+                states = parts.hidden_states(batch, mapping)
+                head = parts.head_tensors(mapping)
                 logits = torch.cat([parts.logits(some, head) for some in states.split(_ROWS)])
             found |= dict(zip(batch.indices, logits.split(batch.lengths), strict=True))
         return torch.cat([found[i] for i in range(len(self._sequences))])

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from seqproc.errors import ModelError
-from seqproc.modules import without_adapters
+from seqproc.models.wrappers import without_adapters
 from seqproc.scorers.swapping import Swapped
 
 

@@ -15,8 +15,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from seqproc.arguments import require_all
-from seqproc.by_device import ByDevice
+from seqproc._util.arguments import require_all
+from seqproc._util.by_device import ByDevice
+from seqproc._util.isolation import undisturbed
+from seqproc._util.tensor_arguments import require_dense
 from seqproc.config import require_count
 from seqproc.errors import (
     ConfigError,
@@ -25,15 +27,13 @@ from seqproc.errors import (
     ScoringError,
     SequenceError,
 )
-from seqproc.modules import undisturbed
+from seqproc.models.parameters import ParamMapping, check_mapping, own_parameters
 from seqproc.policy import SamplingPolicy, TokenScores
 from seqproc.scorers.batching import Batch, TokenSequence
 from seqproc.scorers.budget import free_memory
 from seqproc.scorers.derivatives import TokenDerivatives, jvp
 from seqproc.scorers.finite import require_numbers
-from seqproc.scorers.overrides import ParamMapping, check_mapping, own_parameters
 from seqproc.scorers.teacher_forcing import TeacherForcingScorer
-from seqproc.tensor_arguments import require_dense
 
 Gradient = dict[str, Tensor]  # by parameter name; zeros where f does not depend on it
 Objective = Callable[[TokenScores], Tensor]
@@ -41,7 +41,7 @@ OfScores = Literal["logprob", "logq", "entropy", "surrogate"] | Objective
 
 _SHARE_OF_FREE_MEMORY = 0.5
 # With a graph, some ten tensors of as many numbers are alive at once.
-_KEPT_LOGITS = ByDevice(cpu=1 << 24, elsewhere=1 << 27)
+_KEPT_LOGITS = ByDevice(cpu=1 << 24, accelerator=1 << 27)
 _COLUMNS = 1 << 18  # of a product summed in the gradients' own dtype; its rows stay in a cache
 
 
@@ -157,8 +157,8 @@ def projected_gradients(
         raise OverrideError("directions must hold at least one mapping by parameter name")
     if len(directions) == 1:
         slopes = jvp(scorer, sequences, policy, directions[0])
-        found = [_along(slope, objective, i) for i, slope in enumerate(slopes)]
-        return torch.tensor(found, dtype=torch.float64).view(-1, 1)
+        products = [_along(slope, objective, i) for i, slope in enumerate(slopes)]
+        return torch.tensor(products, dtype=torch.float64).view(-1, 1)
     own, names = own_parameters(scorer.model)
     moves = [check_mapping(direction, own, names) for direction in directions]
     rows = [
@@ -217,22 +217,18 @@ def _gradient(
     shares = [1.0] * len(sequences) if weights is None else weights.tolist()
     total: list[Tensor] = []
 
-    def work(batch: Batch) -> None:
-        logits = len(batch.targets) * scorer.parts.vocabulary
-        scores = score_batch(batch, keeps_logits=logits <= _KEPT_LOGITS.on(scorer.device))
+    def differentiate(batch: Batch) -> tuple[Tensor, ...]:
+        logits = len(batch.targets) * scorer.parts.vocab_size
+        scores = score_batch(batch, keep_logits=logits <= _KEPT_LOGITS.on(scorer.device))
         require_numbers(scores, batch)
         values = [
             shares[index] * _value(objective, scores.rows(start, stop), first + index)
             for index, start, stop in batch.spans()
         ]
         value = torch.stack(values).sum()
-        found = torch.autograd.grad(
+        return torch.autograd.grad(
             value, list(params.values()), allow_unused=True, materialize_grads=True
         )
-        if total:
-            torch._foreach_add_(total, found)
-        else:
-            total.extend(found)
 
     if not params:
         raise ModelError(
@@ -240,16 +236,20 @@ def _gradient(
         )
     with undisturbed(scorer.device), torch.enable_grad():
         score_batch = scorer.graphed(policy)
-        scorer.schedule(sequences, batch_size).run(work)
-    found = total or [torch.zeros_like(p) for p in params.values()]
-    return dict(zip(params, found, strict=True))
+        for _, of_batch in scorer.schedule(sequences, batch_size).map(differentiate):
+            if total:
+                torch._foreach_add_(total, of_batch)
+            else:
+                total.extend(of_batch)
+    gradient = total or [torch.zeros_like(p) for p in params.values()]
+    return dict(zip(params, gradient, strict=True))
 
 
 def _by_own_attention(scorer: TeacherForcingScorer) -> TeacherForcingScorer:
     """The scorer with PyTorch's attention, whose backward pass need not compute it once more."""
-    found = copy.copy(scorer)
-    found.shortcuts = dataclasses.replace(scorer.shortcuts, attention_in_order=False)
-    return found
+    other = copy.copy(scorer)
+    other.shortcuts = dataclasses.replace(scorer.shortcuts, attention_in_order=False)
+    return other
 
 
 def _objective(of: OfScores) -> Objective:
@@ -292,14 +292,14 @@ def _along(slope: TokenDerivatives, objective: Objective, index: int) -> float:
         value = _value(objective, leaves, index)
     moving = [leaves.logprobs, leaves.logqs, leaves.stats.rb_entropy]
     others = [x for x in _statistics(leaves) if x is not leaves.stats.rb_entropy]
-    found = torch.autograd.grad(value, [*moving, *others], allow_unused=True)
-    if any(g is not None for g in found[3:]):
+    partials = torch.autograd.grad(value, [*moving, *others], allow_unused=True)
+    if any(g is not None for g in partials[3:]):
         raise ConfigError(
             "along one direction of may read logprobs, logqs and stats.rb_entropy only, whose "
             "forward derivatives are known; give two directions or more"
         )
     slopes = (slope.logprobs, slope.logqs, slope.rb_entropy)
-    pairs = [(g, d) for g, d in zip(found, slopes, strict=False) if g is not None]
+    pairs = [(g, d) for g, d in zip(partials, slopes, strict=False) if g is not None]
     return sum(float((g.double() * d.double()).sum()) for g, d in pairs)
 
 

@@ -1,4 +1,4 @@
-"""What is read off the logits of one sequence: log p, log q and the policy's statistics.
+"""Reads log p, log q and the policy's statistics off the logits of one sequence.
 
 Pure functions of ``[T, V]`` logits, evaluated in chunks of rows so that the working memory does
 not grow with T.
@@ -11,15 +11,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from seqproc.by_device import ByDevice
+from seqproc._util.by_device import ByDevice
+from seqproc._util.tensor_arguments import require_logits, require_tokens
 from seqproc.policy import PolicyStatistics, SamplingPolicy, TokenScores, score_tokens
 from seqproc.scorers.chunks import in_chunks
-from seqproc.tensor_arguments import require_logits, require_tokens
 
 # Logits per chunk. What reads them whole goes in smaller parts itself; but a backward pass holds
 # several tensors of this size.
-_CHUNK_ELEMENTS = ByDevice(cpu=1 << 25, elsewhere=1 << 27)
-_CHUNK_ELEMENTS_WITH_GRAD = ByDevice(cpu=1 << 20, elsewhere=1 << 26)
+_CHUNK_ELEMENTS = ByDevice(cpu=1 << 25, accelerator=1 << 27)
+_CHUNK_ELEMENTS_WITH_GRAD = ByDevice(cpu=1 << 20, accelerator=1 << 26)
 
 
 def measure(

@@ -13,8 +13,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from seqproc.arguments import require, require_all
-from seqproc.by_device import ByDevice
+from seqproc._util.arguments import require, require_all
+from seqproc._util.by_device import ByDevice
+from seqproc._util.isolation import in_turn, undisturbed
+from seqproc._util.kernels import kernels_on
+from seqproc._util.tensor_arguments import require_dense, require_ids, require_ids_below, token_ids
 from seqproc.config import PrecisionConfig, require_flag, torch_dtype
 from seqproc.errors import (
     ConfigError,
@@ -24,12 +27,11 @@ from seqproc.errors import (
     SeqprocError,
     SequenceError,
 )
-from seqproc.introspection import num_embedded
-from seqproc.modules import in_turn, undisturbed, unwrap
+from seqproc.models.introspection import num_embedded
+from seqproc.models.parameters import ParamMapping
+from seqproc.models.wrappers import unwrap
 from seqproc.policy import SamplingPolicy, TokenScores, require_policy, score_tokens
 from seqproc.scorers import precision as precisions
-from seqproc.scorers.allocator import keep_freed_memory
-from seqproc.scorers.attention import differentiable_attention
 from seqproc.scorers.batching import Batch, Limits, TokenSequence
 from seqproc.scorers.budget import Schedule, default_logits, default_tokens, is_out_of_memory
 from seqproc.scorers.chunks import in_chunks
@@ -41,17 +43,17 @@ from seqproc.scorers.forward import (
     forward_logits,
     whole_embedding_gradients,
 )
+from seqproc.scorers.kernels.attention import differentiable_attention
+from seqproc.scorers.kernels.packing import FORWARD_COST
+from seqproc.scorers.kernels.products import ROW_MULTIPLE
 from seqproc.scorers.measure import empty_scores, measure
-from seqproc.scorers.overrides import ParamMapping, cast_up, resolve_mapping, widest
-from seqproc.scorers.packing import FORWARD_COST
-from seqproc.scorers.products import MULTIPLE
-from seqproc.tensor_arguments import require_dense, require_ids, require_ids_below, token_ids
+from seqproc.scorers.overrides import cast_up, resolve_mapping, widest
 
-# Logits of a chunk of the head: 132 MB in float32 on a CPU, a little less than the largest blocks
-# that `keep_freed_memory` keeps. In smaller chunks a CPU packs the matrix more often.
-_HEAD_ELEMENTS = ByDevice(cpu=33_000_000, elsewhere=1 << 27)
-# Fewer, as a backward pass holds several tensors of this size.
-_HEAD_ELEMENTS_WITH_GRAD = ByDevice(cpu=1 << 22, elsewhere=1 << 26)
+# Logits of one chunk of the head: 132 MB in float32 on a CPU, a little less than the largest blocks
+# that `keep_freed_memory` keeps. With smaller chunks a CPU packs the matrix more often.
+_HEAD_ELEMENTS = ByDevice(cpu=33_000_000, accelerator=1 << 27)
+# Fewer with gradients: a backward pass holds several tensors of this size.
+_HEAD_ELEMENTS_WITH_GRAD = ByDevice(cpu=1 << 22, accelerator=1 << 26)
 
 ScoreBatch = Callable[..., TokenScores]  # of a Batch; further options as of `score_batch`
 Progress = Callable[[int], None]  # called with the number of sequences just scored
@@ -79,8 +81,6 @@ class TeacherForcingScorer:
         self.precision = precision or PrecisionConfig()
         self.parts, self.shortcuts = examine(self.model)
         self._differentiates_attention = False
-        if self.device.type == "cpu":
-            keep_freed_memory()
 
     @property
     def device(self) -> torch.device:
@@ -133,21 +133,31 @@ class TeacherForcingScorer:
                 f"overrides must be mappings or None, in a list, got {type(overrides).__name__}"
             )
         schedule = self.schedule(sequences, batch_size, token_budget, share_prompts)
-        results: list[list[TokenScores]] = []
-        for override in overrides:
-            mapping, width = resolve_mapping(self.model, override, buffers, self.least_dtypes())
-            results.append([self.empty_scores(width)] * len(sequences))
-            score_batch = functools.partial(
-                self.score_batch, policy=policy, mapping=mapping, width=width
-            )
+        report = progress or _report_nothing
+        return [
+            self._score_at(override, buffers, policy, schedule, report) for override in overrides
+        ]
 
-            def work(batch: Batch, score_batch: ScoreBatch = score_batch) -> None:
-                _place(results[-1], batch, score_batch(batch).map(_to_cpu))
-                if progress is not None:
-                    progress(len(batch.indices))
+    @torch.no_grad()
+    def _score_at(
+        self,
+        override: ParamMapping | None,
+        buffers: ParamMapping | None,
+        policy: SamplingPolicy,
+        schedule: Schedule,
+        report: Progress,
+    ) -> list[TokenScores]:
+        """The scores of every sequence at one override, on the CPU."""
+        mapping, width = resolve_mapping(self.model, override, buffers, self.minimum_dtypes())
 
-            with torch.no_grad():
-                schedule.run(work)
+        def score_batch(batch: Batch) -> TokenScores:
+            return self.score_batch(batch, policy, mapping, width).map(_to_cpu)
+
+        results = [self.empty_scores(width)] * schedule.num_sequences
+        with kernels_on(self.precision.kernels):
+            for batch, scores in schedule.map(score_batch):
+                _place(results, batch, scores)
+                report(len(batch.indices))
         return results
 
     def score_with_grad(
@@ -169,12 +179,9 @@ class TeacherForcingScorer:
         results = [self.empty_scores(self._with_grad_width())] * len(sequences)
         self._require_trainable()
         with undisturbed(self.device), torch.enable_grad():
-            score_batch = self.graphed(policy)
-
-            def work(batch: Batch) -> None:
-                _place(results, batch, score_batch(batch))
-
-            self.schedule(sequences, batch_size, token_budget, share_prompts).run(work)
+            schedule = self.schedule(sequences, batch_size, token_budget, share_prompts)
+            for batch, scores in schedule.map(self.graphed(policy)):
+                _place(results, batch, scores)
         return results
 
     def graphed(self, policy: SamplingPolicy) -> ScoreBatch:
@@ -194,9 +201,9 @@ class TeacherForcingScorer:
 
     def with_differentiable_attention(self) -> TeacherForcingScorer:
         """The same scorer, whose attention can be differentiated forwards, and twice."""
-        found = copy.copy(self)
-        found._differentiates_attention = True
-        return found
+        scorer = copy.copy(self)
+        scorer._differentiates_attention = True
+        return scorer
 
     def schedule(
         self,
@@ -217,10 +224,11 @@ class TeacherForcingScorer:
             else token_budget,
             sequences=batch_size if self.shortcuts.batches else 1,
             share_prompts=require_flag("share_prompts", share_prompts)
-            and self.parts.shares_prompts,
+            and self.parts.can_share_prompts,
             forward_cost=FORWARD_COST.on(self.device),
         )
-        return Schedule(sequences, limits)
+        with kernels_on(self.precision.kernels):
+            return Schedule(sequences, limits)
 
     @in_turn()
     def score_batch(
@@ -231,7 +239,7 @@ class TeacherForcingScorer:
         width: torch.dtype,
         autocast: torch.dtype | None = None,
         *,
-        keeps_logits: bool = False,
+        keep_logits: bool = False,
     ) -> TokenScores:
         """Scores ``[R]`` of all targets of a batch, the head taken in chunks.
 
@@ -241,30 +249,31 @@ class TeacherForcingScorer:
             mapping: every parameter and buffer by name, or None for the live module.
             width: dtype of the forward, as from `resolve_mapping`.
             autocast: dtype of autocast, if on.
-            keeps_logits: whether a graph holds all logits and what is made of them, instead of
+            keep_logits: whether a graph holds all logits and what is made of them, instead of
                 computing them once more in a backward pass: sooner, and for few tokens.
         """
         batch, with_grad = batch.to(self.device), torch.is_grad_enabled()
         with self.forwarding(width, autocast):
-            states = self.parts.read(batch, mapping)
-        head = self.parts.head(mapping)
+            states = self.parts.hidden_states(batch, mapping)
+        head = self.parts.head_tensors(mapping)
 
         def score_states(states: Tensor, tokens: Tensor, *tensors: Tensor) -> TokenScores:
             with self.forwarding(width, autocast):  # once more in a backward pass
                 logits = self.parts.logits(states, dict(zip(head, tensors, strict=True)))
             dtype = self._statistics_dtype(logits.dtype, with_grad)
-            read = score_tokens if keeps_logits else measure
-            return read(logits.to(dtype), tokens, policy, self.eos_token_ids)
+            read = score_tokens if keep_logits else measure
+            with kernels_on(self.precision.kernels):
+                return read(logits.to(dtype), tokens, policy, self.eos_token_ids)
 
-        if keeps_logits:
+        if keep_logits or not self.parts.has_head:
             return score_states(states, batch.targets, *head.values())
         num_rows = self._head_rows(with_grad)
         return in_chunks(score_states, num_rows, states, batch.targets, *head.values())
 
     def _head_rows(self, with_grad: bool) -> int:
         elements = (_HEAD_ELEMENTS_WITH_GRAD if with_grad else _HEAD_ELEMENTS).on(self.device)
-        rows = max(1, default_logits(elements, self.device) // self.parts.vocabulary)
-        return rows - rows % MULTIPLE if rows > MULTIPLE else rows
+        rows = max(1, default_logits(elements, self.device) // self.parts.vocab_size)
+        return rows - rows % ROW_MULTIPLE if rows > ROW_MULTIPLE else rows
 
     def logits(
         self, input_ids: Tensor, attention_mask: Tensor, mapping: ParamMapping | None = None
@@ -272,12 +281,12 @@ class TeacherForcingScorer:
         """Logits ``[N, L, V]`` of one forward without gradients, autocast or cache."""
         require_ids("input_ids", input_ids, dims=2)
         require_dense("attention_mask", attention_mask, dims=2)
-        state, width = resolve_mapping(self.model, mapping, None, self.least_dtypes())
+        state, width = resolve_mapping(self.model, mapping, None, self.minimum_dtypes())
         with torch.no_grad(), self.forwarding(width):
             return forward_logits(self.model, input_ids, attention_mask, state)
 
-    def least_dtypes(self) -> list[torch.dtype]:
-        """Dtypes that the forward without gradients is at least as wide as."""
+    def minimum_dtypes(self) -> list[torch.dtype]:
+        """Lower bounds on the dtype of a forward without gradients."""
         override, no_grad = self.precision.func_override, self.precision.tf_nograd
         names = [no_grad.dtype, *([override.dtype] if override.cast_params else [])]
         return [torch_dtype(name) for name in names]
@@ -311,9 +320,10 @@ class TeacherForcingScorer:
 
     @contextlib.contextmanager
     def forwarding(self, width: torch.dtype, autocast: torch.dtype | None = None) -> Iterator[None]:
-        """Evaluation mode, precision as configured, sums in order and fast, around a forward."""
+        """The context of every forward: evaluation mode, precision, and the kernels that are on."""
         with (
             in_turn(),
+            kernels_on(self.precision.kernels),
             _explained(self.model, autocast or width),
             evaluating(self.model),
             precisions.matmul_mode(
@@ -354,6 +364,10 @@ def _explained(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
             f"{type(error).__name__}: {error}. The model's own code may not support this dtype, "
             "these sequences or forward derivatives: try another dtype of the profile in precision"
         ) from error
+
+
+def _report_nothing(num_sequences: int) -> None:
+    """Progress that nobody asked for."""
 
 
 def _to_cpu(values: Tensor) -> Tensor:

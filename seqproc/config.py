@@ -8,7 +8,6 @@ about models or engines.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import logging
 import tomllib
@@ -21,8 +20,9 @@ import torch
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass
 
-from seqproc.errors import ConfigError
-from seqproc.policy import LEAST_TEMPERATURE, MOST_TEMPERATURE, SamplingPolicy
+from seqproc._util.kernels import KERNELS, KernelName, kernels_of_environment
+from seqproc.errors import ConfigError, did_you_mean
+from seqproc.policy import MAX_TEMPERATURE, MIN_TEMPERATURE, SamplingPolicy
 from seqproc.rewards import TAG_AND_ANSWER
 
 _LOGGER = logging.getLogger("seqproc")
@@ -80,6 +80,13 @@ def _integer_as_float(value: object) -> object:
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
+def _kernel_names(value: object) -> object:
+    """Names in a list as a tuple; True for all kernels, False for none."""
+    if isinstance(value, bool):
+        return KERNELS if value else ()
+    return tuple(value) if isinstance(value, list) else value
+
+
 def _autocast_off(value: bool) -> bool:
     if value:
         raise ValueError(
@@ -91,9 +98,9 @@ def _autocast_off(value: bool) -> bool:
 
 
 def _within_temperatures(value: float) -> float:
-    if not LEAST_TEMPERATURE <= value <= MOST_TEMPERATURE:
+    if not MIN_TEMPERATURE <= value <= MAX_TEMPERATURE:
         raise ValueError(
-            f"must lie in [{LEAST_TEMPERATURE:g}, {MOST_TEMPERATURE:g}]; for greedy decoding use "
+            f"must lie in [{MIN_TEMPERATURE:g}, {MAX_TEMPERATURE:g}]; for greedy decoding use "
             "do_sample=False (--greedy)"
         )
     return value
@@ -112,7 +119,7 @@ StopString = Annotated[str, Field(min_length=1)]
 AlwaysOff = Annotated[bool, AfterValidator(_autocast_off)]
 
 
-def _taught(cls: type[C]) -> type[C]:
+def _readable_errors(cls: type[C]) -> type[C]:
     """Turn pydantic's report into a `ConfigError` of one readable line per problem."""
 
     def teach(method: Any) -> Any:
@@ -139,16 +146,15 @@ def _explain(cls: type, error: ValidationError) -> str:
 def _explain_one(owner: str, known: list[str], problem: Mapping[str, Any]) -> str:
     name = str(problem["loc"][0]) if problem["loc"] else "arguments"
     if problem["type"] in ("unexpected_keyword_argument", "no_such_attribute"):
-        close = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        return f"unknown key {name!r} in {owner}: {hint}known keys are {', '.join(known)}"
+        hint = did_you_mean(name, known)
+        return f"unknown key {name!r} in {owner}: known keys are {', '.join(known)}{hint}"
     if problem["type"] == "value_error":  # raised by a check of ours
         return f"{owner}.{name} {problem['ctx']['error']}, got {problem.get('input')!r}"
     expected = problem["msg"][0].lower() + problem["msg"][1:]
     return f"{owner}.{name}: {expected}, got {problem.get('input')!r}"
 
 
-@_taught
+@_readable_errors
 @dataclass(config=_CHECKED)
 class GenerationConfig:
     """How sequences are sampled, and in what batches they are generated and scored.
@@ -236,7 +242,7 @@ class _Keyed:
             )
 
 
-@_taught
+@_readable_errors
 @dataclass(config=_CHECKED)
 class OverrideProfile(_Keyed):
     """Parameter overrides, `functional_call` (``func_override``)."""
@@ -246,7 +252,7 @@ class OverrideProfile(_Keyed):
     cast_params: bool = True
 
 
-@_taught
+@_readable_errors
 @dataclass(config=_CHECKED)
 class NoGradProfile(_Keyed):
     """Teacher forcing without gradients (``tf_nograd``)."""
@@ -256,7 +262,7 @@ class NoGradProfile(_Keyed):
     cast_logits_fp32: bool = True  # statistics never below float32
 
 
-@_taught
+@_readable_errors
 @dataclass(config=_CHECKED)
 class WithGradProfile(_Keyed):
     """Teacher forcing on the live module, with gradients (``tf_withgrad``)."""
@@ -266,7 +272,7 @@ class WithGradProfile(_Keyed):
     cast_logits_fp32: bool = True
 
 
-@_taught
+@_readable_errors
 @dataclass(config=_CHECKED)
 class PrecisionConfig:
     """Dtypes of forward passes and statistics. Casts only ever go up."""
@@ -277,6 +283,10 @@ class PrecisionConfig:
     allow_tf32: bool = False  # False keeps float32 matmuls in float32, whatever matmul_precision
     matmul_precision: MatmulPrecision = "high"  # takes effect only with allow_tf32
     entropy_fp64: bool = False  # statistics in float64 over the forward's logits
+    # Optional speed that is on: all of it, or what the variable SEQPROC_KERNELS says.
+    kernels: Annotated[tuple[KernelName, ...], BeforeValidator(_kernel_names)] = dataclasses.field(
+        default_factory=kernels_of_environment
+    )
 
 
 def torch_dtype(name: str) -> torch.dtype:

@@ -1,8 +1,17 @@
-"""What seqproc raises when a user can mend it: what was expected, what came, what to do.
+"""Errors that a user can mend: each says what was expected, what came and what to do.
 
 Every error is a `SeqprocError`, and also the built-in error that a caller would guess
 (`ValueError`, `KeyError`, …), so that either can be caught.
 """
+
+import difflib
+from collections.abc import Iterable
+
+
+def did_you_mean(name: object, known: Iterable[str], *, cutoff: float = 0.6) -> str:
+    """A hint to end an error with, such as "; did you mean 'vllm'?"; empty without a near match."""
+    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=cutoff)
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 class SeqprocError(Exception):

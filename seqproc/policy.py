@@ -30,9 +30,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from seqproc.arguments import require
+from seqproc._util.arguments import require
+from seqproc._util.tensor_arguments import require_logits, require_tokens, token_ids
 from seqproc.errors import ConfigError
-from seqproc.nucleus import (
+from seqproc.support.nucleus import (
     Nuclei,
     blocks,
     exponential,
@@ -42,13 +43,12 @@ from seqproc.nucleus import (
     sums,
     wide,
 )
-from seqproc.restricted import Restricted, truncated, whole
-from seqproc.tensor_arguments import require_logits, require_tokens, token_ids
+from seqproc.support.sums import Restricted, over_nuclei, over_vocabulary
 
 _NEG_INF = float("-inf")
 
 # Float32 divides by anything between, and by little else.
-LEAST_TEMPERATURE, MOST_TEMPERATURE = 1e-6, 1e6
+MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-6, 1e6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,14 +67,14 @@ class SamplingPolicy:
         for name in ("temperature", "top_p"):
             object.__setattr__(self, name, _number(name, getattr(self, name)))
         require("do_sample", self.do_sample, bool, "True or False")
-        if not LEAST_TEMPERATURE <= self.temperature <= MOST_TEMPERATURE:
+        if not MIN_TEMPERATURE <= self.temperature <= MAX_TEMPERATURE:
             way_out = (
                 "for greedy decoding use do_sample=False (--greedy)"
                 if self.do_sample
                 else "do_sample=False is greedy at any: leave it out"
             )
             raise ConfigError(
-                f"temperature must lie in [{LEAST_TEMPERATURE:g}, {MOST_TEMPERATURE:g}], got "
+                f"temperature must lie in [{MIN_TEMPERATURE:g}, {MAX_TEMPERATURE:g}], got "
                 f"{self.temperature!r}; {way_out}"
             )
         if not 0 < self.top_p <= 1:
@@ -178,8 +178,8 @@ def support(logits: Tensor, policy: SamplingPolicy, *, may_wait: bool = True) ->
     if not policy.truncates:
         return (rows > _NEG_INF).view(logits.shape)
     mask = torch.zeros_like(rows, dtype=torch.bool)
-    for found in _nuclei(rows, policy, may_wait=may_wait):
-        mask[found.rows] = torch.zeros_like(mask[found.rows]).scatter(-1, found.ids, found.kept)
+    for group in _nuclei(rows, policy, may_wait=may_wait):
+        mask[group.rows] = torch.zeros_like(mask[group.rows]).scatter(-1, group.ids, group.kept)
     return mask.view(logits.shape)
 
 
@@ -218,7 +218,7 @@ def rb_entropy(logits: Tensor, policy: SamplingPolicy) -> Tensor:
     """Rao-Blackwell entropy H(q) = logsumexp_S(a) − Σ_S q·a. ``[...]``, nats, differentiable.
 
     The support is held fixed when differentiating: the derivative is that of H on either side of
-    a change of support, which `PolicyStatistics.cut_margin` tells how near it is.
+    a change of support.
     """
     return statistics(logits, policy).rb_entropy
 
@@ -245,7 +245,7 @@ def statistics(
 def score_tokens(
     logits: Tensor, tokens: Tensor, policy: SamplingPolicy, eos_token_ids: Sequence[int] = ()
 ) -> TokenScores:
-    """log p, log q and all statistics of the same logits, the support found once.
+    """log p, log q and all statistics of the same logits, with one search for the support.
 
     The vocabulary is read a few times and not sorted. Working memory is a few times that of the
     logits: for many rows use `seqproc.scorers.measure`, which takes them in parts.
@@ -263,9 +263,9 @@ def score_tokens(
     require_tokens(tokens, logits)
     rows, eos = _rows(logits), token_ids("eos_token_ids", eos_token_ids, logits.shape[-1])
     each = tokens.reshape(-1, 1).long()
-    # Filled in where they are: copies to a GPU would wait for what it is at.
-    asked = torch.cat([each, *(torch.full_like(each, token) for token in eos)], dim=-1)
-    scores = _score_rows(rows, asked, policy)
+    # Built on the device: copying from the host would synchronise.
+    wanted = torch.cat([each, *(torch.full_like(each, token) for token in eos)], dim=-1)
+    scores = _score_rows(rows, wanted, policy)
     return scores.map(lambda field: field.to(rows.dtype).view(logits.shape[:-1]))
 
 
@@ -280,19 +280,19 @@ def require_policy(policy: object) -> None:
     require("policy", policy, SamplingPolicy, "a SamplingPolicy")
 
 
-def _score_rows(rows: Tensor, asked: Tensor, policy: SamplingPolicy) -> TokenScores:
-    """Score rows ``[N, V]``; asked ``[N, 1 + E]``: each row's token, then the EOS ids. Float64."""
+def _score_rows(rows: Tensor, wanted: Tensor, policy: SamplingPolicy) -> TokenScores:
+    """Score rows ``[N, V]``; wanted ``[N, 1 + E]``: each row's token, then the EOS ids. Float64."""
     log_total = None if policy.temperature == 1 else _log_total(rows)
     if not policy.truncates:
         every = torch.arange(len(rows), device=rows.device)
-        peak, restricted = whole(rows, asked, policy.temperature)
-        return _scores(restricted, _raw(rows, every, peak, asked, log_total), policy)
+        peak, restricted = over_vocabulary(rows, wanted, policy.temperature)
+        return _scores(restricted, _raw(rows, every, peak, wanted, log_total), policy)
     indices, parts = [], []
-    for found in _nuclei(rows, policy):
-        peak = wide(rows.detach()[found.rows, found.ids[:, 0]])
-        raw = _raw(rows, found.rows, peak, asked, log_total)
-        indices.append(found.rows)
-        parts.append(_scores(truncated(found, asked[found.rows]), raw, policy))
+    for group in _nuclei(rows, policy):
+        peak = wide(rows.detach()[group.rows, group.ids[:, 0]])
+        raw = _raw(rows, group.rows, peak, wanted, log_total)
+        indices.append(group.rows)
+        parts.append(_scores(over_nuclei(group, wanted[group.rows]), raw, policy))
     order = torch.cat(indices).argsort()
     return TokenScores.concatenate(parts).map(lambda field: field[order])
 
@@ -310,17 +310,17 @@ class _Raw:
     """What is read off rows of logits before any truncation, in float64."""
 
     peak: Tensor  # [N] max ℓ, detached
-    asked: Tensor  # [N, 1 + E] ℓ − max ℓ of the tokens asked for
+    shifted: Tensor  # [N, 1 + E] ℓ − max ℓ of the wanted tokens
     log_total: Tensor | None  # [N] log Σ exp(ℓ − max ℓ); None at T = 1, where it comes with q
 
 
 def _raw(
-    rows: Tensor, which: Tensor, peak: Tensor, asked: Tensor, log_total: Tensor | None
+    rows: Tensor, which: Tensor, peak: Tensor, wanted: Tensor, log_total: Tensor | None
 ) -> _Raw:
     """Of the rows ``which``, by index; peak: their max ℓ."""
     return _Raw(
         peak=peak,
-        asked=wide(rows[which.unsqueeze(-1), asked[which]]) - peak.unsqueeze(-1),
+        shifted=wide(rows[which.unsqueeze(-1), wanted[which]]) - peak.unsqueeze(-1),
         log_total=None if log_total is None else log_total[which],
     )
 
@@ -337,18 +337,18 @@ def _scores(r: Restricted, raw: _Raw, policy: SamplingPolicy) -> TokenScores:
     head, tail = (log_mass - log_total).exp(), r.tail / (mass + r.tail)
     renyi2 = 2 * log_mass - squares.log()
     log_raw_total = log_total if raw.log_total is None else raw.log_total
-    logqs = raw.asked / policy.temperature - log_mass.unsqueeze(-1)
+    logqs = raw.shifted / policy.temperature - log_mass.unsqueeze(-1)
     # Logits that are no numbers have no support either, and no log q.
     logqs = logqs.masked_fill(~r.contains & ~log_mass.isnan().unsqueeze(-1), _NEG_INF)
     return TokenScores(
-        logprobs=raw.asked[:, 0] - log_raw_total,
+        logprobs=raw.shifted[:, 0] - log_raw_total,
         logqs=logqs[:, 0],
         stats=PolicyStatistics(
             rb_entropy=entropy,
             head_mass=head,
             tail_mass=tail,
             two_point_entropy=torch.special.entr(head) + _entr(tail),
-            top1_prob=(-log_mass).exp(),
+            top1_prob=(r.first - log_mass).exp(),
             margin=r.margin,
             collision=(-renyi2).exp(),
             renyi2=renyi2,

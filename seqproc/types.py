@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from torch import Tensor
 
-from seqproc import sequence_checks as checks
+from seqproc._util import sequence_checks as checks
 from seqproc.policy import SamplingPolicy
 
 FinishReason = Literal["eos", "stop", "length"]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from seqproc._util.kernels import KERNELS
 from seqproc.config import (
     DEFAULT_STOP,
     GenerationConfig,
@@ -241,8 +242,8 @@ def test_autocast_is_allowed_where_gradients_are():
 
 def test_an_unknown_key_is_refused_with_the_nearest_and_all_known_ones():
     message = shown(
-        "unknown key 'temprature' in GenerationConfig: did you mean 'temperature'? known keys are "
-        "temperature, top_p, …"
+        "unknown key 'temprature' in GenerationConfig: known keys are temperature, top_p, …"
+        "; did you mean 'temperature'?"
     )
     with pytest.raises(ConfigError, match=message):
         GenerationConfig(temprature=1.0)
@@ -267,7 +268,10 @@ def test_every_problem_is_told_at_once():
         ({"top_p": 0.9}, "unknown section 'top_p'…'top_p' belongs in the section 'generation'"),
         ({"precision": {"dtype": "float64"}}, "unknown key 'dtype' in PrecisionConfig: known keys"),
         ({"precision": {"tf_nogrd": {}}}, "unknown key 'tf_nogrd'…did you mean 'tf_nograd'?"),
-        ({"precision": {"tf_nograd": {"dtpe": 1}}}, "unknown key 'dtpe' in NoGradProfile: did you"),
+        (
+            {"precision": {"tf_nograd": {"dtpe": 1}}},
+            "unknown key 'dtpe' in NoGradProfile: …did you mean 'dtype'?",
+        ),
         ({"generation": {"tempreature": 1}}, "unknown key 'tempreature'…'temperature'"),
         ({"generation": 3}, "section 'generation' must be a mapping, got int"),
         ({"generation": []}, "section 'generation' must be a mapping, got list"),
@@ -296,6 +300,7 @@ def test_the_specification_s_example_dict():
     assert dataclasses.asdict(precision) == {
         **SPECIFIED_EXAMPLE["precision"],
         "tf_withgrad": {"autocast": False, "dtype": "float32", "cast_logits_fp32": True},
+        "kernels": KERNELS,
     }
 
 

@@ -16,7 +16,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from seqproc.embedded import (
+from seqproc.errors import MissingDependencyError, ModelError
+from seqproc.models.embedded import (
     EMBEDDED_MODELS,
     MARKER,
     Checkpoint,
@@ -28,7 +29,6 @@ from seqproc.embedded import (
     find_checkpoint,
     list_models,
 )
-from seqproc.errors import MissingDependencyError, ModelError
 
 NAME = "smollm2-135m"
 

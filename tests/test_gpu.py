@@ -14,7 +14,7 @@ from seqproc import SequenceProcessor
 from seqproc.engines import HFEngine, Request, StoppingRule
 from seqproc.engines.gumbel import gumbel_noise
 from seqproc.parity import check_engine
-from seqproc.placement import cut, place
+from seqproc.parity.positions import cut, place
 from seqproc.policy import PolicyStatistics, SamplingPolicy, log_q, score_tokens, support
 from seqproc.scorers import TeacherForcingScorer, TokenSequence
 from seqproc.scorers.budget import free_memory

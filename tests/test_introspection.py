@@ -8,7 +8,12 @@ import pytest
 import torch
 
 from seqproc.errors import ModelError
-from seqproc.introspection import context_length, eos_token_ids, has_position_table, vocab_size
+from seqproc.models.introspection import (
+    context_length,
+    eos_token_ids,
+    has_position_table,
+    vocab_size,
+)
 
 
 class TestVocabSize:

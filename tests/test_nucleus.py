@@ -8,8 +8,9 @@ import torch
 from adversarial import KINDS, adversarial
 from devices import as_on_an_accelerator, everywhere
 
-from seqproc import nucleus, ranking
 from seqproc.policy import SamplingPolicy, support
+from seqproc.support import nucleus
+from seqproc.support import top_logits as ranking
 
 NEG_INF = float("-inf")
 ROWS_PER_KIND = 3_600  # 7 kinds x 2 dtypes x 2 vocabularies: 100,800 rows
@@ -44,7 +45,7 @@ def near_thresholds(logits: torch.Tensor, temperature: float, gap: float) -> np.
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_hundred_thousand_adversarial_rows(monkeypatch, kind, dtype, vocabulary):
     """The larger vocabulary is seen through groups of 2, as a real one is through larger ones."""
-    monkeypatch.setattr(ranking, "_LEAST_GROUP", everywhere(2))
+    monkeypatch.setattr(ranking, "_MIN_GROUP", everywhere(2))
     logits = adversarial(kind, ROWS_PER_KIND, vocabulary, dtype)
     for part, temperature in zip(logits.split(ROWS_PER_KIND // 3), (1.0, 0.7, 2.5), strict=True):
         for third, top_p in zip(part.split(len(part) // 3), (0.3, 0.95, 0.999), strict=True):
@@ -92,7 +93,9 @@ def test_the_comparison_notices_a_tie_broken_the_other_way():
 
 
 def first_look(logits: torch.Tensor, temperature: float, top_p: float, width: int):
-    return nucleus._look(logits, torch.arange(len(logits)), temperature, top_p, width)
+    rows = torch.arange(len(logits))
+    attempt = nucleus._Search(logits, rows, temperature, top_p, [width]).attempt()
+    return attempt.nuclei, attempt.in_reach, attempt.beyond_rounding
 
 
 def test_a_float32_sum_alone_would_miss_cuts():
@@ -159,12 +162,12 @@ def test_parts_of_any_size_give_the_same_nuclei(monkeypatch):
 def test_a_look_holds_no_more_candidates_and_rows_than_it_may(monkeypatch):
     looks = []
 
-    def look(logits, rows, temperature, top_p, width):
-        looks.append((len(logits), width))
-        return original(logits, rows, temperature, top_p, width)
+    def attempt(search):
+        looks.append((len(search.logits), search.widths[0]))
+        return original(search)
 
-    original = nucleus._look
-    monkeypatch.setattr(nucleus, "_look", look)
+    original = nucleus._Search.attempt
+    monkeypatch.setattr(nucleus._Search, "attempt", attempt)
     monkeypatch.setattr(nucleus, "_LOOK_ELEMENTS", everywhere(1 << 14))
     monkeypatch.setattr(nucleus, "_COPIED_ELEMENTS", everywhere(60_000))
     logits = torch.zeros(100, 20_000)  # one great tie: every row in full

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from seqproc.placement import RANK_EDGES, Placement, cut, place
+from seqproc.parity.positions import RANK_EDGES, Placement, cut, place
 from seqproc.policy import SamplingPolicy, log_q
 
 LOGITS = torch.tensor([1.0, 3.0, 3.0, -1.0, 0.5, 2.0], dtype=torch.float64)

@@ -15,7 +15,6 @@ from devices import everywhere
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from seqproc import nucleus
 from seqproc.errors import ConfigError, SequenceError
 from seqproc.policy import (
     SamplingPolicy,
@@ -27,6 +26,7 @@ from seqproc.policy import (
     token_log_p,
     token_log_q,
 )
+from seqproc.support import nucleus
 
 INF = float("inf")
 SIZES = (1, 2, 3, 5, 8, 16)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from seqproc import SequenceProcessor
-from seqproc.tokenization import as_chat
+from seqproc.models.tokenization import as_chat
 
 pytestmark = [pytest.mark.vllm, pytest.mark.model]
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from adversarial import KINDS, adversarial
 
-from seqproc import ranking
-from seqproc.ranking import largest
+from seqproc.support import top_logits as ranking
+from seqproc.support.top_logits import largest
 
 INF = float("inf")
 DTYPES = [torch.float32, torch.float64]
@@ -21,7 +21,7 @@ def way(request, monkeypatch):
     """Both ways to select; numpy's is that of few threads."""
     threads = 99 if request.param == "numpy" else 0
     monkeypatch.setattr(ranking, "_FEW_THREADS", threads)
-    monkeypatch.setattr(ranking, "_LEAST_NUMBER", 1)
+    monkeypatch.setattr(ranking, "_MIN_NUMBER", 1)
     return request.param
 
 
@@ -41,7 +41,7 @@ def test_through_groups(way, kind, number, dtype):
     """A vocabulary that is no multiple of the group, so that its last ids are in none."""
     logits = adversarial(kind, 12, 40_037, dtype)
     logits[0, -1] = 99.0
-    assert math.isqrt(40_037 // number) >= ranking._LEAST_GROUP.cpu
+    assert math.isqrt(40_037 // number) >= ranking._MIN_GROUP.cpu
     require_largest(logits, largest(logits, number))
 
 
@@ -70,7 +70,7 @@ def test_every_float32_has_its_place(way):
 def test_negative_numbers_are_turned(monkeypatch):
     """Without it, their bits are in the order of their magnitudes."""
     monkeypatch.setattr(ranking, "_FEW_THREADS", 99)
-    monkeypatch.setattr(ranking, "_LEAST_NUMBER", 1)
+    monkeypatch.setattr(ranking, "_MIN_NUMBER", 1)
     monkeypatch.setattr(ranking, "_MAGNITUDE", 0)
     assert largest(torch.tensor([[-1.0, -2.0, -3.0]]), 1).item() == 2
 

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seqproc._math_judge import MathJudge
 from seqproc.errors import SequenceError
 from seqproc.rewards import answers_equal, tag_pref, tag_pref_batch, tagged_answer
+from seqproc.rewards.math_judge import MathJudge
 
 
 def answered(answer):
@@ -289,7 +289,7 @@ class TestTheHelperProcess:
             "import sys; from seqproc import rewards\n"
             r"assert rewards.tag_pref('<answer>\\frac{8}{2}</answer>', '4') == 1.0" "\n"
             "assert 'torch' not in sys.modules and 'sympy' not in sys.modules\n"
-            "print(rewards._JUDGE._process.pid)"
+            "print(sys.modules['seqproc.rewards.tag_pref']._JUDGE._process.pid)"
         )  # fmt: skip
         finished = subprocess.run(
             [sys.executable, "-W", "error", "-c", code],

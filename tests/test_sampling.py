@@ -11,7 +11,7 @@ from seqproc.config import GenerationConfig
 from seqproc.engines import Completion, Engine, HFEngine, ModelSource, Request, StoppingRule
 from seqproc.errors import ConfigError, EngineError
 from seqproc.policy import SamplingPolicy
-from seqproc.sampling import Sampler
+from seqproc.processor.sampler import Sampler
 
 CONFIG = GenerationConfig(max_new_tokens=4, gen_batch_size=3)
 

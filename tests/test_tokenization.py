@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from seqproc.errors import PromptError
-from seqproc.tokenization import encode_prompts
+from seqproc.models.tokenization import encode_prompts
 
 PROMPTS = ["What is 2 + 3?", "Natalia sold clips"]
 

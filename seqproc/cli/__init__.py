@@ -11,9 +11,10 @@ import io
 import os
 import sys
 
-from seqproc.cli.app import app
+from seqproc._util.optional import require_package
+from seqproc.errors import MissingDependencyError
 
-__all__ = ["app", "main"]
+__all__ = ["main"]
 
 
 def main() -> None:
@@ -22,4 +23,16 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that knows ASCII alone
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is imported
+    _require_extra()
+    from seqproc.cli.app import app
+
     app()
+
+
+def _require_extra() -> None:
+    """Leave with a line on stderr where the command line's packages are missing."""
+    try:
+        for module in ("typer", "rich"):
+            require_package(module, extra="cli", purpose="the command line")
+    except MissingDependencyError as error:
+        sys.exit(f"error: {error}")

@@ -7,13 +7,13 @@ from typing import Annotated
 import typer
 
 from seqproc import __version__
+from seqproc._util.versions import library_versions
 from seqproc.cli.catalog import datasets, models
 from seqproc.cli.command import command
 from seqproc.cli.demo import demo
 from seqproc.cli.parity import parity
 from seqproc.cli.sample import sample
 from seqproc.cli.score import score
-from seqproc.versions import library_versions
 
 app = typer.Typer(
     name="seqproc",

@@ -35,8 +35,12 @@ def build_processor(
     configuration = build_config(policy, engine or response, reward_weights)
     engine_options = {} if engine is None else parse_engine_options(engine.engine_option or [])
     _quieten_libraries()
+    from seqproc.models import resolve_device
     from seqproc.processor import SequenceProcessor
+    from seqproc.scorers import keep_freed_memory
 
+    if resolve_device(model.device).type == "cpu":
+        keep_freed_memory()
     return SequenceProcessor.from_pretrained(
         model.model,
         engine="hf" if engine is None else engine.engine,

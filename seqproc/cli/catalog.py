@@ -9,7 +9,7 @@ def models() -> None:
     """List the embedded models."""
     from rich.table import Table
 
-    from seqproc.embedded import list_models
+    from seqproc.models.embedded import list_models
 
     table = Table("name", "description", "licence", "cached", box=None, pad_edge=False)
     table.columns[-1].overflow = "fold"  # a path is of no use without its end

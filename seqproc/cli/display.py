@@ -1,4 +1,4 @@
-"""What is shown on a terminal, and how it is kept from doing anything but being shown.
+"""Text for a terminal, made harmless: it can do nothing but be shown.
 
 Model output, prompts and file names are untrusted: `printable` makes any text harmless.
 """

@@ -22,11 +22,11 @@ class ModelOptions:
 
     model: Annotated[str, typer.Option(help=_MODEL)]
     dtype: Annotated[
-        str, typer.Option(help="Of the weights: float32, float64 (true float64), bfloat16, …")
+        str, typer.Option(help="Dtype of the weights: float32, float64 (true float64), bfloat16, …")
     ] = "float32"
     adapter: Annotated[str | None, typer.Option(help="A PEFT adapter, folder or hub id.")] = None
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None
-    device: Annotated[str | None, typer.Option(help="Of the scorer: cpu, cuda, cuda:N.")] = None
+    device: Annotated[str | None, typer.Option(help="Scorer's device: cpu, cuda, cuda:N.")] = None
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run code that comes with the model.")
     ] = False
@@ -72,7 +72,7 @@ class ResponseOptions:
     stop: Annotated[
         list[str] | None,
         typer.Option(
-            help=f"Text that ends a response. Repeatable. {_GIVEN} For none: stop = [] there."
+            help=f"Text that ends a response. Repeatable. {_GIVEN} Switched off by stop = [] there."
         ),
     ] = None
     gen_batch_size: Annotated[
@@ -98,9 +98,9 @@ class DrawOptions:
     dataset: Annotated[
         str, typer.Option(help="As `seqproc datasets` lists: a name, jsonl:PATH, hf:NAME.")
     ]
-    draws: Annotated[int, typer.Option(help="Prompts drawn with replacement, a response each.")]
-    split: Annotated[str, typer.Option(help="Of the dataset.")] = "train"
-    seed: Annotated[int, typer.Option(help="Of the run: the same seed gives the same draws.")] = 0
+    draws: Annotated[int, typer.Option(help="Number of draws: a prompt and a response each.")]
+    split: Annotated[str, typer.Option(help="Dataset split.")] = "train"
+    seed: Annotated[int, typer.Option(help="Run seed: the same seed gives the same draws.")] = 0
     data_dir: Annotated[
         str | None, typer.Option(help="Folder to read the dataset from, where it can be.")
     ] = None

@@ -28,7 +28,9 @@ _Engines = Annotated[
 ]
 _Policies = Annotated[
     list[str] | None,
-    typer.Option("--policy", metavar="T,TOP_P", help="In place of the two options. Repeatable."),
+    typer.Option(
+        "--policy", metavar="T,TOP_P", help="Replaces --temperature and --top-p; repeatable."
+    ),
 ]
 _FalseAlarms = Annotated[
     float, typer.Option(help="Probability that a right engine fails under one policy.")
@@ -51,20 +53,23 @@ def parity(
 
     Exit codes: 0 parity holds, 3 it does not, 1 it could not be tested, 2 bad usage.
     """
+    from seqproc.parity.sampler import require_scipy
+
     choices, measured = parse_engines(engines), parse_policies(policies or [])
     _refuse_two_policies(policies, policy)
-    _require_folder(out)  # before anything is sampled for nothing
+    require_scipy()  # this, and the folder, before anything is sampled for nothing
+    _require_folder(out)
     path = out / "parity.json"
 
-    def told(label: str, check: Check, so_far: ParityReport) -> None:
+    def on_check(label: str, check: Check, so_far: ParityReport) -> None:
         print_check(label, check)
         write_report(so_far, path)
 
     prompts = _prompts(draw)
     write_report(_nothing_yet(model, draw), path)  # in place of an earlier one
     with build_processor(model, policy, response=response) as processor:
+        from seqproc.models.tokenization import as_chat
         from seqproc.parity.run import run_parity
-        from seqproc.tokenization import as_chat
 
         if chat:
             prompts = [as_chat(processor.tokenizer, prompt) for prompt in prompts]
@@ -76,7 +81,7 @@ def parity(
             num_draws=draw.draws,
             seed=draw.seed,
             false_alarms=false_alarms,
-            told=told,
+            on_check=on_check,
         )
     print_comparisons(report)
     write_report(report, path)
@@ -177,8 +182,8 @@ def write_report(report: ParityReport, path: Path) -> None:
     Raises:
         RunError: when the operating system refuses.
     """
+    from seqproc._util.atomic import write_atomically
     from seqproc.parity.run import to_json
-    from seqproc.runs.atomic import write_atomically
 
     write_atomically(path, lambda file: file.write(to_json(report).encode()))
 

@@ -1,4 +1,4 @@
-"""How a finished run is shown: its summary, where it is, and how to open it."""
+"""Shows a finished run: its summary, its folder, and how to open it."""
 
 from __future__ import annotations
 

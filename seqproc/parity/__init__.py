@@ -9,7 +9,7 @@ the scorer's weights. The parts can be used alone:
 from seqproc.parity.attribution import Cause, attribute
 from seqproc.parity.check import Check, check_engine
 from seqproc.parity.divergence import Comparison, Divergence, compare
-from seqproc.parity.draws import Answer, Draws, Nominal, sample, score, score_nominal
+from seqproc.parity.draws import Answer, Draws, NominalScores, sample, score, score_nominal
 from seqproc.parity.freshness import canary, require_weights
 from seqproc.parity.metrics import Metric, mismatch
 from seqproc.parity.sampler import sampler_findings
@@ -28,7 +28,7 @@ __all__ = [
     "Finding",
     "Link",
     "Metric",
-    "Nominal",
+    "NominalScores",
     "Suspects",
     "Verdict",
     "attribute",

@@ -17,25 +17,25 @@ from seqproc.engines.gumbel import is_seed
 from seqproc.engines.noise import Noise, NotReplayable
 from seqproc.errors import ConfigError, SequenceError
 from seqproc.models import vocab_size
+from seqproc.models.parameters import ParamMapping
 from seqproc.parity import metrics, structure
 from seqproc.parity.attribution import Cause, attribute
 from seqproc.parity.draws import (
     Answer,
     Draws,
-    Nominal,
+    NominalScores,
     sample,
     score_nominal,
     with_tokens,
 )
 from seqproc.parity.metrics import Metric
 from seqproc.parity.replay import Replay, replay, replay_finding
-from seqproc.parity.sampler import sampler_findings
+from seqproc.parity.sampler import require_scipy, sampler_findings
 from seqproc.parity.suspects import Case, Suspects
 from seqproc.parity.twins import twins
 from seqproc.parity.verdict import FALSE_ALARMS, Finding, Verdict, decide, require_rate
 from seqproc.policy import SamplingPolicy
 from seqproc.scorers import TeacherForcingScorer
-from seqproc.scorers.overrides import ParamMapping
 
 _ENOUGH_GAPS = 100  # reported log q whose largest error is near that of all logits
 
@@ -97,7 +97,9 @@ def check_engine(
         ConfigError: a rate of false alarms, a logit error or a seed that is none.
         SequenceError: no requests, indices that repeat, or not one prompt number for each.
         EngineError: when the engine fails, or breaks its contract so that nothing can be tested.
+        MissingDependencyError: scipy is not installed.
     """
+    require_scipy()
     require_rate(false_alarms)
     if not is_seed(seed):
         raise ConfigError(f"seed must be an integer in [0, 2**64), got {seed!r}")
@@ -195,7 +197,7 @@ def _require_requests(requests: Sequence[Request], prompts: Sequence[int]) -> No
 def all_findings(
     answers: Sequence[Answer],
     draws: Draws,
-    nominal: Nominal,
+    nominal: NominalScores,
     tokenizer: Any,
     stopping: StoppingRule,
     policy: SamplingPolicy,

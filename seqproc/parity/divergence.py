@@ -1,4 +1,4 @@
-"""Where two coupled runs of the same draws part, and whether rounding explains it.
+"""Finds where two coupled runs of the same draws part, and whether rounding explains it.
 
 Under coupled sampling a token is the argmax of log q + g, with g the same in both engines. So two
 right engines part only where the two best candidates are within what their logits differ by. Knows
@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from seqproc.engines.gumbel import gumbel_noise
+from seqproc.models.parameters import ParamMapping
 from seqproc.parity.draws import Answer
 from seqproc.parity.metrics import tolerance
-from seqproc.placement import cut
+from seqproc.parity.positions import cut
+from seqproc.parity.reading import Rows, read_columns
 from seqproc.policy import SamplingPolicy, token_log_q
 from seqproc.scorers import TeacherForcingScorer, TokenSequence
-from seqproc.scorers.overrides import ParamMapping
-from seqproc.scorers.placing import Rows, read_columns
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,12 +20,12 @@ from seqproc.engines.base import Completion, Engine, Request, StoppingRule
 from seqproc.engines.gumbel import seed_tensor
 from seqproc.engines.noise import Noise
 from seqproc.errors import EngineError
+from seqproc.models.parameters import ParamMapping
+from seqproc.parity.positions import Cut, LogDistribution, Placement, cut, place
+from seqproc.parity.reading import Rows, read_columns
 from seqproc.parity.replay import ReplayedRows, ReplayedTokens, replay_rows
-from seqproc.placement import Cut, LogDistribution, Placement, cut, place
 from seqproc.policy import SamplingPolicy, log_q, token_log_p
 from seqproc.scorers import TeacherForcingScorer, TokenSequence
-from seqproc.scorers.overrides import ParamMapping
-from seqproc.scorers.placing import Rows, read_columns
 
 # Legend: D draws, N tokens of all draws together, K bins of ranks.
 
@@ -102,7 +102,7 @@ class Draws:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Nominal:
+class NominalScores:
     """What the policy's own logits tell of the same tokens, beyond q; ``[N]``."""
 
     logprobs: Floats  # log p_raw(y), nats
@@ -187,7 +187,7 @@ def score_nominal(
     noise: Noise | None = None,
     override: ParamMapping | None = None,
     seed: int = 0,
-) -> tuple[Draws, Nominal]:
+) -> tuple[Draws, NominalScores]:
     """Place every token under the policy, and read what only the policy's own logits tell.
 
     Args:
@@ -218,7 +218,7 @@ def score_nominal(
     own = {name: values for name, values in columns.items() if "/" not in name}
     names = ReplayedTokens.names()
     replayed = {name: own.pop(name) for name in names if name in own}
-    nominal = Nominal(
+    nominal = NominalScores(
         engine_logqs=_engine_logqs(answers),
         replayed=ReplayedTokens(**replayed) if replayed else None,
         **own,

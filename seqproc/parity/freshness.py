@@ -15,12 +15,12 @@ from seqproc.engines.answers import described, name_of
 from seqproc.engines.base import Engine, Request, StoppingRule
 from seqproc.errors import EngineError, SequenceError
 from seqproc.models import vocab_size
+from seqproc.models.parameters import ParamMapping
 from seqproc.parity.draws import sample, score_nominal
 from seqproc.parity.metrics import logit_error_of, tolerance
 from seqproc.parity.verdict import Finding, Link
 from seqproc.policy import SamplingPolicy
 from seqproc.scorers import TeacherForcingScorer
-from seqproc.scorers.overrides import ParamMapping
 
 _NUM_TOKENS = 8  # of each prompt
 

@@ -1,4 +1,4 @@
-"""How far the log-probabilities that an engine reports are from the scorer's.
+"""Distances between the log-probabilities that an engine reports and the scorer's.
 
 With e the engine's and q the scorer's distribution and Δ = log e(y) − log q(y) on tokens drawn by
 the engine:
@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from seqproc.config import dtype_name
 from seqproc.errors import ConfigError
 from seqproc.estimators import effective_sample_size
-from seqproc.parity.draws import Draws, Floats, Nominal
+from seqproc.parity.draws import Draws, Floats, NominalScores
 from seqproc.parity.verdict import Finding, Link
 from seqproc.policy import SamplingPolicy
 
@@ -161,7 +161,7 @@ class LogQRange:
 
 
 def log_q_range(
-    draws: Draws, nominal: Nominal, policy: SamplingPolicy, allowed: float
+    draws: Draws, nominal: NominalScores, policy: SamplingPolicy, allowed: float
 ) -> LogQRange:
     """What the error of the logits leaves open.
 

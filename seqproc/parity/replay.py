@@ -18,8 +18,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from seqproc.parity.positions import cut
 from seqproc.parity.verdict import Finding, Link
-from seqproc.placement import cut
 from seqproc.policy import SamplingPolicy, support
 
 REPLAY = "replay"  # name of the finding

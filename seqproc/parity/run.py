@@ -12,13 +12,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from seqproc import strict_json
+from seqproc._util import strict_json
 from seqproc.engines import Engine, create_engine
 from seqproc.engines.base import Request
 from seqproc.engines.noise import COUPLED, GREEDY
 from seqproc.errors import ConfigError
 from seqproc.parity.check import Check, check_engine
 from seqproc.parity.divergence import Comparison, compare
+from seqproc.parity.sampler import require_scipy
 from seqproc.parity.verdict import FALSE_ALARMS, require_rate
 from seqproc.policy import SamplingPolicy
 from seqproc.processor import SequenceProcessor
@@ -70,7 +71,7 @@ class ParityReport:
 
 
 # Called after each check, with the engine's label, the check and the report so far.
-Told = Callable[[str, Check, ParityReport], None]
+OnCheck = Callable[[str, Check, ParityReport], None]
 
 
 def run_parity(
@@ -82,7 +83,7 @@ def run_parity(
     num_draws: int,
     seed: int = 0,
     false_alarms: float = FALSE_ALARMS,
-    told: Told | None = None,
+    on_check: OnCheck | None = None,
 ) -> ParityReport:
     """Check every engine under every policy on the same requests; one engine lives at a time.
 
@@ -94,13 +95,15 @@ def run_parity(
         num_draws: of each engine under each policy.
         seed: of the draws.
         false_alarms: probability that one right engine fails under one policy.
-        told: called as each check is done.
+        on_check: called as each check is done.
 
     Raises:
         ConfigError: no engine, or one twice; no policy; fewer than two draws of each prompt, which
             leaves their independence untested; or a rate of false alarms that is none.
         EngineError: an engine that cannot start or fails.
+        MissingDependencyError: scipy, or a package that an engine needs, is not installed.
     """
+    require_scipy()
     require_rate(false_alarms)
     require_choices(engines)
     if not policies:
@@ -125,8 +128,8 @@ def run_parity(
                 engine.batch_size = processor.config.gen_batch_size
             for policy in policies:
                 done.append(_check(processor, engine, requests, owners, policy, false_alarms, seed))
-                if told is not None:
-                    told(choice.label, done[-1], report)
+                if on_check is not None:
+                    on_check(choice.label, done[-1], report)
     comparisons = _comparisons(processor, checks)
     return dataclasses.replace(report, comparisons=comparisons, is_complete=True)
 

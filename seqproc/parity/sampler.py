@@ -19,14 +19,15 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
+from seqproc._util.optional import require_package
 from seqproc.parity.draws import Draws, Floats
+from seqproc.parity.positions import RANK_EDGES
 from seqproc.parity.verdict import Finding, Link
-from seqproc.placement import RANK_EDGES
 
 _CERTAIN = 0.99  # where the first token has more than this, its draw tells next to nothing
 _TAIL_EDGES = (*np.linspace(0, 0.9, 10), 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 1.0)
@@ -36,8 +37,28 @@ _LEAST_TOKENS = 100
 _LEAST_DRAWS = 20
 
 
+def require_scipy() -> None:
+    """Refuse to go on without scipy.
+
+    Raises:
+        MissingDependencyError: it is not installed.
+    """
+    require_package("scipy", extra="parity", purpose="testing a sampler")
+
+
+def _stats() -> Any:
+    require_scipy()
+    from scipy import stats
+
+    return stats
+
+
 def sampler_findings(draws: Draws) -> list[Finding]:
-    """All tests of this module."""
+    """All tests of this module.
+
+    Raises:
+        MissingDependencyError: scipy, which has the distributions, is not installed.
+    """
     return [
         uniformity(draws),
         tail(draws),
@@ -54,7 +75,7 @@ def uniformity(draws: Draws) -> Finding:
     u = draws.uniforms[_informative(draws)]
     if len(u) < _LEAST_TOKENS:
         return _undecided("uniformity", Link.POLICY, f"{len(u)} uncertain tokens")
-    result = stats.kstest(u, "uniform")
+    result = _stats().kstest(u, "uniform")
     return Finding(
         name="uniformity",
         link=Link.POLICY,
@@ -77,7 +98,7 @@ def tail(draws: Draws) -> Finding:
     return Finding(
         name="tail",
         link=Link.POLICY,
-        p_value=float(stats.chi2.sf(statistic, len(counts) - 1)),
+        p_value=float(_stats().chi2.sf(statistic, len(counts) - 1)),
         statistic=statistic,
         detail=f"{len(counts)} bins; the last, of mass {1 - edges[-2]:.3g}, is hit {excess:.2f} "
         "times as often as q says",
@@ -105,7 +126,7 @@ def ranks(draws: Draws) -> Finding:
     return Finding(
         name="ranks",
         link=Link.POLICY,
-        p_value=float(stats.chi2.sf(statistic, len(gap))),
+        p_value=float(_stats().chi2.sf(statistic, len(gap))),
         statistic=statistic,
         detail=f"{len(groups)} bins of ranks; of ranks from {first} on {hits[worst]:,} tokens, "
         f"{expected:,.1f} expected",
@@ -149,7 +170,7 @@ def lengths(draws: Draws) -> Finding:
     if len(draws.lengths) < _LEAST_DRAWS:
         return _undecided("lengths", Link.TEXT, f"{len(draws.lengths)} draws")
     points = _survival_points(draws)
-    result = stats.kstest(points, "uniform")
+    result = _stats().kstest(points, "uniform")
     ended, expected = int(draws.ended_by_eos.sum()), float(draws.eos_probs.sum())
     return Finding(
         name="lengths",
@@ -262,7 +283,7 @@ def _normal(name: str, link: Link, gap: float, variance: float, detail: str) -> 
 
 
 def _two_sided(z: float) -> float:
-    return float(2 * stats.norm.sf(abs(z)))
+    return float(2 * _stats().norm.sf(abs(z)))
 
 
 def _undecided(name: str, link: Link, detail: str) -> Finding:

@@ -11,7 +11,7 @@ from typing import Any
 from seqproc.engines.base import Completion, StoppingRule
 from seqproc.engines.stopping import finish
 from seqproc.errors import EngineError
-from seqproc.parity.draws import Answer, Draws, Nominal
+from seqproc.parity.draws import Answer, Draws, NominalScores
 from seqproc.parity.verdict import Finding, Link
 
 ENDINGS = "endings"  # name of the finding
@@ -76,7 +76,7 @@ def _fault(completion: Completion, tokenizer: Any, stopping: StoppingRule) -> st
     return "" if text == completion.text else "its text is not that of its tokens"
 
 
-def support(draws: Draws, nominal: Nominal) -> Finding:
+def support(draws: Draws, nominal: NominalScores) -> Finding:
     """No token lies outside the support, but for cuts that the logits' error can move."""
     outside = ~draws.in_support
     wrong = outside & ~nominal.is_reachable

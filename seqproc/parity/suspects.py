@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from seqproc.engines.base import Engine, StoppingRule
-from seqproc.parity.draws import Answer, Draws, Nominal, score
+from seqproc.models.parameters import ParamMapping
+from seqproc.parity.draws import Answer, Draws, NominalScores, score
 from seqproc.parity.metrics import tolerance
+from seqproc.parity.positions import LogDistribution
 from seqproc.parity.verdict import FALSE_ALARMS
-from seqproc.placement import LogDistribution
 from seqproc.policy import SamplingPolicy, log_q
-from seqproc.ranking import largest
 from seqproc.scorers import TeacherForcingScorer
-from seqproc.scorers.overrides import ParamMapping
+from seqproc.support.top_logits import largest
 
 _TOP_K = 50  # what Hugging Face `generate` applies unless told otherwise
 _NEWTON_STEPS, _LONGEST_STEP, _SHORT_STEP = 6, 0.7, 0.05  # of log T; after a short one, enough
@@ -42,7 +42,7 @@ class Case:
     policy: SamplingPolicy
     stopping: StoppingRule
     draws: Draws
-    nominal: Nominal
+    nominal: NominalScores
     override: ParamMapping | None
     suspects: Suspects  # other weights that the engine might hold
     logit_error: float  # by which each logit may be off, nats

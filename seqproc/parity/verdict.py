@@ -1,4 +1,4 @@
-"""What a test found, and one verdict over many tests at a stated rate of false alarms.
+"""Findings of tests, and one verdict over many of them at a stated rate of false alarms.
 
 Knows numbers and names; not where they come from.
 

@@ -1,4 +1,4 @@
-"""Which prompts a run reads and which seed each of its draws samples with.
+"""Draws the prompts of a run, and derives the seed of each draw.
 
 Everything here is a pure function of a seed and an index, so that a draw is the same
 whatever the batch, shard, order, worker or restart. Knows nothing of datasets or engines.
@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from seqproc.arguments import require
+from seqproc._util.arguments import require
 from seqproc.errors import ConfigError, DatasetError
 
 T = TypeVar("T")

@@ -7,7 +7,8 @@ code of their own to be loaded are not supported: nothing downloaded is ever exe
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from seqproc.errors import DatasetError, MissingDependencyError
+from seqproc._util.optional import require_package
+from seqproc.errors import DatasetError
 
 LoadDataset = Callable[..., Any]
 """The part of `datasets.load_dataset` that is used: `(path, config, *, split)`."""
@@ -41,11 +42,8 @@ def read_hub_rows(
 
 
 def _load_dataset() -> LoadDataset:
-    try:
-        from datasets import load_dataset
-    except ImportError as error:
-        raise MissingDependencyError(
-            "reading from the Hugging Face hub needs the package 'datasets': pip install datasets."
-        ) from error
+    require_package("datasets", extra="hub", purpose="reading from the Hugging Face hub")
+    from datasets import load_dataset
+
     loader: LoadDataset = load_dataset
     return loader

@@ -8,11 +8,10 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from os import PathLike, fspath
 from typing import TypeVar, overload
 
-from seqproc.errors import DatasetError
+from seqproc.errors import DatasetError, did_you_mean
 from seqproc.prompts.entry import PromptEntry
 
 DatasetLoader = Callable[..., Sequence[PromptEntry]]
@@ -162,10 +161,9 @@ def load_prompts(
 def _find(name: str) -> _Dataset:
     if name in _DATASETS:
         return _DATASETS[name]
-    close = get_close_matches(name, _DATASETS, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
     raise DatasetError(
-        f"no dataset is named {name!r}.{hint} Known: {_listing(dataset_names())}. "
+        f"no dataset is named {name!r}{did_you_mean(name, _DATASETS) or '.'} "
+        f"Known: {_listing(dataset_names())}. "
         "A file of prompts is read with 'jsonl:PATH', a hub dataset with 'hf:NAME'."
     )
 

@@ -1,10 +1,10 @@
-"""How a question becomes the text that a model reads.
+"""Templates that turn a question into the text that a model reads.
 
 Knows nothing of chat templates or tokenizers: these are plain strings for base models and
 instruct models alike.
 """
 
-from seqproc.arguments import require
+from seqproc._util.arguments import require
 from seqproc.errors import PromptError
 
 R1_TEMPLATE = (

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seqproc.errors import DatasetError, PromptError, SequenceError
+from seqproc.models.tokenization import as_chat, encode_prompts
 from seqproc.prompts import PromptEntry
 from seqproc.prompts.jsonlines import read_json_lines
 from seqproc.runs.plan import Draw
 from seqproc.runs.sources import GivenSequence, SequenceSource, check_ids, decode
-from seqproc.tokenization import as_chat, encode_prompts
 
 if TYPE_CHECKING:
     from seqproc.engines import ModelSource

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal, get_args
 
-from seqproc import __version__, strict_json
+from seqproc import __version__
+from seqproc._util import strict_json
 from seqproc.errors import RunError
 from seqproc.runs.schema import FORMAT_VERSION
 

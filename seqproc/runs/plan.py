@@ -1,4 +1,4 @@
-"""What a run will do: its specification, and the draws that follow from it.
+"""The plan of a run: its specification, and the draws that follow from it.
 
 Draw i is a pure function of the run's seed and i: it does not depend on how many draws there are,
 or on batches, shards and restarts. Knows nothing of models, engines or files.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from seqproc.arguments import require
+from seqproc._util.arguments import require
 from seqproc.config import require_count
 from seqproc.errors import ConfigError
 from seqproc.prompts import choose_prompts, draw_seed, replacement_indices

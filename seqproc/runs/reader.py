@@ -9,15 +9,17 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from seqproc.arguments import require_path
+from seqproc._util.arguments import require_path
 from seqproc.errors import RunError
 from seqproc.runs.manifest import Manifest, from_json
-from seqproc.runs.schema import ROWS_SCHEMA
+from seqproc.runs.schema import require_pyarrow, rows_schema
 from seqproc.runs.writer import MANIFEST, ROWS, part_name
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
 _PART = re.compile(r"part-[0-9]{5,}\.parquet")
 
@@ -50,6 +52,8 @@ class Run:
         Raises:
             RunError: a part cannot be read, or there is no such column.
         """
+        import pyarrow as pa
+
         schema = _selected(columns)
         return pa.Table.from_batches(self.batches(columns), schema=schema)
 
@@ -61,6 +65,8 @@ class Run:
         Raises:
             RunError: a part cannot be read, or there is no such column.
         """
+        import pyarrow as pa
+
         schema = _selected(columns)
         for part in self._parts:
             file = _open_part(part)
@@ -77,7 +83,9 @@ def open_run(path: str | os.PathLike[str]) -> Run:
     Raises:
         RunError: there is no manifest, it is of another format version, or the parts of a
             complete run are not all there.
+        MissingDependencyError: pyarrow is not installed.
     """
+    require_pyarrow()
     require_path("the run's folder", path, RunError)
     folder = Path(path).expanduser()
     manifest = _read_manifest(folder)
@@ -127,11 +135,14 @@ def _inside(folder: Path, file: Path) -> Path:
 
 
 def _open_part(part: Path) -> pq.ParquetFile:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
         file = pq.ParquetFile(part)
     except (OSError, pa.ArrowException) as error:
         raise _unreadable(part, error) from error
-    if not file.schema_arrow.equals(ROWS_SCHEMA):
+    if not file.schema_arrow.equals(rows_schema()):
         raise RunError(f"{part} does not have the columns of a run")
     return file
 
@@ -141,9 +152,12 @@ def _unreadable(part: Path, error: Exception) -> RunError:
 
 
 def _selected(columns: Sequence[str] | None) -> pa.Schema:
-    names = ROWS_SCHEMA.names if columns is None else list(columns)
-    if unknown := [name for name in names if name not in ROWS_SCHEMA.names]:
+    import pyarrow as pa
+
+    schema = rows_schema()
+    names = schema.names if columns is None else list(columns)
+    if unknown := [name for name in names if name not in schema.names]:
         raise RunError(
-            f"a run has no column {unknown[0]!r}; its columns are {', '.join(ROWS_SCHEMA.names)}"
+            f"a run has no column {unknown[0]!r}; its columns are {', '.join(schema.names)}"
         )
-    return pa.schema([ROWS_SCHEMA.field(name) for name in names], metadata=ROWS_SCHEMA.metadata)
+    return pa.schema([schema.field(name) for name in names], metadata=schema.metadata)

@@ -1,4 +1,4 @@
-"""What a finished run hands back. Needs no torch."""
+"""A finished run: its folder and its summary. Needs no torch."""
 
 from __future__ import annotations
 

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 
-from seqproc.runs.schema import AGGREGATES, ROWS_SCHEMA
+from seqproc.runs.schema import AGGREGATES, rows_schema
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from torch import Tensor
 
     from seqproc.prompts import PromptEntry
@@ -33,6 +33,9 @@ def rows_table(
         sequences: ``[n, 1, L]``.
         results: its scores, rewards included.
         diagnostics: its diagnostics.
+
+    Raises:
+        MissingDependencyError: pyarrow is not installed.
     """
     assert sequences.num_responses == 1
     assert len(draws) == len(entries) == sequences.num_prompts
@@ -42,7 +45,10 @@ def rows_table(
         | _score_columns(results)
         | _aggregate_columns(diagnostics)
     )
-    return pa.table(columns, schema=ROWS_SCHEMA)
+    schema = rows_schema()
+    import pyarrow as pa
+
+    return pa.table(columns, schema=schema)
 
 
 def _plan_columns(draws: Sequence[Draw], entries: Sequence[PromptEntry]) -> dict[str, list[Any]]:

@@ -17,14 +17,15 @@ from tqdm import tqdm
 from seqproc.config import require_count
 from seqproc.engines.base import Request
 from seqproc.errors import ConfigError, PromptError
+from seqproc.models.tokenization import as_chat
 from seqproc.prompts import PromptEntry, load_prompts
+from seqproc.rewards.rewarder import require_comparable
 from seqproc.runs.plan import Draw, RunSpec, plan_draws
 from seqproc.runs.result import RunResult
 from seqproc.runs.rows import rows_table
 from seqproc.runs.steps import Stopwatch, chunks, describe_run, score_and_reward
 from seqproc.runs.summary import SummaryAccumulator
 from seqproc.runs.writer import RunWriter, require_free
-from seqproc.tokenization import as_chat
 
 if TYPE_CHECKING:
     from seqproc.processor import SequenceProcessor
@@ -57,11 +58,13 @@ def sample_run(
         DatasetError: the dataset or split is unknown, malformed or too small.
         PromptError: a prompt is too long, or there is no chat template.
         EngineError: the engine is unknown, cannot start, or fails.
+        MissingDependencyError: pyarrow, or what the rewards or the engine need, is missing.
     """
     require_count("chunk_size", chunk_size)
     require_free(out)
     spec = _with_model(spec, processor)
     prompts = _Prompts(processor, spec)
+    require_comparable(prompts.golds(), processor.reward)
     manifest = describe_run(processor, "sample", dataclasses.asdict(spec), spec.draws)
     summary, watch = SummaryAccumulator(), Stopwatch()
     with RunWriter.create(out, manifest) as run, _progress(spec.draws) as bar:
@@ -71,7 +74,7 @@ def sample_run(
                 sequences = processor.sampler.sample(prompts.requests(draws))
             results, diagnostics = score_and_reward(processor, sequences, entries, watch)
             rows = rows_table(draws, entries, sequences, results, diagnostics)
-            summary.add(rows, **watch.read())
+            summary.add(rows, **watch.lap())
             run.commit(rows, summary.result())
             bar.update(len(draws))
     return RunResult(path=run.path, manifest=run.manifest, summary=summary.result())
@@ -110,6 +113,9 @@ class _Prompts:
 
     def draws(self) -> Iterator[Draw]:
         return plan_draws(self._spec, self._pool)
+
+    def golds(self) -> list[str | None]:
+        return [entry.answer for entry in self._entries.values()]
 
     def entries(self, draws: Sequence[Draw]) -> list[PromptEntry]:
         return [self._entries[draw.prompt_index] for draw in draws]

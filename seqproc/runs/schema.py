@@ -5,41 +5,54 @@ Format version 1. A column that is added, dropped or changes its meaning makes a
 
 from __future__ import annotations
 
-import pyarrow as pa
+import functools
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from seqproc._util.optional import require_package
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    ROWS_SCHEMA: pa.Schema
 
 FORMAT_VERSION = 1
 
-_TOKENS = pa.list_(pa.int32())
-_PER_TOKEN = pa.list_(pa.float64())
+_TOKENS = "int32[]"
+_PER_TOKEN = "float64[]"
 
 
-def _column(name: str, kind: pa.DataType, unit: str, *, nullable: bool = False) -> pa.Field:
-    return pa.field(name, kind, nullable=nullable, metadata={"unit": unit})
+@dataclass(frozen=True, slots=True)
+class _Column:
+    name: str
+    kind: str  # Arrow's name of a type; with [] a list of it
+    unit: str  # and the meaning
+    nullable: bool = field(default=False, kw_only=True)
 
 
 _IDENTITY = [
-    _column("draw", pa.int64(), "index of the draw in its run, from 0"),
-    _column("prompt_index", pa.int64(), "position in the dataset's split, or in the scored source"),
-    _column("seed", pa.uint64(), "sampling seed; null: not sampled by seqproc", nullable=True),
+    _Column("draw", "int64", "index of the draw in its run, from 0"),
+    _Column("prompt_index", "int64", "position in the dataset's split, or in the scored source"),
+    _Column("seed", "uint64", "sampling seed; null: not sampled by seqproc", nullable=True),
 ]
 
 _TEXTS = [
-    _column("prompt_text", pa.string(), "the prompt as the model read it, templates included"),
-    _column("question", pa.string(), "the question without a template"),
-    _column("answer", pa.string(), "gold answer; null: there is none", nullable=True),
-    _column("prompt_ids", _TOKENS, "token ids, without padding"),
-    _column("response_ids", _TOKENS, "token ids of the generated region, EOS or stop included"),
-    _column("response_text", pa.string(), "decoded response_ids, special tokens stripped"),
-    _column("finish_reason", pa.string(), "eos, stop or length; null: unknown", nullable=True),
-    _column("gen_len", pa.int32(), "tokens in response_ids"),
+    _Column("prompt_text", "string", "the prompt as the model read it, templates included"),
+    _Column("question", "string", "the question without a template"),
+    _Column("answer", "string", "gold answer; null: there is none", nullable=True),
+    _Column("prompt_ids", _TOKENS, "token ids, without padding"),
+    _Column("response_ids", _TOKENS, "token ids of the generated region, EOS or stop included"),
+    _Column("response_text", "string", "decoded response_ids, special tokens stripped"),
+    _Column("finish_reason", "string", "eos, stop or length; null: unknown", nullable=True),
+    _Column("gen_len", "int32", "tokens in response_ids"),
 ]
 
 _TOKEN_SCORES = [
-    _column("logprobs", _PER_TOKEN, "nats per token: log p, raw model, T = 1, untruncated"),
-    _column("logqs", _PER_TOKEN, "nats per token: log q of the policy; -inf outside its support"),
-    _column("rb_entropies", _PER_TOKEN, "nats per token: H(q)"),
-    _column("head_mass", _PER_TOKEN, "probability: mass of the policy's support under softmax(a)"),
-    _column(
+    _Column("logprobs", _PER_TOKEN, "nats per token: log p, raw model, T = 1, untruncated"),
+    _Column("logqs", _PER_TOKEN, "nats per token: log q of the policy; -inf outside its support"),
+    _Column("rb_entropies", _PER_TOKEN, "nats per token: H(q)"),
+    _Column("head_mass", _PER_TOKEN, "probability: mass of the policy's support under softmax(a)"),
+    _Column(
         "engine_logqs",
         _PER_TOKEN,
         "nats per token: log q as the engine reported it; null: it did not",
@@ -48,38 +61,73 @@ _TOKEN_SCORES = [
 ]
 
 _SEQUENCE_SCORES = [
-    _column("sequence_logprob", pa.float64(), "nats: sum of logprobs"),
-    _column("sequence_logq", pa.float64(), "nats: sum of logqs; -inf when a token is outside"),
-    _column("out_of_support", pa.int32(), "tokens with logq = -inf"),
-    _column(
+    _Column("sequence_logprob", "float64", "nats: sum of logprobs"),
+    _Column("sequence_logq", "float64", "nats: sum of logqs; -inf when a token is outside"),
+    _Column("out_of_support", "int32", "tokens with logq = -inf"),
+    _Column(
         "reward",
-        pa.float64(),
+        "float64",
         "by the manifest's reward; of tag_pref 0 where there is no gold answer",
     ),
 ]
 
 # The fields of `seqproc.types.SequenceDiagnostics` but T, which is gen_len.
 _AGGREGATES = [
-    _column("rb_entropy_sum", pa.float64(), "nats: sum of rb_entropies"),
-    _column("rb_entropy_mean", pa.float64(), "nats per token"),
-    _column("rb_entropy_max", pa.float64(), "nats: largest of a token"),
-    _column("rb_entropy_min", pa.float64(), "nats: smallest of a token"),
-    _column("early_rb_entropy_mean", pa.float64(), "nats per token, first 16 tokens"),
-    _column("late_rb_entropy_mean", pa.float64(), "nats per token, after the first 16"),
-    _column("naive_surprisal_sum", pa.float64(), "nats: sum of -logprobs"),
-    _column("naive_surprisal_mean", pa.float64(), "nats per token"),
-    _column("margin_mean", pa.float64(), "scaled logits: mean of top-1 minus top-2"),
-    _column("margin_sum", pa.float64(), "scaled logits: sum of top-1 minus top-2"),
-    _column("top1_prob_mean", pa.float64(), "probability: mean of max q"),
-    _column("collision_mean", pa.float64(), "probability: mean of the sum of q squared"),
-    _column("renyi2_mean", pa.float64(), "nats: mean of -log sum of q squared"),
-    _column("eff_support_mean", pa.float64(), "tokens: mean of exp H(q)"),
-    _column("eos_prob_mean", pa.float64(), "probability: mean of q(EOS)", nullable=True),
+    _Column("rb_entropy_sum", "float64", "nats: sum of rb_entropies"),
+    _Column("rb_entropy_mean", "float64", "nats per token"),
+    _Column("rb_entropy_max", "float64", "nats: largest of a token"),
+    _Column("rb_entropy_min", "float64", "nats: smallest of a token"),
+    _Column("early_rb_entropy_mean", "float64", "nats per token, first 16 tokens"),
+    _Column("late_rb_entropy_mean", "float64", "nats per token, after the first 16"),
+    _Column("naive_surprisal_sum", "float64", "nats: sum of -logprobs"),
+    _Column("naive_surprisal_mean", "float64", "nats per token"),
+    _Column("margin_mean", "float64", "scaled logits: mean of top-1 minus top-2"),
+    _Column("margin_sum", "float64", "scaled logits: sum of top-1 minus top-2"),
+    _Column("top1_prob_mean", "float64", "probability: mean of max q"),
+    _Column("collision_mean", "float64", "probability: mean of the sum of q squared"),
+    _Column("renyi2_mean", "float64", "nats: mean of -log sum of q squared"),
+    _Column("eff_support_mean", "float64", "tokens: mean of exp H(q)"),
+    _Column("eos_prob_mean", "float64", "probability: mean of q(EOS)", nullable=True),
 ]
 
-AGGREGATES = tuple(field.name for field in _AGGREGATES)
+AGGREGATES = tuple(column.name for column in _AGGREGATES)
 
-ROWS_SCHEMA = pa.schema(
-    [*_IDENTITY, *_TEXTS, *_TOKEN_SCORES, *_SEQUENCE_SCORES, *_AGGREGATES],
-    metadata={"seqproc.format_version": str(FORMAT_VERSION)},
-)
+_COLUMNS = (*_IDENTITY, *_TEXTS, *_TOKEN_SCORES, *_SEQUENCE_SCORES, *_AGGREGATES)
+
+
+def require_pyarrow() -> None:
+    """Refuse to go on without pyarrow.
+
+    Raises:
+        MissingDependencyError: it is not installed.
+    """
+    require_package("pyarrow", extra="runs", purpose="a run on disk")
+
+
+@functools.cache
+def rows_schema() -> pa.Schema:
+    """The schema of a run's rows, with units; also to be had as `ROWS_SCHEMA`.
+
+    Raises:
+        MissingDependencyError: pyarrow is not installed.
+    """
+    require_pyarrow()
+    import pyarrow as pa
+
+    version = {"seqproc.format_version": str(FORMAT_VERSION)}
+    return pa.schema([_field(column) for column in _COLUMNS], metadata=version)
+
+
+def _field(column: _Column) -> pa.Field:
+    import pyarrow as pa
+
+    kind = pa.type_for_alias(column.kind.removesuffix("[]"))
+    if column.kind.endswith("[]"):
+        kind = pa.list_(kind)
+    return pa.field(column.name, kind, nullable=column.nullable, metadata={"unit": column.unit})
+
+
+def __getattr__(name: str) -> Any:
+    if name == "ROWS_SCHEMA":
+        return rows_schema()
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

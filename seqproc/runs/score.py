@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from seqproc.assembly import batched_sequences
 from seqproc.config import require_count
 from seqproc.engines.base import Completion, Request
+from seqproc.processor.assembly import batched_sequences
+from seqproc.rewards.rewarder import require_comparable
 from seqproc.runs.result import RunResult
 from seqproc.runs.rows import rows_table
 from seqproc.runs.sources import GivenSequence, open_source
@@ -51,10 +52,12 @@ def score_run(
         RunError: no such source, a run of another tokenizer, or a folder that is occupied.
         DatasetError: a broken line of a file, naming its number.
         SequenceError: token ids outside the vocabulary, or more than the context holds.
+        MissingDependencyError: pyarrow, or what the rewards need, is not installed.
     """
     require_count("chunk_size", chunk_size)
     require_free(out)
     given = open_source(source, processor.source, chat=chat)
+    require_comparable((one.entry.answer for one in given), processor.reward)
     manifest = describe_run(processor, "score", given.describe(), given.check())
     summary, watch = SummaryAccumulator(), Stopwatch()
     with RunWriter.create(out, manifest) as run, _progress(manifest.num_draws) as bar:
@@ -63,7 +66,7 @@ def score_run(
             sequences = _as_batch(chunk)
             results, diagnostics = score_and_reward(processor, sequences, entries, watch)
             rows = rows_table(draws, entries, sequences, results, diagnostics)
-            summary.add(rows, **watch.read())
+            summary.add(rows, **watch.lap())
             run.commit(rows, summary.result())
             bar.update(len(chunk))
     return RunResult(path=run.path, manifest=run.manifest, summary=summary.result())

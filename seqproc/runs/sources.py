@@ -1,4 +1,4 @@
-"""Where given sequences come from: another run's folder, or a file of JSON lines.
+"""Sources of given sequences: another run's folder, or a file of JSON lines.
 
 Both come out as `GivenSequence`s, one at a time, checked against the model that is to score them.
 Knows files and token ids; nothing of scoring.

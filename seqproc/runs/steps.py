@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from seqproc._util.versions import library_versions
 from seqproc.runs.manifest import Kind, Manifest
-from seqproc.versions import library_versions
 
 if TYPE_CHECKING:
     from seqproc.processor import SequenceProcessor
@@ -59,7 +59,7 @@ class Stopwatch:
         yield
         self._seconds[step] = self._seconds.get(step, 0.0) + time.perf_counter() - start
 
-    def read(self) -> dict[str, float]:
+    def lap(self) -> dict[str, float]:
         """Seconds by step; starts over."""
         seconds, self._seconds = self._seconds, {}
         return seconds

@@ -1,4 +1,4 @@
-"""What a run amounts to, kept up as rows come in: counts, means and standard errors.
+"""The running summary of a run: counts, means and standard errors, updated row by row.
 
 Memory does not grow with the number of draws. Knows rows; nothing of models or files.
 
@@ -19,9 +19,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 UNKNOWN_REASON = "unknown"
 

@@ -11,16 +11,17 @@ import dataclasses
 import os
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from seqproc.arguments import require_path
+from seqproc._util.arguments import require_path
+from seqproc._util.atomic import sync_folder, write_atomically
 from seqproc.errors import RunError, SeqprocError
-from seqproc.runs.atomic import sync_folder, write_atomically
 from seqproc.runs.manifest import Manifest, to_json, utc_now
+from seqproc.runs.schema import require_pyarrow
 from seqproc.runs.summary import RunSummary
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 MANIFEST = "manifest.json"
 ROWS = "rows"
@@ -36,9 +37,13 @@ def part_name(number: int) -> str:
 def require_free(path: str | os.PathLike[str]) -> Path:
     """Refuse an output folder that holds anything; nothing is ever overwritten.
 
+    Refuses to write at all without pyarrow, since this is what a run asks before it begins.
+
     Raises:
         RunError: the path is a file, a folder that is not empty, or cannot be looked at.
+        MissingDependencyError: pyarrow is not installed.
     """
+    require_pyarrow()
     require_path("the run's folder", path, RunError)
     if not os.fspath(path):
         raise RunError("the run's folder has an empty name: name one, or '.' for this folder")
@@ -102,6 +107,8 @@ class RunWriter:
         Raises:
             RunError: when a file cannot be written.
         """
+        import pyarrow.parquet as pq
+
         part = self.path / ROWS / part_name(self._num_parts)
         write_atomically(part, lambda file: pq.write_table(rows, file, compression="zstd"))
         self._num_parts += 1

@@ -15,14 +15,14 @@ import pytest
 from typer.testing import CliRunner
 
 from seqproc import __version__
-from seqproc.cli import app
+from seqproc._util.versions import vllm_build
+from seqproc.cli.app import app
 from seqproc.cli.build import build_config, parse_engine_options
 from seqproc.cli.options import EngineOptions, PolicyOptions
 from seqproc.engines import Request, ScriptedEngine, register_engine
 from seqproc.engines.base import Completion
 from seqproc.errors import ConfigError
 from seqproc.runs import open_run
-from seqproc.versions import vllm_build
 
 TEMPLATE = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[assistant]"
 
@@ -134,7 +134,7 @@ def test_engine_options_are_json_or_else_strings() -> None:
 @pytest.mark.parametrize(
     ("changes", "code", "message"),
     [
-        (["--dataset", "arithmetik"], 1, "Did you mean 'arithmetic'?"),
+        (["--dataset", "arithmetik"], 1, "did you mean 'arithmetic'?"),
         (["--split", "nope"], 1, "has no split 'nope'"),
         (["--max-prompts-pool", 99], 1, "the pool holds 5"),
         (["--engine", "hff"], 1, "there is no engine 'hff'"),

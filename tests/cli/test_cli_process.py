@@ -27,7 +27,7 @@ def test_python_dash_m(module: str) -> None:
 @pytest.mark.parametrize("heavy", ["torch", "transformers", "numpy", "pyarrow"])
 def test_help_imports_nothing_heavy(heavy: str) -> None:
     code = (
-        "import sys; from seqproc.cli import app\n"
+        "import sys; from seqproc.cli.app import app\n"
         "app(['sample', '--help'], standalone_mode=False)\n"
         f"sys.exit({heavy!r} in sys.modules)"
     )

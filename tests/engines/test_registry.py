@@ -141,7 +141,7 @@ def test_a_broken_vllm_is_not_called_missing(
 
 
 def test_a_cuda_build_without_a_gpu_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    from seqproc.engines import vllm_process
+    from seqproc.engines.vllm import process as vllm_process
 
     monkeypatch.setattr(vllm_process, "vllm_build", lambda: "vllm 0.33.0")
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
@@ -157,7 +157,7 @@ def test_a_cuda_build_without_a_gpu_is_told(monkeypatch: pytest.MonkeyPatch) -> 
 def test_an_untested_version_is_told(
     build: str, is_told: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from seqproc.engines import vllm_process
+    from seqproc.engines.vllm import process as vllm_process
 
     monkeypatch.setattr(vllm_process, "vllm_build", lambda: build)
     vllm_process._warn_of_untested_version()

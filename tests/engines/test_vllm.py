@@ -37,10 +37,10 @@ from seqproc.engines import (
 from seqproc.engines.gumbel import finalise64, seed_tensor
 from seqproc.engines.noise import COUPLED, NotReplayable
 from seqproc.engines.noise import GREEDY as GREEDY_NOISE
-from seqproc.engines.source import Checkpoint
-from seqproc.engines.vllm import _require_distribution
-from seqproc.engines.vllm_options import environment, llm_options, sampling_params
+from seqproc.engines.vllm.engine import _require_distribution
+from seqproc.engines.vllm.options import environment, llm_options, sampling_params
 from seqproc.errors import ConfigError, EngineError
+from seqproc.models.source import Checkpoint
 from seqproc.policy import SamplingPolicy, log_q, token_log_q
 
 pytestmark = [pytest.mark.vllm, pytest.mark.model]
@@ -331,7 +331,7 @@ def test_the_coupled_sampler_follows_requests_through_the_batch() -> None:
     from vllm import SamplingParams
     from vllm.v1.sample.logits_processor import BatchUpdate, MoveDirectionality
 
-    from seqproc.engines.vllm_coupled import CoupledSampler
+    from seqproc.engines.vllm.coupled import CoupledSampler
 
     rule = StoppingRule(max_new_tokens=7, eos_token_ids=())
     coupled = [sampling_params(seed, POLICY, rule, coupled=True) for seed in range(3)]

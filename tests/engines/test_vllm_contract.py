@@ -11,8 +11,8 @@ import re
 import pytest
 from vllm_source import VLLMSource, installed_or_named
 
-from seqproc.engines.vllm_process import TESTED_VERSIONS
-from seqproc.engines.vllm_runner import TEMPERATURES
+from seqproc.engines.vllm.process import TESTED_VERSIONS
+from seqproc.engines.vllm.runner import TEMPERATURES
 
 SAMPLING_PARAMS = "sampling_params.py"
 V2 = "v1/worker/gpu"

@@ -20,11 +20,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from seqproc.engines import gumbel_noise
 from seqproc.engines.coupling import choose
 from seqproc.engines.gumbel import seed_tensor
-from seqproc.engines.vllm_coupled import CoupledDraw, extra_args
-from seqproc.engines.vllm_runner import Runner
+from seqproc.engines.vllm.runner import Runner
 from seqproc.errors import SequenceError
-from seqproc.nucleus import nuclei
 from seqproc.policy import SamplingPolicy, log_q
+from seqproc.support.nucleus import nuclei
+
+pytest.importorskip("vllm", exc_type=ImportError)
+from seqproc.engines.vllm.coupled import CoupledDraw, extra_args
 
 pytestmark = pytest.mark.vllm
 
@@ -35,6 +37,7 @@ SUITE = Path(__file__).parents[1] / "vllm_runners"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="tests/vllm_runners runs on the GPU itself")
+@pytest.mark.slow
 @pytest.mark.parametrize("runner", ["V1", "V2"])
 def test_the_suite_of_a_model_runner_passes(runner: str) -> None:
     """In a process of its own; V2 in Triton's interpreter."""
@@ -67,7 +70,7 @@ def _buffers_without_pinned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 def make_sampler(num_slots: int = 8) -> Any:
     from vllm.v1.worker.gpu.buffer_utils import UvaBackedTensor
 
-    from seqproc.engines.vllm_coupled import CoupledSampler
+    from seqproc.engines.vllm.coupled import CoupledSampler
 
     lengths = UvaBackedTensor(num_slots, dtype=torch.int32)
     lengths.np[:] = np.arange(num_slots) + 3  # of the prompts
@@ -128,7 +131,7 @@ def test_the_adapter_is_that_of_the_runner_that_asks() -> None:
     from vllm.v1.sample.logits_processor import LogitsProcessor as V1
     from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as V2
 
-    from seqproc.engines.vllm_coupled import CoupledSampler
+    from seqproc.engines.vllm.coupled import CoupledSampler
 
     old = CoupledSampler(SimpleNamespace(use_v2_model_runner=False), torch.device("cpu"), False)
     assert issubclass(CoupledSampler, V1)

@@ -25,9 +25,9 @@ from engine_bench import (
 )
 
 from seqproc.engines import HFEngine, ModelSource, Request, StoppingRule
-from seqproc.engines.loading import checked, swapped
-from seqproc.engines.vllm_weights import VLLMWeights
+from seqproc.engines.vllm.weights import VLLMWeights
 from seqproc.errors import EngineError
+from seqproc.models.weights import temporary_weights, validate_weights
 from seqproc.policy import SamplingPolicy, token_log_q
 
 pytestmark = [pytest.mark.vllm, pytest.mark.model]
@@ -82,7 +82,7 @@ def test_mappings_give_the_policy_of_the_model_with_them(
     hf = HFEngine(model, tokenizer)
     hf.load_weights(full)
     expected = run(hf, requests, GREEDY, rule)
-    with swapped(model, checked(model, full)):
+    with temporary_weights(model, validate_weights(model, full)):
         require_policy_of(model, engine, requests, rule)
         require_same_but_for_near_ties(model, requests, moved, expected)
     assert all(moved[i].token_ids != own[i].token_ids for i in range(8))
@@ -90,7 +90,7 @@ def test_mappings_give_the_policy_of_the_model_with_them(
     # What is not named has the source's own values again.
     part = step(model, 0.3, only="layers.3.")
     engine.load_weights(part)
-    with swapped(model, checked(model, part)):
+    with temporary_weights(model, validate_weights(model, part)):
         require_policy_of(model, engine, requests, rule)
     assert engine.fingerprint() not in (digest, moved_digest)
     engine.load_weights(None)
@@ -115,11 +115,11 @@ def test_a_checkpoint_and_what_is_refused(
 ) -> None:
     model = smollm2[0]
     engine, requests, rule = bench.engine, bench.requests(4), bench.rule(8)
-    other = checked(model, step(model, 0.05))
-    with swapped(model, other):
+    other = validate_weights(model, step(model, 0.05))
+    with temporary_weights(model, other):
         model.save_pretrained(tmp_path / "other", max_shard_size="200MB")
     engine.load_weights(tmp_path / "other")
-    with swapped(model, other):
+    with temporary_weights(model, other):
         require_policy_of(model, engine, requests, rule)
     digest = engine.fingerprint()
     tiny_llama().save_pretrained(tmp_path / "tiny")
@@ -268,7 +268,7 @@ def test_lora_weights_in_a_second_engine(
         for name, param in adapted.named_parameters()
         if "layers.4.mlp" in name and ".lora_" not in name
     }
-    with swapped(adapted, second):
+    with temporary_weights(adapted, second):
         adapted.save_pretrained(tmp_path, save_embedding_layers=False)
     requests = [
         Request(index=i, prompt_ids=tuple(prompt_ids(tokenizer, text)), seed=i)
@@ -290,7 +290,7 @@ def test_lora_weights_in_a_second_engine(
             (None, {}),
         ):
             engine.load_weights(weights)
-            with swapped(adapted, same):
+            with temporary_weights(adapted, same):
                 require_policy_of(adapted, engine, requests, rule)
             digests.append(engine.fingerprint())
         own, by_mapping, by_directory, of_base, of_both, again, at_last = digests

@@ -226,7 +226,7 @@ def top_p_before_temperature(logits: Tensor, policy: SamplingPolicy) -> Tensor:
 
 def _changed(**change: Callable[[float], float]) -> LogQ:
     def other(logits: Tensor, policy: SamplingPolicy) -> Tensor:
-        values = {name: f(getattr(policy, name)) for name, f in change.items()}
+        values: dict[str, Any] = {n: f(getattr(policy, n)) for n, f in change.items()}
         return log_q(logits, replace(policy, **values))
 
     return other

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from seqproc.parity import Draws
-from seqproc.placement import Placement, place
+from seqproc.parity.positions import Placement, place
 from seqproc.policy import SamplingPolicy, log_q
 
 LogQ = Callable[[Tensor, SamplingPolicy], Tensor]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from synthetic import POLICY, synthetic
 
 from seqproc import estimators
-from seqproc.parity import Draws, Finding, Nominal, mismatch
+from seqproc.parity import Draws, Finding, NominalScores, mismatch
 from seqproc.parity.metrics import LOGIT_ERRORS, known_dtype, log_q_range, reported_log_q
 
 E = np.array([0.5, 0.3, 0.2])  # the engine's distribution at every step
@@ -105,7 +105,7 @@ HEAD = 0.92  # mass of the support at every step, where synthetic draws have top
 def judged(draws: Draws, engine: NDArray[np.float64], allowed: float, settled: bool) -> Finding:
     """Whether log q are those of a right engine, when the support is sure everywhere or nowhere."""
     flags, values = np.full(len(draws.logqs), settled), np.full(len(draws.logqs), HEAD)
-    nominal = Nominal(
+    nominal = NominalScores(
         logprobs=draws.logqs,
         mass_before=values,
         head_mass=values,

@@ -35,7 +35,7 @@ def test_every_engine_under_every_policy(tiny_llama: Any, tiny_tokenizer: Any) -
         told.append(label)
         so_far.append((sum(map(len, report.checks.values())), report.holds))
 
-    found = report(tiny_llama, tiny_tokenizer, num_draws=30, told=note)
+    found = report(tiny_llama, tiny_tokenizer, num_draws=30, on_check=note)
     assert told == ["hf", "hf", "hf:batch_size=7", "hf:batch_size=7"]
     assert so_far == [(n, False) for n in (1, 2, 3, 4)]
     first, second = found.checks.values()

@@ -19,8 +19,8 @@ from scipy import stats
 from synthetic import synthetic
 
 from seqproc.parity import Draws, Finding, decide, sampler_findings
+from seqproc.parity.positions import place
 from seqproc.parity.sampler import tail, uniformity
-from seqproc.placement import place
 from seqproc.policy import SamplingPolicy, log_q
 
 ALARM = 1e-6

@@ -10,7 +10,7 @@ import pytest
 from synthetic import synthetic
 
 from seqproc.engines import Completion, Request, StoppingRule, finish
-from seqproc.parity import Answer, Finding, Nominal, structure_findings
+from seqproc.parity import Answer, Finding, NominalScores, structure_findings
 from seqproc.parity.structure import support
 
 STOPPING = StoppingRule(max_new_tokens=4, eos_token_ids=(0,), stop=("ab",))
@@ -84,10 +84,10 @@ def test_prompts(tiny_tokenizer: Any, letters: dict[str, int]) -> None:
     assert found(tiny_tokenizer, silent)["prompts"].p_value is None
 
 
-def nominal(num_tokens: int, reachable: bool) -> Nominal:
+def nominal(num_tokens: int, reachable: bool) -> NominalScores:
     values = np.full(num_tokens, 0.5)
     flags = np.full(num_tokens, reachable)
-    return Nominal(
+    return NominalScores(
         logprobs=values,
         mass_before=values,
         head_mass=values,

@@ -93,14 +93,14 @@ def test_unknown_dataset_lists_the_known_and_a_close_one():
     with pytest.raises(DatasetError) as caught:
         load_prompts("gsm8")
     message = str(caught.value)
-    assert "Did you mean 'gsm8k'?" in message
+    assert "did you mean 'gsm8k'?" in message
     assert all(repr(name) in message for name in dataset_names())
 
 
 def test_unknown_dataset_with_nothing_close_gives_no_hint():
     with pytest.raises(DatasetError) as caught:
         load_prompts("zzzzzzzz")
-    assert "Did you mean" not in str(caught.value)
+    assert "did you mean" not in str(caught.value)
 
 
 def test_unknown_split_lists_the_splits():

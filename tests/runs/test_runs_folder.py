@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from seqproc._util.atomic import write_atomically
 from seqproc.errors import RunError
 from seqproc.runs import (
     ROWS_SCHEMA,
@@ -21,7 +22,6 @@ from seqproc.runs import (
     open_run,
     require_free,
 )
-from seqproc.runs.atomic import write_atomically
 from seqproc.runs.manifest import from_json, to_json
 
 LISTS = {"logprobs", "logqs", "rb_entropies", "head_mass", "engine_logqs"}

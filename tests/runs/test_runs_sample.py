@@ -235,7 +235,7 @@ def test_prompts_without_answers_earn_nothing_and_do_not_count(
 @pytest.mark.parametrize(
     ("fields", "error", "message"),
     [
-        ({"dataset": "arithmetik"}, DatasetError, "Did you mean 'arithmetic'"),
+        ({"dataset": "arithmetik"}, DatasetError, "did you mean 'arithmetic'"),
         ({"split": "validation"}, DatasetError, "no split 'validation'"),
         ({"max_prompts_pool": 10**6}, DatasetError, "the pool holds 4096"),
         ({"data_dir": "somewhere"}, DatasetError, "not read from a folder"),

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from seqproc.scorers import allocator
-from seqproc.scorers.allocator import KEPT_BYTES, keep_freed_memory
+from seqproc.scorers.kernels import allocator
+from seqproc.scorers.kernels.allocator import KEPT_BYTES, keep_freed_memory
 
 OLD_GLIBC_LIMIT = 32 << 20
 

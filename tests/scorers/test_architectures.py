@@ -17,10 +17,11 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from seqproc.errors import ModelError
-from seqproc.scorers import TeacherForcingScorer, take_apart
+from seqproc.scorers import TeacherForcingScorer, split_model
 
 pytestmark = [
     pytest.mark.zoo,
+    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore"),  # of transformers' own code
 ]
 
@@ -117,7 +118,7 @@ def test_what_is_no_causal_language_model_is_refused(name):
     config, model, fields, words = REFUSED[name]
     made = getattr(transformers, model)(getattr(transformers, f"{config}Config")(**fields))
     with pytest.raises(ModelError, match=f"{model}.*{words}"):
-        take_apart(made.eval())
+        split_model(made.eval())
 
 
 @pytest.mark.parametrize(
@@ -129,7 +130,7 @@ def test_a_model_whose_past_depends_on_how_much_follows_is_refused(name, changes
     family, fields = zoo_models.ARCHITECTURES[name]
     monkeypatch.setitem(zoo_models.ARCHITECTURES, name, (family, fields | changes))
     with pytest.raises(ModelError, match="is not causal"):
-        take_apart(zoo_models.build(name))
+        split_model(zoo_models.build(name))
 
 
 def test_there_are_as_many_as_docs_say():

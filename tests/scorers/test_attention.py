@@ -16,8 +16,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from seqproc.policy import SamplingPolicy
-from seqproc.scorers import TeacherForcingScorer, attention
-from seqproc.scorers.attention import attention_in_order
+from seqproc.scorers import TeacherForcingScorer
+from seqproc.scorers.kernels import attention
+from seqproc.scorers.kernels.attention import attention_in_order
 
 ROWS, LENGTH, KEYS, WIDTH = 3, 5, 9, 4
 
@@ -66,13 +67,13 @@ def window(length: int, keys: int) -> Tensor:
 def courses(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many heads of a key head were taken together, call by call."""
     found: list[int] = []
-    course = attention._course
+    course = attention._plan_of
 
     def record(mask: Tensor, heads: int, dtype: torch.dtype) -> Any:
         found.append(heads)
         return course(mask, heads, dtype)
 
-    monkeypatch.setattr(attention, "_course", record)
+    monkeypatch.setattr(attention, "_plan_of", record)
     return found
 
 
@@ -280,23 +281,23 @@ def test_a_graph_does_not_keep_the_course() -> None:
     mask = causal()
     out, _ = attention._attend(Layer(3), *operands_, mask)
     gc.collect()
-    before = len(attention._COURSES)
+    before = len(attention._PLANS)
     del mask
-    assert len(attention._COURSES) == before - 1
+    assert len(attention._PLANS) == before - 1
     out.sum().backward()
 
 
 def test_a_course_is_made_once_and_not_kept() -> None:
     mask = causal()
-    first = attention._course(mask, 3, torch.float32)
-    assert attention._course(mask, 3, torch.float32) is first
-    assert attention._course(mask, 1, torch.float32) is not first
-    assert attention._course(mask, 3, torch.float64) is not first
-    assert attention._course(mask.clone(), 3, torch.float32) is not first
+    first = attention._plan_of(mask, 3, torch.float32)
+    assert attention._plan_of(mask, 3, torch.float32) is first
+    assert attention._plan_of(mask, 1, torch.float32) is not first
+    assert attention._plan_of(mask, 3, torch.float64) is not first
+    assert attention._plan_of(mask.clone(), 3, torch.float32) is not first
     gc.collect()
-    before = len(attention._COURSES)
+    before = len(attention._PLANS)
     del mask
-    assert len(attention._COURSES) == before - 1
+    assert len(attention._PLANS) == before - 1
 
 
 def test_the_model_is_as_before_afterwards(tiny_llama: Any) -> None:

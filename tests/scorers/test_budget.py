@@ -85,6 +85,10 @@ class Worker:
         self.done += batch.indices
 
 
+def exhaust(schedule: Schedule, work: Callable[[Batch], object]) -> list[object]:
+    return [result for _, result in schedule.map(work)]
+
+
 # The schedule.
 
 
@@ -102,7 +106,7 @@ def test_every_sequence_is_done_once_however_memory_runs_out(fail, share, caplog
     sequences = common_prompts()
     schedule = Schedule(sequences, Limits(tokens=1000, share_prompts=share))
     worker = Worker(30, fail)
-    schedule.run(worker)
+    exhaust(schedule, worker)
     assert sorted(worker.done) == [i for i, s in enumerate(sequences) if len(s.response_ids)]
     assert worker.refused > 0
     warnings = [r for r in caplog.records if r.name == "seqproc"]
@@ -113,9 +117,9 @@ def test_every_sequence_is_done_once_however_memory_runs_out(fail, share, caplog
 def test_the_next_run_uses_sizes_that_fit(share):
     sequences = common_prompts()
     schedule = Schedule(sequences, Limits(tokens=1000, share_prompts=share))
-    schedule.run(Worker(30))
+    exhaust(schedule, Worker(30))
     again = Worker(30)
-    schedule.run(again)
+    exhaust(schedule, again)
     assert again.refused == 0
     assert sorted(again.done) == [i for i, s in enumerate(sequences) if len(s.response_ids)]
     assert [i for batch in schedule.batches for i in batch.indices] == again.done
@@ -131,14 +135,14 @@ def test_limits_are_halved_until_it_fits():
         if batch.num_tokens > 40:
             raise MemoryError
 
-    schedule.run(work)
+    exhaust(schedule, work)
     assert tried == [256, 128, 64, *[32] * 8]
     assert schedule.limits.tokens == 32
 
 
 def test_half_of_what_was_tried_counts_and_not_of_what_was_allowed():
     schedule = Schedule(random_sequences(50, [(4, 5)] * 8), Limits(tokens=10**9, sequences=3))
-    schedule.run(Worker(16))
+    exhaust(schedule, Worker(16))
     assert schedule.limits.tokens == 12
     assert schedule.limits.sequences == 3
     assert [len(batch.indices) for batch in schedule.batches] == [1] * 8
@@ -155,7 +159,7 @@ def test_what_was_done_before_is_not_done_again():
             raise MemoryError
         batches.append(batch.indices)
 
-    schedule.run(work)
+    exhaust(schedule, work)
     assert [len(batch) for batch in batches] == [4, 2, 2, 2, 2]
     assert sorted(i for batch in batches for i in batch) == list(range(12))
 
@@ -164,7 +168,7 @@ def test_plenty_of_memory_leaves_the_plan_alone():
     schedule = Schedule(common_prompts(), Limits(tokens=60))
     batches, limits = list(schedule.batches), schedule.limits
     worker = Worker(60)
-    schedule.run(worker)
+    exhaust(schedule, worker)
     assert worker.refused == 0
     assert schedule.limits is limits
     assert all(a is b for a, b in zip(schedule.batches, batches, strict=True))
@@ -180,7 +184,7 @@ def test_other_errors_pass_through(error):
         raise error
 
     with pytest.raises(type(error)) as raised:
-        schedule.run(work)
+        exhaust(schedule, work)
     assert raised.value is error
     assert schedule.limits.tokens == 60
 
@@ -190,10 +194,10 @@ def test_a_sequence_that_never_fits_is_named():
     schedule = Schedule(sequences, Limits(tokens=1000))
     worker = Worker(39)
     with pytest.raises(ScoringError, match=r"sequence 18, of 41 tokens, does not fit in memory"):
-        schedule.run(worker)
+        exhaust(schedule, worker)
     assert len(worker.done) == len(set(worker.done))
     enough = Worker(40)  # the last token is no input
-    Schedule(sequences, Limits(tokens=1000)).run(enough)
+    exhaust(Schedule(sequences, Limits(tokens=1000)), enough)
     assert 18 in enough.done
 
 
@@ -209,7 +213,7 @@ def test_one_token_that_does_not_fit_is_told():
         raise MemoryError
 
     with pytest.raises(ScoringError, match="does not fit in memory"):
-        Schedule(sequences, Limits(tokens=1000)).run(work)
+        exhaust(Schedule(sequences, Limits(tokens=1000)), work)
 
 
 # End to end.
@@ -316,7 +320,7 @@ def test_default_tokens_shrink_with_the_model(monkeypatch, tiny_llama):
 def test_a_chunk_of_the_head_shrinks_with_free_memory(monkeypatch, tiny_llama, fitting, rows):
     """And nothing else changes: a long response still fits where its hidden states do."""
     scorer = TeacherForcingScorer(tiny_llama().double())
-    vocabulary = scorer.parts.vocabulary
+    vocabulary = scorer.parts.vocab_size
     sequences = random_sequences(vocabulary, [(4, 60)])
     (expected,) = scorer.score(sequences, POLICY, token_budget=64)
     free = int(fitting * vocabulary * budget._LIVE_BYTES_PER_LOGIT * 4) + 4

@@ -9,8 +9,8 @@ from scorer_helpers import float64_profiles, random_sequences
 from seqproc.errors import OverrideError, ScoringError
 from seqproc.policy import SamplingPolicy, TokenScores
 from seqproc.scorers import TeacherForcingScorer, TokenSequence, build_params_override
-from seqproc.scorers.attention import differentiable_attention
 from seqproc.scorers.derivatives import hvp, jvp
+from seqproc.scorers.kernels.attention import differentiable_attention
 
 POLICIES = [
     SamplingPolicy(),

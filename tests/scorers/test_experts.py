@@ -99,7 +99,7 @@ def test_a_mixture_is_differentiated_forwards():
 
 def test_without_it_there_is_no_derivative(monkeypatch):
     """The twin, and what a user is told then."""
-    from seqproc.scorers import tangents
+    from seqproc.scorers.kernels import tangents
 
     swaps = {f: g for f, g in tangents._WRITTEN_OUT.items() if f is not torch._grouped_mm}
     monkeypatch.setattr(tangents, "_WRITTEN_OUT", swaps)

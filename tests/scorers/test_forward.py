@@ -9,7 +9,7 @@ import torch
 from scorer_helpers import distance, random_sequences
 from torch import nn
 
-from seqproc.modules import unwrap
+from seqproc.models.wrappers import unwrap
 from seqproc.policy import SamplingPolicy
 from seqproc.scorers import TeacherForcingScorer, forward_logits
 from seqproc.scorers.forward import device_of, evaluating

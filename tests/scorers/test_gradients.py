@@ -11,7 +11,7 @@ import pytest
 import torch
 from scorer_helpers import families, float64_profiles
 
-from seqproc.by_device import ByDevice
+from seqproc._util.by_device import ByDevice
 from seqproc.errors import ConfigError, OverrideError, ScoringError, SequenceError
 from seqproc.policy import SamplingPolicy, log_q
 from seqproc.scorers import TeacherForcingScorer, TokenSequence, gradients
@@ -80,7 +80,7 @@ def close(found: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None
 @pytest.mark.parametrize("of", OBJECTIVES)
 @pytest.mark.parametrize("kept", [1 << 24, 0], ids=["logits kept", "computed again"])
 def test_each_gradient(model, of, kept, monkeypatch):
-    monkeypatch.setattr(gradients, "_KEPT_LOGITS", ByDevice(cpu=kept, elsewhere=kept))
+    monkeypatch.setattr(gradients, "_KEPT_LOGITS", ByDevice(cpu=kept, accelerator=kept))
     for precision, tolerance in ((None, 2e-5), (float64_profiles(), 1e-6)):
         scorer = TeacherForcingScorer(model, precision=precision)
         found = [flat(g) for g in sequence_gradients(scorer, SEQUENCES, POLICY, of)]

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from seqproc.scorers.packing import Item, cheapest_runs
+from seqproc.scorers.kernels.packing import Item, cheapest_runs
 
 LIMITS = [(math.inf, math.inf), (60, math.inf), (25, math.inf), (math.inf, 3), (40, 2), (1, 1)]
 

@@ -13,15 +13,16 @@ from torch.autograd import forward_ad
 from torch.nn import functional
 
 from seqproc.policy import SamplingPolicy
-from seqproc.scorers import TeacherForcingScorer, build_params_override, jvp, products
-from seqproc.scorers.products import head_products, layer_products, product, tiled_product
+from seqproc.scorers import TeacherForcingScorer, build_params_override, jvp
+from seqproc.scorers.kernels import products
+from seqproc.scorers.kernels.products import head_products, layer_products, product, tiled_product
 
 STATES, WIDTH, VOCABULARY = 7, 50, 33
 AMD = "vendor_id\t: AuthenticAMD\nmodel name\t: AMD EPYC"
 CPU = torch.device("cpu")
 INTEL = "vendor_id\t: GenuineIntel\nmodel name\t: Intel(R) Xeon(R)"
 
-TERMS, LEAST_WORK = products._TERMS, products._LEAST_WORK
+TERMS, MIN_WORK = products._TERMS, products._MIN_WORK
 
 Multiply = Callable[..., Tensor]
 
@@ -32,7 +33,7 @@ def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "_TILE", 10)
     monkeypatch.setattr(products, "_TERMS_OF_HEAD", 16)
     monkeypatch.setattr(products, "_TERMS", 16)
-    monkeypatch.setattr(products, "_LEAST_WORK", 0)
+    monkeypatch.setattr(products, "_MIN_WORK", 0)
 
 
 @pytest.fixture(params=[False, True], ids=["mkl", "onednn"])
@@ -211,7 +212,7 @@ def test_neither_does_it_on_a_graph_that_is_kept(
 ) -> None:
     """Of layers large enough for oneDNN and small ones, with a bias and without."""
     monkeypatch.setattr(products, "_TERMS", TERMS)
-    monkeypatch.setattr(products, "_LEAST_WORK", LEAST_WORK)
+    monkeypatch.setattr(products, "_MIN_WORK", MIN_WORK)
     for width, size in ((576, 1536), (896, 896), (64, 64)):
         states, weight = narrow(300, width), narrow(size, width, seed=1).requires_grad_()
         bias = narrow(size, seed=2).requires_grad_() if with_bias else None
@@ -345,7 +346,7 @@ def test_little_work_is_torchs_own(
 ) -> None:
     states, weight = narrow(STATES, WIDTH), narrow(VOCABULARY, WIDTH)
     for least, calls in ((STATES * WIDTH * VOCABULARY + 1, 0), (STATES * WIDTH * VOCABULARY, 1)):
-        monkeypatch.setattr(products, "_LEAST_WORK", least)
+        monkeypatch.setattr(products, "_MIN_WORK", least)
         with torch.no_grad():
             product(states, weight)
         assert len(by_onednn) == calls

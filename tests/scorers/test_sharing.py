@@ -43,7 +43,7 @@ def model(request):
 
 def score(model: nn.Module, sequences: Any, policy: Any = NUCLEUS, **more: Any) -> Any:
     scorer = TeacherForcingScorer(model, precision=more.pop("precision", None))
-    assert scorer.parts.shares_prompts
+    assert scorer.parts.can_share_prompts
     return scorer.score(sequences, policy, **more)[0]
 
 

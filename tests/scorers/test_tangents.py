@@ -13,8 +13,8 @@ from torch.autograd import forward_ad
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from seqproc.scorers import tangents
-from seqproc.scorers.tangents import written_out
+from seqproc.scorers.kernels import tangents
+from seqproc.scorers.kernels.tangents import written_out
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script`:DeprecationWarning")
 

@@ -17,10 +17,10 @@ from scorer_helpers import (
     read,
 )
 
-from seqproc.assembly import logprob_results
 from seqproc.config import PrecisionConfig
 from seqproc.errors import ConfigError, OverrideError, ScoringError, SequenceError
 from seqproc.policy import SamplingPolicy
+from seqproc.processor.assembly import logprob_results
 from seqproc.scorers import (
     TeacherForcingScorer,
     TokenSequence,
@@ -114,7 +114,7 @@ def test_float64_statistics_over_a_float32_forward(model, sequences):
     logits = [np.zeros((0, model.config.vocab_size))] * len(sequences)
     for batch in scorer.schedule(sequences, batch_size=1).batches:
         with torch.no_grad(), scorer.forwarding(torch.float32):
-            rows = scorer.parts.logits(scorer.parts.read(batch, None), None)
+            rows = scorer.parts.logits(scorer.parts.hidden_states(batch, None), None)
         assert rows.dtype == torch.float32
         logits[batch.indices[0]] = rows.double().numpy()
     scores = score(model, sequences, NUCLEUS, precision=precision, batch_size=1)

@@ -12,7 +12,7 @@ import torch
 from runner_helpers import FULL, NUCLEUS, Model, require_replayed, run, tokens
 
 from seqproc.engines.gumbel import seed_tensor
-from seqproc.engines.vllm_options import request_seeds
+from seqproc.engines.vllm.options import request_seeds
 from seqproc.policy import SamplingPolicy
 
 MASK = (1 << 64) - 1

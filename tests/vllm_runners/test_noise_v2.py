@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from seqproc.engines.vllm_noise import native_noise, native_noise_fp64
+from seqproc.engines.vllm.noise import native_noise, native_noise_fp64
 from seqproc.policy import SamplingPolicy, log_q
 
 NUM_ROWS, VOCAB = 6, 3000

@@ -1,0 +1,369 @@
+"""The vLLM engine: a `vllm.LLM`, fed request by request and stepped by hand.
+
+Requests go in lazily, as many as vLLM can work on, and each completion comes out in the step that
+finishes it. vLLM samples with the seed of each request, or on request by coupling, as the Hugging
+Face engine does. Where a response ends is decided, as for every engine, by `stopping.finish`. Knows
+nothing about scoring, datasets or files.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+import os
+import typing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from seqproc._util.versions import vllm_build
+from seqproc.engines.base import Completion, Engine, Request, StoppingRule
+from seqproc.engines.noise import COUPLED, GREEDY, Noise, NotReplayable
+from seqproc.engines.stopping import check_request, finish
+from seqproc.engines.vllm.noise import NATIVE_V2, NATIVE_V2_FP64
+from seqproc.engines.vllm.options import environment, llm_options, sampling_params
+from seqproc.engines.vllm.process import (
+    explained,
+    failure_to_start,
+    has_process_group,
+    import_vllm,
+    process_unchanged,
+    release_memory,
+    require_vllm,
+    start_vllm,
+    stop_vllm,
+    torch_generator_unchanged,
+)
+from seqproc.engines.vllm.runner import TEMPERATURES, Runner
+from seqproc.engines.vllm.weights import VLLMWeights
+from seqproc.errors import ConfigError, EngineError
+from seqproc.models.source import Checkpoint, ModelSource
+from seqproc.policy import SamplingPolicy
+
+Sampler = Literal["auto", "native", "coupled"]
+
+_LOGGER = logging.getLogger("seqproc")
+_SEEDS = "mixed by SplitMix64's finaliser, signed 64-bit"
+_QUEUED_PER_RUNNING = 2  # requests in vLLM for each that it can run at once
+
+
+class VLLMEngine(Engine):
+    """Samples with vLLM, on GPUs or on the CPU.
+
+    Args:
+        checkpoint: the weights, and a LoRA adapter if there is one.
+        tokenizer: the model's tokenizer, which tells where a response ends.
+        sampler: "native" for vLLM's own, which also reports log q; "coupled" for ours: Gumbel noise
+            that is a function of seed, step and token id (see `coupling`), the same in every
+            engine; "auto" for vLLM's own where it draws from the policy exactly, and ours
+            elsewhere (see `Runner.inexact`).
+        source: where the checkpoint came from; without it only directories can be loaded later.
+        **options: of `vllm.LLM`; each overrides the default chosen for the platform.
+
+    Raises:
+        MissingDependencyError: when vLLM is not installed.
+        ConfigError: a sampler that is none of the three.
+        EngineError: when vLLM does not start, in its own words.
+    """
+
+    name: ClassVar[str] = "vllm"
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        tokenizer: Any,
+        *,
+        sampler: Sampler = "auto",
+        source: ModelSource | None = None,
+        **options: Any,
+    ) -> None:
+        if sampler not in typing.get_args(Sampler):
+            raise ConfigError(f"sampler must be 'auto', 'native' or 'coupled', got {sampler!r}")
+        self._sampler = sampler
+        self._told_reasons: set[str] = set()  # why our sampler was chosen, each said once
+        self._checkpoint = checkpoint
+        self._tokenizer = tokenizer
+        self._is_generating = False
+        self._is_asleep = False
+        self._ids = itertools.count()
+        on_cpu = not torch.cuda.is_available()
+        self._platform = "cpu" if on_cpu else torch.cuda.get_device_name()
+        # In this process, closing vLLM would close a process group of the user's as well.
+        in_process = not has_process_group()
+        for name, value in environment(options, on_cpu=on_cpu, in_process=in_process).items():
+            os.environ.setdefault(name, value)
+        with process_unchanged():  # importing vLLM warns and changes as much as starting it
+            vllm = import_vllm()
+            self._options = llm_options(
+                checkpoint, options, on_cpu=on_cpu, coupled=sampler != "native"
+            )
+            with explained(failure_to_start()):
+                self._llm: Any = start_vllm(vllm, self._options)
+                self._runner = Runner(**self._llm.collective_rpc("seqproc_runner")[0])
+                self._weights = VLLMWeights(self._llm, checkpoint, source)
+
+    @classmethod
+    def from_source(cls, source: ModelSource, **options: Any) -> VLLMEngine:
+        """Start vLLM on the source's checkpoint; a live model is exported first."""
+        require_vllm()
+        return cls(source.checkpoint(), source.tokenizer, source=source, **options)
+
+    @property
+    def max_context(self) -> int | None:
+        """vLLM's ``max_model_len``."""
+        return int(self._engine.model_config.max_model_len)
+
+    def generate(
+        self, requests: Iterable[Request], policy: SamplingPolicy, stopping: StoppingRule
+    ) -> Iterator[Completion]:
+        """Sample; each completion comes in the step that finishes it. See `Engine.generate`.
+
+        Raises:
+            EngineError: also when another generation of this engine is still under way, or when
+                vLLM cannot sample at the policy's temperature.
+        """
+        self._require_possible(policy)
+        if self._is_generating:
+            raise EngineError(
+                "this vLLM engine is generating already: finish or close that iterator first"
+            )
+        in_flight: dict[str, Request] = {}
+        stream = iter(requests)
+        is_coupled = self._is_coupled(policy)
+        self._tell_choice(policy)
+        self._is_generating = True
+        try:
+            self._feed(stream, in_flight, policy, stopping, is_coupled)
+            while in_flight:
+                for output in self._step(in_flight):
+                    request = in_flight.pop(output.request_id, None)
+                    if request is not None:
+                        reports = policy.do_sample and not is_coupled  # else it reports log p
+                        yield self._completion(request, output, stopping, reports_log_q=reports)
+                self._feed(stream, in_flight, policy, stopping, is_coupled)
+        finally:
+            self._is_generating = False
+            if in_flight and self._llm is not None:
+                self._engine.abort_request(list(in_flight))
+
+    def load_weights(self, weights: Mapping[str, Tensor] | str | os.PathLike[str] | None) -> None:
+        """Sample with other weights; see `Engine.load_weights`.
+
+        A mapping is written over the live model's weights into a temporary checkpoint, which vLLM
+        reads; one of LoRA parameters alone, and an adapter's directory, become vLLM's adapter. A
+        source that is a checkpoint is loaded into memory to take a mapping's names from. After an
+        error other than a refusal of what was given, load again before sampling.
+
+        Raises:
+            EngineError: also while the engine sleeps, or for an adapter when vLLM was started
+                without LoRA: on a source without one, and without the option enable_lora=True.
+        """
+        if self._is_asleep:
+            raise EngineError("this vLLM engine is asleep: call wake() before loading weights")
+        if self._is_generating:
+            raise EngineError(
+                "a generation is under way: finish or close its iterator before loading weights"
+            )
+        self._engine  # noqa: B018 - raises when closed
+        with process_unchanged(), explained("vLLM could not load the weights"):
+            self._weights.load(weights)
+
+    def fingerprint(self) -> str:
+        """Of what vLLM multiplies with, its packed weights too; read once after each load."""
+        self._engine  # noqa: B018 - raises when closed
+        with process_unchanged(), explained("vLLM could not read its weights"):
+            return self._weights.fingerprint()
+
+    def noise(self, policy: SamplingPolicy) -> Noise | NotReplayable:
+        """Ours, or that of vLLM's model runner V2; V1's cannot be computed again."""
+        if not policy.do_sample:
+            return GREEDY
+        if self._is_coupled(policy):
+            return COUPLED
+        if self._options.get("speculative_config") is not None:
+            return NotReplayable("vLLM draws in another way with speculative decoding")
+        if self._runner.model_runner == "V1":
+            return NotReplayable(
+                "vLLM's model runner V1 draws from a torch generator of each request, whose state "
+                "is no function of the token alone; V2's noise and sampler='coupled' are"
+            )
+        return NATIVE_V2_FP64 if self._runner.fp64_gumbel else NATIVE_V2
+
+    def describe(self) -> dict[str, Any]:
+        """What samples, JSON-ready."""
+        config = self._engine.vllm_config
+        return {
+            "name": self.name,
+            "sampler": self._sampler,
+            "sampled_by": self._samplers(),
+            **self._runner.describe(),
+            "logprobs_mode": self._options["logprobs_mode"],
+            "seeds": _SEEDS,
+            "versions": {"vllm": vllm_build(), "torch": torch.__version__},
+            "options": {key: _plain(value) for key, value in self._options.items()},
+            "dtype": str(config.model_config.dtype).removeprefix("torch."),
+            "platform": self._platform,
+            "adapter": self._checkpoint.adapter,
+            "max_model_len": self.max_context,
+            "max_num_seqs": config.scheduler_config.max_num_seqs,
+            "notes": list(self._checkpoint.notes),
+            "weights": self.fingerprint(),
+        }
+
+    def _samplers(self) -> dict[str, str]:
+        """Who draws: without a nucleus, with one, and at temperatures beyond vLLM's bounds."""
+        lowest, highest = TEMPERATURES
+        policies = {
+            "top_p = 1": SamplingPolicy(),
+            "top_p < 1": SamplingPolicy(top_p=0.5),
+            f"T < {lowest:g} or T > {highest:g}": SamplingPolicy(temperature=2 * highest),
+        }
+        samplers = {
+            name: "coupled" if self._is_coupled(policy) else "native"
+            for name, policy in policies.items()
+        }
+        refused = {
+            name: "refused"
+            for name, policy in policies.items()
+            if self._sampler == "native" and self._runner.changes_temperature(policy)
+        }
+        return samplers | refused
+
+    def sleep(self) -> None:
+        """Give the accelerator's memory back; only with the option ``enable_sleep_mode``."""
+        if self._can_sleep() and not self._is_asleep:
+            self.fingerprint()  # which cannot be read later
+            with explained("vLLM could not go to sleep"):
+                self._llm.sleep(level=1)
+            self._is_asleep = True
+
+    def wake(self) -> None:
+        """Undo `sleep`."""
+        if self._is_asleep:
+            with explained("vLLM could not wake up"):
+                self._llm.wake_up()
+            self._is_asleep = False
+
+    def close(self) -> None:
+        """Stop vLLM and free its memory; another engine can then start in this process."""
+        if self._llm is None:
+            return
+        self._weights.close()
+        llm, self._llm = self._llm, None
+        stop_vllm(llm)
+        del llm
+        release_memory()
+
+    @property
+    def _engine(self) -> Any:
+        if self._llm is None:
+            raise EngineError("this vLLM engine is closed; start another")
+        return self._llm.llm_engine
+
+    def _is_coupled(self, policy: SamplingPolicy) -> bool:
+        """Whether our sampler draws under a policy, and not vLLM's."""
+        if self._sampler == "auto":
+            return self._runner.inexact(policy) is not None
+        return self._sampler == "coupled" and policy.do_sample
+
+    def _require_possible(self, policy: SamplingPolicy) -> None:
+        """Refuse a policy that vLLM's own sampler was asked for and would change.
+
+        Raises:
+            EngineError: naming vLLM's bounds.
+        """
+        if self._sampler == "native" and self._runner.changes_temperature(policy):
+            raise EngineError(
+                f"vLLM's own sampler {self._runner.inexact(policy)}, not at {policy.temperature}; "
+                "the options sampler='auto' and 'coupled', like engine='hf', have no bounds"
+            )
+
+    def _tell_choice(self, policy: SamplingPolicy) -> None:
+        """Say that our sampler was chosen, and why; each reason once."""
+        reason = self._runner.inexact(policy) if self._sampler == "auto" else None
+        if reason is None or reason in self._told_reasons:
+            return
+        self._told_reasons.add(reason)
+        _LOGGER.warning(
+            "sampler='auto': vLLM's own sampler (model runner %s) %s, so seqproc's exact one "
+            "samples at T = %g, top_p = %g, and no log q are reported; sampler='native' takes "
+            "vLLM's as it is",
+            self._runner.model_runner,
+            reason,
+            policy.temperature,
+            policy.top_p,
+        )
+
+    def _can_sleep(self) -> bool:
+        return bool(self._options.get("enable_sleep_mode")) and self._llm is not None
+
+    def _feed(
+        self,
+        stream: Iterator[Request],
+        in_flight: dict[str, Request],
+        policy: SamplingPolicy,
+        stopping: StoppingRule,
+        is_coupled: bool,
+    ) -> None:
+        """Fill vLLM's queue up."""
+        running = self._engine.vllm_config.scheduler_config.max_num_seqs
+        for request in itertools.islice(stream, running * _QUEUED_PER_RUNNING - len(in_flight)):
+            check_request(request, stopping, self.max_context)
+            request_id = str(next(self._ids))
+            with explained(f"vLLM refused request {request.index}"):
+                self._engine.add_request(
+                    request_id,
+                    {"type": "token", "prompt_token_ids": list(request.prompt_ids)},
+                    sampling_params(request.seed, policy, stopping, coupled=is_coupled),
+                    lora_request=self._weights.lora,
+                )
+            in_flight[request_id] = request
+
+    def _step(self, in_flight: dict[str, Request]) -> list[Any]:
+        """One step of vLLM; what it finished."""
+        try:
+            # On a CPU vLLM draws from torch's global generator, and then uses the requests' own.
+            with explained("vLLM failed while it was generating"), torch_generator_unchanged():
+                outputs = self._engine.step()
+        except EngineError:
+            in_flight.clear()  # there is nothing to abort in an engine that failed
+            raise
+        return [output for output in outputs if output.finished]
+
+    def _completion(
+        self, request: Request, output: Any, stopping: StoppingRule, *, reports_log_q: bool
+    ) -> Completion:
+        response = output.outputs[0]
+        ids, text, reason = finish(list(response.token_ids), self._tokenizer, stopping)
+        logqs = None
+        if reports_log_q:
+            steps = itertools.islice(zip(response.logprobs, ids, strict=False), len(ids))
+            logqs = tuple(float(position[token].logprob) for position, token in steps)
+            _require_distribution(logqs, request)
+        return Completion(
+            index=request.index,
+            token_ids=ids,
+            text=text,
+            finish_reason=reason,
+            logqs=logqs,
+            prompt_ids=tuple(output.prompt_token_ids),
+        )
+
+
+def _require_distribution(logqs: Sequence[float], request: Request) -> None:
+    """Refuse draws of a step at which vLLM masked every token."""
+    step = next((step for step, value in enumerate(logqs) if math.isnan(value)), None)
+    if step is not None:
+        raise EngineError(
+            f"vLLM's own sampler left no token to draw at step {step} of request {request.index}: "
+            "its log q is NaN. Its top-p does that at very small top_p, and logits that are NaN "
+            "do; sampler='auto' or 'coupled' has an exact top-p"
+        )
+
+
+def _plain(value: object) -> object:
+    """A value that JSON can hold."""
+    return value if isinstance(value, (str, int, float, bool, type(None))) else repr(value)
