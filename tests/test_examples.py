@@ -16,6 +16,8 @@ import pytest
 
 from seqproc.runs import open_run
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 
 

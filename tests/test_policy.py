@@ -171,6 +171,7 @@ def test_the_comparison_notices_a_slightly_different_policy(changed, notices):
     assert worst[notices] > BOUND[torch.float32]
 
 
+@pytest.mark.slow
 def test_the_comparison_notices_another_support():
     with pytest.raises(AssertionError):
         all_gaps(rows_of(16), SamplingPolicy(top_p=0.85), SamplingPolicy(top_p=0.9))

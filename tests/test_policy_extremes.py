@@ -134,6 +134,7 @@ def measured(logits: torch.Tensor, policy: SamplingPolicy, token: int) -> dict[s
     return found | ({"log q": scores.logqs} if bool(scores.logqs > -INF) else {})
 
 
+@pytest.mark.slow
 @both_dtypes
 def test_every_gradient(logits, policy, token, expected):
     assume(logits[0, token] > -INF)
@@ -158,6 +159,7 @@ def test_no_gradient_of_any_statistic_is_nan(logits, policy, token, expected):
         assert not found.isnan().any()
 
 
+@pytest.mark.slow
 @both_dtypes
 def test_every_forward_derivative(logits, policy, token, expected):
     assume(logits[0, token] > -INF)

@@ -12,7 +12,7 @@ import torch
 from seqproc import SequenceProcessor
 from seqproc.models.tokenization import as_chat
 
-pytestmark = [pytest.mark.vllm, pytest.mark.model]
+pytestmark = [pytest.mark.vllm, pytest.mark.model, pytest.mark.slow]
 
 OPTIONS = {"max_model_len": 256, "max_num_seqs": 16, "kv_cache_memory_bytes": 1 << 30}
 CONFIG = {"generation": {"temperature": 0.8, "top_p": 0.95, "max_new_tokens": 24}}

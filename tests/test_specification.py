@@ -137,6 +137,7 @@ def test_initialization_generation_and_override(namespace: dict[str, Any]) -> No
             assert not torch.equal(shifted, lps.logprobs[b][g])
 
 
+@pytest.mark.slow
 def test_replacement_sampling_of_32768_draws(namespace: dict[str, Any]) -> None:
     exec(INITIALIZATION, namespace)
     exec(REPLACEMENT_SAMPLING, namespace)

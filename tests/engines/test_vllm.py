@@ -62,6 +62,7 @@ def hf(smollm2: tuple[Any, Any]) -> HFEngine:
 # ---------------------------------------------------------------- tokens and log q
 
 
+@pytest.mark.slow
 def test_greedy_tokens_equal_those_of_hugging_face(
     bench: Bench, hf: HFEngine, smollm2: tuple[Any, Any]
 ) -> None:
@@ -88,6 +89,7 @@ def test_log_q_is_that_of_the_policy_over_hugging_face_logits(
 # ---------------------------------------------------------------- seeds
 
 
+@pytest.mark.slow
 def test_seeded_draws_repeat_and_do_not_depend_on_how_many_run_together(bench: Bench) -> None:
     # Rounding differs with the batch: of 512 tokens, about 1 in 200 runs of this test on another
     # machine would meet a draw so near to a tie that it shows.
@@ -368,6 +370,7 @@ def drawn_token(logits: torch.Tensor, seed: int, step: int) -> torch.Tensor:
 # ---------------------------------------------------------------- another engine
 
 
+@pytest.mark.slow
 def test_lora_and_coupling_in_a_second_engine_after_a_start_that_failed(
     vllm_host: VLLMHost, smollm2_path: Path, tmp_path: Path
 ) -> None:

@@ -22,7 +22,7 @@ from seqproc.policy import SamplingPolicy
 from seqproc.prompts import draw_seed
 from seqproc.scorers import TeacherForcingScorer, build_params_override
 
-pytestmark = [pytest.mark.vllm, pytest.mark.model]
+pytestmark = [pytest.mark.vllm, pytest.mark.model, pytest.mark.slow]
 
 POLICY = SamplingPolicy(temperature=0.9, top_p=0.95)
 NUM_PROMPTS = 16

@@ -30,7 +30,7 @@ from seqproc.errors import EngineError
 from seqproc.models.weights import temporary_weights, validate_weights
 from seqproc.policy import SamplingPolicy, token_log_q
 
-pytestmark = [pytest.mark.vllm, pytest.mark.model]
+pytestmark = [pytest.mark.vllm, pytest.mark.model, pytest.mark.slow]
 
 GREEDY = SamplingPolicy(do_sample=False)
 POLICY = SamplingPolicy(temperature=0.9, top_p=0.95)

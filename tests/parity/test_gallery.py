@@ -37,6 +37,7 @@ def test_the_hugging_face_engine_passes(small: Range) -> None:
     assert found.verdict.holds, (found.findings, found.causes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken", GALLERY, ids=lambda broken: broken.name)
 def test_a_broken_engine_is_caught_and_its_fault_named(small: Range, broken: Broken) -> None:
     policy = SamplingPolicy(temperature=0.7, top_p=1.0 if "top_k" in broken.name else 0.9)
@@ -80,6 +81,7 @@ def test_weights_before_an_update_are_named(small: Range) -> None:
     assert "not the override" in found.causes[0].description
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("off_by", "words"),
     [

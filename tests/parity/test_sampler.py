@@ -50,6 +50,7 @@ def null_p_values() -> dict[str, list[float]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TESTS)
 def test_p_values_of_a_right_engine_are_uniform(name: str) -> None:
     p_values = null_p_values()[name]

@@ -14,7 +14,7 @@ import torch
 from seqproc.policy import SamplingPolicy
 from seqproc.scorers import TeacherForcingScorer, TokenSequence
 
-pytestmark = pytest.mark.model
+pytestmark = [pytest.mark.model, pytest.mark.slow]
 
 POLICIES = [SamplingPolicy(), SamplingPolicy(temperature=0.8, top_p=0.95)]
 BOUND = 5e-4
