@@ -5,6 +5,8 @@ Knows datasets, tokenizers and `generate`; nothing of scorers.
 
 from __future__ import annotations
 
+import argparse
+import os
 from collections.abc import Iterator
 from itertools import islice
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 import torch
 
 from seqproc.prompts import load_prompts
+from seqproc.prompts.gsm8k import FOLDER_VARIABLE
 from seqproc.scorers import TokenSequence
 
 TEMPLATE = "Question: {}\nLet us think step by step.\nAnswer:"
@@ -87,3 +90,14 @@ def _from_arithmetic(tokenizer: Any, length: int, _: str | None) -> Iterator[lis
         if len(ids) >= length:
             yield ids
             text = ""
+
+
+def data_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say what is sampled, from which model and where."""
+    parser.add_argument("--model", default="smollm2-135m", help="embedded name, folder or hub id")
+    parser.add_argument("--device", default="cpu", help="where the model is")
+    parser.add_argument("--prompt-tokens", type=int, default=90, help="about as many")
+    parser.add_argument(
+        "--gsm8k", default=os.environ.get(FOLDER_VARIABLE), help="folder with test.jsonl"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the sampled responses")

@@ -15,12 +15,11 @@ from __future__ import annotations
 
 import argparse
 import copy
-import os
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from _data import RESPONSE_TOKENS, sample
+from _data import RESPONSE_TOKENS, data_arguments, sample
 from _measuring import Row, timed_rows
 from _report import json_line, table
 from rich.console import Console
@@ -28,7 +27,6 @@ from torch import Tensor, nn
 
 from seqproc.models import load_model
 from seqproc.policy import SamplingPolicy
-from seqproc.prompts.gsm8k import FOLDER_VARIABLE
 from seqproc.scorers import (
     Float64Lift,
     TeacherForcingScorer,
@@ -118,16 +116,10 @@ def _device(model: nn.Module) -> torch.device:
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--model", default="smollm2-135m", help="embedded name, folder or hub id")
-    parser.add_argument("--device", default="cpu", help="where the model is")
+    data_arguments(parser)
     parser.add_argument("--sequences", type=int, default=64, help="of the part gradients")
     parser.add_argument("--kernel", type=int, default=9, help="sequences of the part kernel")
-    parser.add_argument("--prompt-tokens", type=int, default=90, help="about as many")
     parser.add_argument("--repeats", type=int, default=3, help="rounds, after a warm-up")
-    parser.add_argument(
-        "--gsm8k", default=os.environ.get(FOLDER_VARIABLE), help="folder with test.jsonl"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the sampled responses")
     return parser.parse_args()
 
 

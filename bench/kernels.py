@@ -16,12 +16,11 @@ from __future__ import annotations
 
 import argparse
 import copy
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from _data import RESPONSE_TOKENS, sample
+from _data import RESPONSE_TOKENS, data_arguments, sample
 from _measuring import Row, system_allocator, timed_rows
 from _report import json_line, table
 from rich.console import Console
@@ -30,7 +29,6 @@ from seqproc._util.kernels import KERNELS
 from seqproc.config import PrecisionConfig
 from seqproc.models import load_model
 from seqproc.policy import SamplingPolicy
-from seqproc.prompts.gsm8k import FOLDER_VARIABLE
 from seqproc.scorers import TeacherForcingScorer, TokenSequence, jvp, keep_freed_memory
 
 POLICY = SamplingPolicy(top_p=0.95)
@@ -79,15 +77,9 @@ def uneven(sequences: Sequence[TokenSequence]) -> list[TokenSequence]:
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--model", default="smollm2-135m", help="embedded name, folder or hub id")
-    parser.add_argument("--device", default="cpu", help="where the model is")
+    data_arguments(parser)
     parser.add_argument("--sequences", type=int, default=16, help="of the part score")
-    parser.add_argument("--prompt-tokens", type=int, default=90, help="about as many")
     parser.add_argument("--repeats", type=int, default=5, help="rounds, after a warm-up")
-    parser.add_argument(
-        "--gsm8k", default=os.environ.get(FOLDER_VARIABLE), help="folder with test.jsonl"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the sampled responses")
     return parser.parse_args()
 
 

@@ -7,9 +7,9 @@ needed, and one engine never stands in for another.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from seqproc._util.lazy import lazy_names
 from seqproc.engines.base import Completion, Engine, Request, StoppingRule
 from seqproc.engines.noise import Noise, NotReplayable
 from seqproc.engines.registry import create_engine, engine_names, register_engine
@@ -53,12 +53,4 @@ _HOMES = {
     "gumbel_noise": "seqproc.engines.gumbel",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -8,7 +8,6 @@ J·v = ∂⟨Jᵀg, v⟩/∂g, the derivative that the function's author declare
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -16,14 +15,13 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
-# `Function.apply` is one for all threads.
-_ONE_AT_A_TIME = threading.RLock()
+from seqproc._util.isolation import in_turn
 
 
 @contextlib.contextmanager
 def differentiated_forwards() -> Iterator[None]:
     """A scope in which dual tensors pass through custom functions that have no ``jvp``."""
-    with _ONE_AT_A_TIME:
+    with in_turn():  # `Function.apply` is one for all threads
         original = Function.__dict__["apply"]
         _replace_apply(classmethod(_by_backward(original.__func__)))
         try:

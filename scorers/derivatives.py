@@ -15,6 +15,7 @@ import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -150,16 +151,7 @@ def hvp(
             token_budget=token_budget,
             share_prompts=share_prompts,
         )
-        try:
-            value = objective(scores)
-        except Exception as error:
-            raise ConfigError(
-                f"objective raised {type(error).__name__} on a list of TokenScores: {error}"
-            ) from error
-        if not isinstance(value, Tensor) or value.dim() or not value.requires_grad:
-            raise ConfigError(
-                f"objective must give a scalar tensor that depends on the scores, got {value!r:.60}"
-            )
+        value = scalar_of("objective", objective, scores)
         gradient = _gradient(value, params, create_graph=True)
         # Cloned, as one that was made in inference mode cannot be in a graph.
         slope = sum(
@@ -168,6 +160,31 @@ def hvp(
         if not isinstance(slope, Tensor) or not slope.requires_grad:
             return {name: torch.zeros_like(p) for name, p in params.items()}
         return _gradient(slope, params)
+
+
+def scalar_of(name: str, function: Callable[[Any], Tensor], scores: object) -> Tensor:
+    """A user's function of scores, which must give a scalar with a graph.
+
+    Args:
+        name: of the argument that the function came as.
+        function: of the scores.
+        scores: what it is called with.
+
+    Raises:
+        ConfigError: it raises, or gives something else.
+    """
+    try:
+        value = function(scores)
+    except Exception as error:
+        raise ConfigError(
+            f"{name} raised {type(error).__name__} on the TokenScores it was given: {error}"
+        ) from error
+    if not isinstance(value, Tensor) or value.dim() or not value.requires_grad:
+        raise ConfigError(
+            f"{name} must give a scalar tensor that depends on the scores, got {value!r:.60}; a "
+            "result of detach() or item() has no gradient"
+        )
+    return value
 
 
 @contextlib.contextmanager

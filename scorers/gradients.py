@@ -31,7 +31,7 @@ from seqproc.models.parameters import ParamMapping, check_mapping, own_parameter
 from seqproc.policy import SamplingPolicy, TokenScores
 from seqproc.scorers.batching import Batch, TokenSequence
 from seqproc.scorers.budget import free_memory
-from seqproc.scorers.derivatives import TokenDerivatives, jvp
+from seqproc.scorers.derivatives import TokenDerivatives, jvp, scalar_of
 from seqproc.scorers.finite import require_numbers
 from seqproc.scorers.teacher_forcing import TeacherForcingScorer
 
@@ -265,17 +265,7 @@ def _objective(of: OfScores) -> Objective:
 
 def _value(objective: Objective, scores: TokenScores, index: int) -> Tensor:
     """f of a sequence."""
-    try:
-        value = objective(scores)
-    except Exception as error:
-        raise ConfigError(
-            f"of raised {type(error).__name__} on a sequence's TokenScores: {error}"
-        ) from error
-    if not isinstance(value, Tensor) or value.dim() or not value.requires_grad:
-        raise ConfigError(
-            "of must give a scalar tensor that depends on a sequence's scores, got "
-            f"{value!r:.60}; a result of detach() or item() has no gradient"
-        )
+    value = scalar_of("of", objective, scores)
     if not bool(value.isfinite()):
         outside, number = int(scores.logqs.isneginf().sum()), float(value.detach())
         raise ScoringError(

@@ -6,8 +6,9 @@ same sampling policy. `SequenceProcessor` joins the two; the pieces are public a
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from seqproc._util.lazy import lazy_names
 
 __version__ = "0.1.0"
 
@@ -74,12 +75,4 @@ if TYPE_CHECKING:
         TokenStepDiagnostics,
     )
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'seqproc' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -7,17 +7,13 @@ computes vLLM's random numbers once more, for parity. Nothing is imported before
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from seqproc._util.lazy import lazy_names
 
 if TYPE_CHECKING:
     from seqproc.engines.vllm.engine import VLLMEngine
 
 __all__ = ["VLLMEngine"]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from seqproc.engines.vllm import engine
-
-    return getattr(engine, name)
+__getattr__, __dir__ = lazy_names(__name__, {"VLLMEngine": ".engine"})

@@ -9,8 +9,9 @@ turns prompts into ids. Names are imported when first used.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from seqproc._util.lazy import lazy_names
 
 if TYPE_CHECKING:
     from seqproc.models.embedded import (
@@ -57,31 +58,23 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Checkpoint": "source",
-    "EMBEDDED_MODELS": "embedded",
-    "EmbeddedModel": "embedded",
-    "ModelRecord": "embedded",
-    "ModelSource": "source",
-    "check_model_and_tokenizer": "loading",
-    "check_tokenizer": "loading",
-    "context_length": "introspection",
-    "embedded_model_dir": "embedded",
-    "eos_token_ids": "introspection",
-    "has_position_table": "introspection",
-    "list_models": "embedded",
-    "load_model": "loading",
-    "resolve_device": "loading",
-    "resolve_dtype": "loading",
-    "resolve_model": "loading",
-    "vocab_size": "introspection",
+    "Checkpoint": ".source",
+    "EMBEDDED_MODELS": ".embedded",
+    "EmbeddedModel": ".embedded",
+    "ModelRecord": ".embedded",
+    "ModelSource": ".source",
+    "check_model_and_tokenizer": ".loading",
+    "check_tokenizer": ".loading",
+    "context_length": ".introspection",
+    "embedded_model_dir": ".embedded",
+    "eos_token_ids": ".introspection",
+    "has_position_table": ".introspection",
+    "list_models": ".embedded",
+    "load_model": ".loading",
+    "resolve_device": ".loading",
+    "resolve_dtype": ".loading",
+    "resolve_model": ".loading",
+    "vocab_size": ".introspection",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -6,26 +6,27 @@ needs neither torch nor an engine.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from seqproc._util.lazy import lazy_names
 
 # Where each name lives, imported when first used: `open_run` should not wait for torch.
 _HOMES = {
-    "Draw": "plan",
-    "Manifest": "manifest",
-    "ROWS_SCHEMA": "schema",
-    "Run": "reader",
-    "RunResult": "result",
-    "RunSpec": "plan",
-    "RunSummary": "summary",
-    "RunWriter": "writer",
-    "SummaryAccumulator": "summary",
-    "open_run": "reader",
-    "plan_draws": "plan",
-    "require_free": "writer",
-    "rows_table": "rows",
-    "sample_run": "sample",
-    "score_run": "score",
+    "Draw": ".plan",
+    "Manifest": ".manifest",
+    "ROWS_SCHEMA": ".schema",
+    "Run": ".reader",
+    "RunResult": ".result",
+    "RunSpec": ".plan",
+    "RunSummary": ".summary",
+    "RunWriter": ".writer",
+    "SummaryAccumulator": ".summary",
+    "open_run": ".reader",
+    "plan_draws": ".plan",
+    "require_free": ".writer",
+    "rows_table": ".rows",
+    "sample_run": ".sample",
+    "score_run": ".score",
 }
 
 __all__ = [
@@ -58,12 +59,4 @@ if TYPE_CHECKING:
     from seqproc.runs.summary import RunSummary, SummaryAccumulator
     from seqproc.runs.writer import RunWriter, require_free
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)
