@@ -149,6 +149,62 @@ def test_every_gradient(logits, policy, token, expected):
             assert holds(one, other, logits.dtype, scale), (name, one, other)
 
 
+STEP = mpf(10) ** -12  # of a central difference, in 50 digits
+APART = 1e-6  # logits nearer to each other are taken for a tie, where a derivative has a jump
+
+
+def without_ties(row: Row) -> Row:
+    """Those of moderate size, each farther from all before it than `APART`."""
+    kept: list[float] = []
+    for x in row:
+        if x == -INF or (abs(x) <= 1e20 and all(abs(x - y) > APART for y in kept)):
+            kept.append(x)
+    return tuple(kept)
+
+
+def differences(row: Row, policy: SamplingPolicy) -> dict[str, list[mpf]]:
+    """Derivatives of every statistic by every logit, as central differences of the oracle."""
+    found: dict[str, list[mpf]] = {name: [] for name in STATISTICS}
+    with mp.workdps(DIGITS):
+        for i in range(len(row)):
+            low, high = (
+                step(
+                    tuple(mpf(x) + (sign * STEP if j == i else 0) for j, x in enumerate(row)),
+                    policy.temperature,
+                    policy.top_p,
+                    policy.do_sample,
+                    eos=(0,),
+                )
+                for sign in (-1, 1)
+            )
+            assert low.support == high.support
+            for name, slopes_of in found.items():
+                before, after = getattr(low, name), getattr(high, name)
+                slopes_of.append(mpf(0) if before == after else (after - before) / (2 * STEP))
+    return found
+
+
+@pytest.mark.slow
+@both_dtypes
+def test_every_gradient_of_every_statistic(logits, policy, token, expected):
+    row = without_ties(tuple(logits[0].double().tolist()))
+    assume(len(row) and max(row) > -INF and oracle(row, policy) is not None)
+    leaf = torch.tensor([row], dtype=logits.dtype, requires_grad=True)
+    stats = score_tokens(leaf, torch.tensor([0]), policy, eos_token_ids=(0,)).stats
+    for name, true in differences(row, policy).items():
+        value = getattr(stats, name)
+        if not value.requires_grad:
+            assert not any(true), name
+            continue
+        if bool(value.isinf()):  # the cut margin where nothing is dropped
+            continue
+        (found,) = torch.autograd.grad(value.sum(), leaf, retain_graph=True, allow_unused=True)
+        numbers = [0.0] * len(row) if found is None else found[0].tolist()
+        scale = (1 + 1 / policy.temperature) * (100 if name == "logit_var" else 1)
+        for one, other in zip(numbers, true, strict=True):
+            assert holds(one, other, logits.dtype, scale), (name, one, other)
+
+
 @both_dtypes
 def test_no_gradient_of_any_statistic_is_nan(logits, policy, token, expected):
     leaf = logits.clone().requires_grad_()
