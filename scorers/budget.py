@@ -68,19 +68,14 @@ class Schedule:
     """Batches to go through, more than once if need be, in sizes that fit in memory.
 
     Args:
-        sequences: what is in the batches.
+        sequences: what is in the batches, but for those without a response.
         limits: of a batch; halved each time that memory runs out.
     """
 
     def __init__(self, sequences: Sequence[TokenSequence], limits: Limits) -> None:
-        self._sequences = sequences
+        self.sequences = sequences
         self.limits = limits
         self.batches = plan(sequences, limits)
-
-    @property
-    def num_sequences(self) -> int:
-        """Of all sequences, also those without a response, which are in no batch."""
-        return len(self._sequences)
 
     def map(self, work: Callable[[Batch], R]) -> Iterator[tuple[Batch, R]]:
         """Yield every batch with the result of ``work`` on it.
@@ -100,16 +95,13 @@ class Schedule:
                 continue
             self._shrink(batch)
             left = [i for b in (batch, *waiting) for i in b.indices]
-            waiting = deque(plan(self._sequences, self.limits, left))
+            waiting = deque(plan(self.sequences, self.limits, left))
         self.batches = done
 
     def _shrink(self, batch: Batch) -> None:
         if len(batch.indices) == 1 or batch.num_tokens == 1:
-            length = self._sequences[batch.indices[0]].length
-            raise ScoringError(
-                f"sequence {batch.indices[0]}, of {length} tokens, does not fit in memory on its "
-                "own: free memory, use a smaller dtype, or shorten it"
-            )
+            index = batch.indices[0]
+            raise does_not_fit(index, self.sequences[index].length)
         taken = batch.num_tokens
         fewer = max(1, min(self.limits.tokens, taken) // 2)
         self.limits = dataclasses.replace(self.limits, tokens=fewer)
@@ -127,6 +119,14 @@ def _results(work: Callable[[Batch], R], batch: Batch) -> list[R]:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return []
+
+
+def does_not_fit(index: int, length: int) -> ScoringError:
+    """The error of a sequence that memory runs out on when nothing is beside it."""
+    return ScoringError(
+        f"sequence {index}, of {length} tokens, does not fit in memory on its own: free memory, "
+        "use a smaller dtype, or shorten it"
+    )
 
 
 def is_out_of_memory(error: BaseException) -> bool:

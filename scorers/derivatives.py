@@ -237,14 +237,14 @@ def _unpack(scores: TokenScores) -> TokenDerivatives:
 
 
 def _require_numbers(derivatives: TokenDerivatives, batch: Batch) -> None:
-    require_numbers(derivatives.scores, batch)
+    require_numbers(derivatives.scores, batch.spans())
     inside = derivatives.logqs.masked_fill(derivatives.scores.logqs.isneginf(), 0.0)
     slopes = {
         "dlogprobs": derivatives.logprobs,
         "dlogqs": inside,
         "drb_entropy": derivatives.rb_entropy,
     }
-    require_finite(slopes, batch)
+    require_finite(slopes, batch.spans())
 
 
 def _rows(derivatives: TokenDerivatives, start: int, stop: int) -> TokenDerivatives:

@@ -220,7 +220,7 @@ def _gradient(
     def differentiate(batch: Batch) -> tuple[Tensor, ...]:
         logits = len(batch.targets) * scorer.parts.vocab_size
         scores = score_batch(batch, keep_logits=logits <= _KEPT_LOGITS.on(scorer.device))
-        require_numbers(scores, batch)
+        require_numbers(scores, batch.spans())
         values = [
             shares[index] * _value(objective, scores.rows(start, stop), first + index)
             for index, start, stop in batch.spans()

@@ -9,6 +9,8 @@ import contextlib
 import copy
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +38,7 @@ from seqproc.scorers.batching import Batch, Limits, TokenSequence
 from seqproc.scorers.budget import Schedule, default_logits, default_tokens, is_out_of_memory
 from seqproc.scorers.chunks import in_chunks
 from seqproc.scorers.examination import examine
-from seqproc.scorers.finite import require_numbers
+from seqproc.scorers.finite import Span, require_numbers
 from seqproc.scorers.forward import (
     device_of,
     evaluating,
@@ -48,6 +50,7 @@ from seqproc.scorers.kernels.packing import FORWARD_COST
 from seqproc.scorers.kernels.products import ROW_MULTIPLE
 from seqproc.scorers.measure import empty_scores, measure
 from seqproc.scorers.overrides import cast_up, resolve_mapping, widest
+from seqproc.scorers.plain import score_one_by_one
 
 # Logits of one chunk of the head: 132 MB in float32 on a CPU, a little less than the largest blocks
 # that `keep_freed_memory` keeps. With smaller chunks a CPU packs the matrix more often.
@@ -149,16 +152,41 @@ class TeacherForcingScorer:
     ) -> list[TokenScores]:
         """The scores of every sequence at one override, on the CPU."""
         mapping, width = resolve_mapping(self.model, override, buffers, self.minimum_dtypes())
-
-        def score_batch(batch: Batch) -> TokenScores:
-            return self.score_batch(batch, policy, mapping, width).map(_to_cpu)
-
-        results = [self.empty_scores(width)] * schedule.num_sequences
+        results = [self.empty_scores(width)] * len(schedule.sequences)
         with kernels_on(self.precision.kernels):
-            for batch, scores in schedule.map(score_batch):
-                _place(results, batch, scores)
-                report(len(batch.indices))
+            for spans, scores in self._scored(schedule, policy, mapping, width):
+                _place(results, spans, scores.map(_to_cpu))
+                report(len(spans))
         return results
+
+    def _scored(
+        self,
+        schedule: Schedule,
+        policy: SamplingPolicy,
+        mapping: ParamMapping | None,
+        width: torch.dtype,
+        autocast: torch.dtype | None = None,
+    ) -> Iterator[tuple[list[Span], TokenScores]]:
+        """Yield scores of some sequences, and where among them each one's are, until all are done.
+
+        Batch by batch, or without any kernel as scores are defined; see `score_batch`.
+        """
+        if not self.precision.kernels:
+            yield from score_one_by_one(
+                self.model,
+                schedule.sequences,
+                policy,
+                self.eos_token_ids,
+                mapping,
+                forwarding=functools.partial(self.forwarding, width, autocast),
+                statistics_dtype=self._statistics_dtype,
+            )
+            return
+        work = functools.partial(
+            self.score_batch, policy=policy, mapping=mapping, width=width, autocast=autocast
+        )
+        for batch, scores in schedule.map(work):
+            yield list(batch.spans()), scores
 
     def score_with_grad(
         self,
@@ -176,12 +204,17 @@ class TeacherForcingScorer:
         backward pass computes them again, chunk by chunk, from the hidden states.
         """
         require_all("sequences", sequences, TokenSequence, "TokenSequence", SequenceError)
+        require_policy(policy)
         results = [self.empty_scores(self._with_grad_width())] * len(sequences)
         self._require_trainable()
-        with undisturbed(self.device), torch.enable_grad():
+        with (
+            undisturbed(self.device),
+            torch.enable_grad(),
+            kernels_on(self.precision.kernels),
+        ):
             schedule = self.schedule(sequences, batch_size, token_budget, share_prompts)
-            for batch, scores in schedule.map(self.graphed(policy)):
-                _place(results, batch, scores)
+            for spans, scores in self._scored(schedule, policy, **self._with_graph()):
+                _place(results, spans, scores)
         return results
 
     def graphed(self, policy: SamplingPolicy) -> ScoreBatch:
@@ -190,14 +223,13 @@ class TeacherForcingScorer:
         To be made and called where gradients are enabled; see `score_with_grad`.
         """
         require_policy(policy)
-        profile = self.precision.tf_withgrad
-        return functools.partial(
-            self.score_batch,
-            policy=policy,
-            mapping=self._live_mapping(self._with_grad_width()),
-            width=self._with_grad_width(),
-            autocast=torch_dtype(profile.dtype) if profile.autocast else None,
-        )
+        return functools.partial(self.score_batch, policy=policy, **self._with_graph())
+
+    def _with_graph(self) -> dict[str, Any]:
+        """Parameters and dtypes of a forward with gradients."""
+        profile, width = self.precision.tf_withgrad, self._with_grad_width()
+        autocast = torch_dtype(profile.dtype) if profile.autocast else None
+        return {"mapping": self._live_mapping(width), "width": width, "autocast": autocast}
 
     def with_differentiable_attention(self) -> TeacherForcingScorer:
         """The same scorer, whose attention can be differentiated forwards, and twice."""
@@ -334,10 +366,14 @@ class TeacherForcingScorer:
             differentiable_attention(self.model)
             if self._differentiates_attention
             else contextlib.nullcontext(),
-            self.shortcuts.scope(self.model),
+            self._kernels_of_forward(),
             whole_embedding_gradients(),
         ):
             yield
+
+    def _kernels_of_forward(self) -> AbstractContextManager[None]:
+        is_plain = not self.precision.kernels
+        return contextlib.nullcontext() if is_plain else self.shortcuts.scope(self.model)
 
     def _statistics_dtype(self, forward: torch.dtype, with_grad: bool = False) -> torch.dtype:
         if self.precision.entropy_fp64:
@@ -374,8 +410,8 @@ def _to_cpu(values: Tensor) -> Tensor:
     return values.detach().cpu()
 
 
-def _place(results: list[TokenScores], batch: Batch, scores: TokenScores) -> None:
-    """Cut a batch's scores up into its sequences', if all of them are numbers."""
-    require_numbers(scores, batch)
-    for index, start, stop in batch.spans():
+def _place(results: list[TokenScores], spans: Sequence[Span], scores: TokenScores) -> None:
+    """Cut scores up into each sequence's, if all of them are numbers."""
+    require_numbers(scores, spans)
+    for index, start, stop in spans:
         results[index] = scores.rows(start, stop)

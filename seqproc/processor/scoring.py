@@ -17,6 +17,7 @@ from tqdm import tqdm
 from seqproc.config import GenerationConfig, PrecisionConfig, require_count
 from seqproc.engines import ModelSource
 from seqproc.errors import ScoringError, SequenceError
+from seqproc.models.introspection import has_position_table
 from seqproc.models.parameters import ParamMapping
 from seqproc.policy import TokenScores
 from seqproc.processor import assembly
@@ -214,8 +215,6 @@ class SequenceScorer:
 
     def _check_context(self, items: Sequence[TokenSequence]) -> None:
         """Refuse what a table of positions cannot hold; elsewhere warn of it, once."""
-        from seqproc.models import has_position_table
-
         context, longest = self.source.max_context, _longest(items)
         if context is None or longest <= context:
             return

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from seqproc._util.kernels import is_on
 from seqproc.support.nucleus import Nuclei, blocks, exponential, scaled, sums, wide
 from seqproc.support.top_logits import largest
 
@@ -81,7 +82,8 @@ def _two_largest(rows: Tensor) -> Tensor:
     """The two largest logits of each row, ``[N, 2]`` float64; −∞ where there is no second."""
     if rows.shape[-1] == 1:
         return functional.pad(wide(rows), (0, 1), value=_NEG_INF)
-    return wide(rows.gather(-1, largest(rows, 2)))
+    ids = largest(rows, 2) if is_on("nucleus") else rows.detach().topk(2).indices
+    return wide(rows.gather(-1, ids))
 
 
 def over_nuclei(group: Nuclei, wanted: Tensor) -> Restricted:

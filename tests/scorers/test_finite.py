@@ -41,7 +41,7 @@ def broken(name: str, row: int, value: float) -> TokenScores:
 
 
 def test_numbers_pass():
-    require_numbers(scores(), batch())
+    require_numbers(scores(), batch().spans())
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -50,11 +50,11 @@ def test_each_field_is_looked_at(name, value):
     allowed = {"logprobs": -math.inf, "logqs": -math.inf, "cut_margin": math.inf}
     index, start, _ = list(batch().spans())[1]
     if value == allowed.get(name):
-        require_numbers(broken(name, start + 2, value), batch())
+        require_numbers(broken(name, start + 2, value), batch().spans())
         return
     message = rf"sequence {index}: {name} of generated token 2 is {value}"
     with pytest.raises(ScoringError, match=message):
-        require_numbers(broken(name, start + 2, value), batch())
+        require_numbers(broken(name, start + 2, value), batch().spans())
 
 
 def biased(value: float, *ids: int) -> Any:

@@ -13,8 +13,8 @@ from seqproc import SequenceProcessor
 from seqproc._util.kernels import KERNELS, VARIABLE, is_on, kernels_of_environment, kernels_on
 from seqproc.config import PrecisionConfig
 from seqproc.errors import ConfigError, ScoringError
-from seqproc.policy import SamplingPolicy, support
-from seqproc.scorers import TeacherForcingScorer, TokenSequence, jvp
+from seqproc.policy import SamplingPolicy, TokenScores, support
+from seqproc.scorers import TeacherForcingScorer, TokenSequence, hvp, jvp, plain
 from seqproc.scorers.kernels import allocator, attention, packing, products, tangents
 from seqproc.support import nucleus
 
@@ -136,18 +136,61 @@ WORK: dict[str, Callable[[TeacherForcingScorer], Any]] = {
 }
 
 
+@pytest.mark.parametrize("kernels", [True, False])
 @pytest.mark.parametrize("work", WORK)
-def test_a_process_is_left_as_it_was_also_after_an_error(tiny_llama, monkeypatch, work):
+def test_a_process_is_left_as_it_was_also_after_an_error(tiny_llama, monkeypatch, work, kernels):
     model = tiny_llama().train()
     monkeypatch.setattr(allocator.ctypes, "CDLL", fails)  # nor is the C library's allocator set
     before = state(model)
-    scorer = TeacherForcingScorer(model)
+    scorer = scorer_with(model, kernels)
     WORK[work](scorer)
     assert state(model) == before
     monkeypatch.setattr(type(model.model.layers[1].mlp), "forward", fails)
     with pytest.raises(ScoringError, match="in the middle"):
         WORK[work](scorer)
     assert state(model) == before
+
+
+def test_gradients_are_right_without_kernels(tiny_llama):
+    """Of a loss that reads log p, log q and H, once and twice."""
+    gradients, products = [], []
+    for names in (True, False):
+        model = tiny_llama().double()
+        scorer = scorer_with(model, names)
+        scores = scorer.score_with_grad(SEQUENCES, POLICY)
+        gradients.append(torch.autograd.grad(loss(scores), list(model.parameters())))
+        products.append(hvp(scorer, SEQUENCES, POLICY, direction(model), loss))
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(products[1], products[0], rtol=1e-8, atol=1e-10)
+
+
+def loss(scores: list[TokenScores]) -> torch.Tensor:
+    kept = [s.logqs.masked_fill(s.logqs.isneginf(), 0.0) for s in scores]
+    sums = [s.logprobs.sum() + s.stats.rb_entropy.square().sum() for s in scores]
+    return sum(sums, sum(q.sum() for q in kept))
+
+
+def test_what_does_not_fit_in_memory_is_named_without_kernels(tiny_llama, monkeypatch):
+    def out_of_memory(*_: Any, **__: Any) -> Any:
+        raise torch.OutOfMemoryError("no memory")
+
+    scorer = scorer_with(tiny_llama(), ())
+    monkeypatch.setattr(plain, "score_tokens", out_of_memory)
+    with pytest.raises(ScoringError, match=r"sequence 0, of .* does not fit in memory on its own"):
+        scorer.score(SEQUENCES, POLICY)
+
+
+def test_a_plain_score_reads_whole_sequences_one_at_a_time(tiny_llama, monkeypatch):
+    read, forward = [], plain.forward_logits
+
+    def watched(model: Any, ids: torch.Tensor, *others: Any) -> torch.Tensor:
+        read.append(ids)
+        return forward(model, ids, *others)
+
+    monkeypatch.setattr(plain, "forward_logits", watched)
+    scorer_with(tiny_llama(), ()).score(SEQUENCES, POLICY, batch_size=4)
+    whole = [torch.cat([s.prompt_ids, s.response_ids]) for s in SEQUENCES if len(s.response_ids)]
+    assert [ids.tolist() for ids in read] == [[ids[:-1].tolist()] for ids in whole]
 
 
 def test_runs_without_packing_are_full():
