@@ -40,11 +40,11 @@ def choose_prompts(pool: Sequence[T], num_prompts: int | None, seed: int) -> lis
         return list(pool)
     num_prompts = _integer("num_prompts", num_prompts)
     if num_prompts < 1:
-        raise DatasetError(f"num_prompts must be at least 1, or None for all, got {num_prompts}.")
+        raise DatasetError(f"num_prompts must be at least 1, or None for all, got {num_prompts}")
     if num_prompts > len(pool):
         raise DatasetError(
             f"{num_prompts} prompts were asked for without replacement, but the pool holds "
-            f"{len(pool)}. Ask for fewer, or draw with replacement."
+            f"{len(pool)}. Ask for fewer, or draw with replacement"
         )
     order = _generator(seed).permutation(len(pool))
     return [pool[index] for index in order[:num_prompts]]
@@ -62,11 +62,11 @@ def replacement_indices(seed: int, pool_size: int, total: int) -> NDArray[np.int
     """
     pool_size, total = _integer("pool_size", pool_size), _integer("total", total)
     if pool_size < 1:
-        raise DatasetError(f"draws need a pool of at least 1 prompt, got {pool_size}.")
+        raise DatasetError(f"draws need a pool of at least 1 prompt, got {pool_size}")
     if total < 0:
-        raise DatasetError(f"the number of draws cannot be negative, got {total}.")
+        raise DatasetError(f"the number of draws cannot be negative, got {total}")
     if max(pool_size, total) >= 2**63:
-        raise DatasetError(f"draws and prompts are counted in 64 bits, got {total} of {pool_size}.")
+        raise DatasetError(f"draws and prompts are counted in 64 bits, got {total} of {pool_size}")
     return _generator(seed).integers(0, pool_size, size=total, dtype=np.int64)
 
 
@@ -87,7 +87,7 @@ def draw_seed(run_seed: int, index: int) -> int:
     """
     position = _integer("the index of a draw", index)
     if not 0 <= position < 2**64:
-        raise ConfigError(f"the index of a draw must lie in [0, 2**64), got {position}.")
+        raise ConfigError(f"the index of a draw must lie in [0, 2**64), got {position}")
     payload = _DRAW_SEED_TAG + _unsigned(run_seed).to_bytes(8, "little")
     payload += position.to_bytes(8, "little")
     return int.from_bytes(hashlib.blake2b(payload, digest_size=8).digest(), "little")
@@ -101,7 +101,7 @@ def _unsigned(seed: int) -> int:
     """The seed's 64 bits, read as an unsigned integer."""
     value = _integer("a seed", seed)
     if not -(2**63) <= value < 2**64:
-        raise ConfigError(f"a seed must fit 64 bits, in [-2**63, 2**64), got {value}.")
+        raise ConfigError(f"a seed must fit 64 bits, in [-2**63, 2**64), got {value}")
     return value % 2**64
 
 
@@ -110,5 +110,5 @@ def _integer(name: str, value: int) -> int:
         return operator.index(value)
     except TypeError as error:
         raise ConfigError(
-            f"{name} must be an integer, got {type(value).__name__}: {value!r}."
+            f"{name} must be an integer, got {type(value).__name__}: {value!r}"
         ) from error

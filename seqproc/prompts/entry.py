@@ -38,7 +38,7 @@ class PromptEntry:
         if not self.text.strip():
             raise PromptError(
                 f"PromptEntry.text must hold something for the model to read, got {self.text!r}. "
-                "Drop the entry, or fix the column or template it came from."
+                "Drop the entry, or fix the column or template it came from"
             )
 
 
@@ -53,7 +53,7 @@ def refuse_surrogates(name: str, text: str) -> None:
     except UnicodeEncodeError as error:
         raise PromptError(
             f"{name} holds half of a surrogate pair, {text[error.start]!r}, as character "
-            f"{error.start}: decode its source as what it is, or use errors='replace'."
+            f"{error.start}: decode its source as what it is, or use errors='replace'"
         ) from error
 
 
@@ -61,5 +61,5 @@ def _require(fits: bool, field_name: str, expected: str, value: object) -> None:
     if not fits:
         raise PromptError(
             f"PromptEntry.{field_name} must be {expected}, "
-            f"got {type(value).__name__}: {value!r:.80}."
+            f"got {type(value).__name__}: {value!r:.80}"
         )

@@ -43,7 +43,7 @@ def load_jsonl(
     path = _split_file(_only_path(argument, data_dir), split)
     entries = [_file_entry(row, f"{path}, line {number}") for number, row in read_json_lines(path)]
     if not entries:
-        raise DatasetError(f"{path} holds no prompts: it is empty, or all of its lines are blank.")
+        raise DatasetError(f"{path} holds no prompts: it is empty, or all of its lines are blank")
     return entries
 
 
@@ -72,7 +72,7 @@ def load_hub(
     if not name or (at and not config):
         raise DatasetError(
             f"expected 'hf:NAME' or 'hf:NAME@CONFIG', such as 'hf:openai/gsm8k@main', "
-            f"got 'hf:{argument or ''}'."
+            f"got 'hf:{argument or ''}'"
         )
     rows = read_hub_rows(name, config or None, split, load=load)
     where = f"hub dataset {argument!r}, {split}"
@@ -83,11 +83,11 @@ def _only_path(argument: str | None, data_dir: str | None) -> Path:
     if argument and data_dir:
         raise DatasetError(
             f"the prompts are named twice: {argument!r} in the spec and data_dir={data_dir!r}. "
-            "Give one."
+            "Give one"
         )
     named = argument or data_dir
     if not named:
-        raise DatasetError("name the file of prompts: 'jsonl:PATH'.")
+        raise DatasetError("name the file of prompts: 'jsonl:PATH'")
     return Path(named).expanduser()
 
 
@@ -95,11 +95,11 @@ def _split_file(path: Path, split: str) -> Path:
     if path.is_dir():
         return _file_of_folder(path, split)
     if not path.exists():
-        raise DatasetError(f"there is no file or folder {path}.")
+        raise DatasetError(f"there is no file or folder {path}")
     if split not in _ONE_FILE_SPLITS:
         raise DatasetError(
             f"the one file {path} has no split {split!r}; ask for 'train' or 'all' to read all of "
-            "it, or name a folder with a file SPLIT.jsonl for each split."
+            "it, or name a folder with a file SPLIT.jsonl for each split"
         )
     return path
 
@@ -108,7 +108,7 @@ def _file_of_folder(folder: Path, split: str) -> Path:
     available = sorted(file.stem for file in folder.glob("*.jsonl"))
     if split not in available:
         listing = ", ".join(map(repr, available)) or "no .jsonl files"
-        raise DatasetError(f"{folder} has no split {split!r}; it has {listing}.")
+        raise DatasetError(f"{folder} has no split {split!r}; it has {listing}")
     return folder / f"{split}.jsonl"
 
 
@@ -118,7 +118,7 @@ def _file_entry(row: dict[str, Any], where: str) -> PromptEntry:
         raise DatasetError(_no_prompt(row, where))
     extra = row.get("meta", {})
     if not isinstance(extra, dict):
-        raise DatasetError(f"{where}: 'meta' must be an object, got {type(extra).__name__}.")
+        raise DatasetError(f"{where}: 'meta' must be an object, got {type(extra).__name__}")
     used = {key, "question", "answer", "meta"}
     others = {name: value for name, value in row.items() if name not in used}
     return _entry(row, key, "answer", {**others, **extra}, where)
@@ -134,7 +134,7 @@ def _hub_entry(row: Mapping[str, Any], where: str) -> PromptEntry:
 def _no_prompt(row: Mapping[str, Any], where: str) -> str:
     return (
         f"{where}: expected the prompt under one of {', '.join(map(repr, TEXT_KEYS))}, "
-        f"got {', '.join(map(repr, row)) or 'no keys'}. Rename the one that holds it."
+        f"got {', '.join(map(repr, row)) or 'no keys'}. Rename the one that holds it"
     )
 
 
@@ -149,7 +149,7 @@ def _entry(
     if not isinstance(text, str):
         raise DatasetError(
             f"{where}: {text_key!r} must be a string, got {type(text).__name__}. "
-            "A chat has to be turned into text with the model's chat template first."
+            "A chat has to be turned into text with the model's chat template first"
         )
     answer = None if answer_key is None else _answer_text(row.get(answer_key), answer_key, where)
     try:
@@ -164,7 +164,7 @@ def _answer_text(answer: object, key: str, where: str) -> str | None:
     if isinstance(answer, int | float) and not isinstance(answer, bool):
         return str(answer)
     raise DatasetError(
-        f"{where}: {key!r} must be a string, a number or null, got {type(answer).__name__}."
+        f"{where}: {key!r} must be a string, a number or null, got {type(answer).__name__}"
     )
 
 

@@ -21,7 +21,7 @@ FOLDER_VARIABLE = "SEQPROC_GSM8K_DIR"
 
 _HOW_TO_GIVE_A_FOLDER = (
     "To read a local copy, give a folder that holds train.jsonl and test.jsonl (objects with "
-    f"'question' and 'answer'): 'gsm8k:DIR', data_dir=DIR, or {FOLDER_VARIABLE}=DIR."
+    f"'question' and 'answer'): 'gsm8k:DIR', data_dir=DIR, or {FOLDER_VARIABLE}=DIR"
 )
 
 
@@ -65,7 +65,7 @@ def _folder(argument: str | None, data_dir: str | None) -> Path | None:
     if argument is not None and data_dir is not None:
         raise DatasetError(
             f"the GSM8K folder is named twice: {argument!r} in the spec and data_dir={data_dir!r}. "
-            "Give one."
+            "Give one"
         )
     named = argument if argument is not None else data_dir
     if named is None:
@@ -79,7 +79,7 @@ def _hub_rows(split: str) -> list[dict[str, Any]]:
     try:
         return list(read_hub_rows("openai/gsm8k", "main", split))
     except DatasetError as error:
-        raise DatasetError(f"{error} {_HOW_TO_GIVE_A_FOLDER}") from error
+        raise DatasetError(f"{error}. {_HOW_TO_GIVE_A_FOLDER}") from error
 
 
 def _entry(row: dict[str, Any], where: str, prompt: Callable[[str], str]) -> PromptEntry:
@@ -87,7 +87,7 @@ def _entry(row: dict[str, Any], where: str, prompt: Callable[[str], str]) -> Pro
     if not isinstance(question, str) or not isinstance(solution, str):
         raise DatasetError(
             f"{where}: expected strings under 'question' and 'answer', got the keys "
-            f"{', '.join(map(repr, row)) or 'none'}."
+            f"{', '.join(map(repr, row)) or 'none'}"
         )
     return PromptEntry(
         text=prompt(question),

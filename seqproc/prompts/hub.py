@@ -36,7 +36,7 @@ def read_hub_rows(
     except Exception as error:  # `datasets` lets through whatever its back-ends raise
         raise DatasetError(
             f"cannot load split {split!r} of the hub dataset {shown!r}: "
-            f"{type(error).__name__}: {str(error).rstrip('.')}."
+            f"{type(error).__name__}: {str(error).rstrip('.')}"
         ) from error
     return rows
 

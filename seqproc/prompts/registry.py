@@ -91,16 +91,16 @@ def register_dataset(
         DatasetError: the name is malformed or taken, or `splits` is one string.
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise DatasetError(f"a dataset's name is letters, digits, '_', '.' and '-', got {name!r}.")
+        raise DatasetError(f"a dataset's name is letters, digits, '_', '.' and '-', got {name!r}")
     if isinstance(splits, str):
-        raise DatasetError(f"splits must be a sequence of names, got the string {splits!r}.")
+        raise DatasetError(f"splits must be a sequence of names, got the string {splits!r}")
     info = DatasetInfo(name=name, description=description, splits=tuple(splits))
 
     def add(function: LoaderT) -> LoaderT:
         if name in _DATASETS and not replace:
             raise DatasetError(
                 f"a dataset named {name!r} is registered already. "
-                "Choose another name, or pass replace=True to overwrite it."
+                "Choose another name, or pass replace=True to overwrite it"
             )
         _DATASETS[name] = _Dataset(info=info, loader=function)
         return function
@@ -136,18 +136,18 @@ def load_prompts(
     if not isinstance(spec, str):
         raise DatasetError(
             f"a dataset is named by a string, got {type(spec).__name__}. "
-            f"Known: {_listing(dataset_names())}."
+            f"Known: {_listing(dataset_names())}"
         )
     if not isinstance(split, str):
-        raise DatasetError(f"a split is named by a string, got {type(split).__name__}.")
+        raise DatasetError(f"a split is named by a string, got {type(split).__name__}")
     if not isinstance(data_dir, str | PathLike | None):
-        raise DatasetError(f"data_dir must be a path, got {type(data_dir).__name__}.")
+        raise DatasetError(f"data_dir must be a path, got {type(data_dir).__name__}")
     name, colon, argument = spec.partition(":")
     dataset = _find(name)
     known_splits = dataset.info.splits
     if known_splits and split not in known_splits:
         raise DatasetError(
-            f"dataset {name!r} has no split {split!r}; it has {_listing(known_splits)}."
+            f"dataset {name!r} has no split {split!r}; it has {_listing(known_splits)}"
         )
     options: dict[str, str] = {}
     if colon:
@@ -164,7 +164,7 @@ def _find(name: str) -> _Dataset:
     raise DatasetError(
         f"no dataset is named {name!r}{did_you_mean(name, _DATASETS) or '.'} "
         f"Known: {_listing(dataset_names())}. "
-        "A file of prompts is read with 'jsonl:PATH', a hub dataset with 'hf:NAME'."
+        "A file of prompts is read with 'jsonl:PATH', a hub dataset with 'hf:NAME'"
     )
 
 
@@ -175,26 +175,26 @@ def _refuse_unknown_options(name: str, loader: DatasetLoader, options: dict[str,
     if "argument" in options and "argument" not in parameters:
         raise DatasetError(
             f"dataset {name!r} takes nothing after its name, got {options['argument']!r}. "
-            f"Ask for {name!r} alone."
+            f"Ask for {name!r} alone"
         )
     if "data_dir" in options and "data_dir" not in parameters:
-        raise DatasetError(f"dataset {name!r} is not read from a folder; leave data_dir out.")
+        raise DatasetError(f"dataset {name!r} is not read from a folder; leave data_dir out")
 
 
 def _checked_entries(spec: str, split: str, entries: Sequence[PromptEntry]) -> list[PromptEntry]:
     if isinstance(entries, str | bytes) or not isinstance(entries, Iterable):
         raise DatasetError(
             f"the loader of dataset {spec!r} must return a list of PromptEntry objects, "
-            f"got {type(entries).__name__}."
+            f"got {type(entries).__name__}"
         )
     loaded = list(entries)
     if not loaded:
-        raise DatasetError(f"dataset {spec!r}, split {split!r}, holds no prompts.")
+        raise DatasetError(f"dataset {spec!r}, split {split!r}, holds no prompts")
     strangers = {type(entry).__name__ for entry in loaded if not isinstance(entry, PromptEntry)}
     if strangers:
         raise DatasetError(
             f"the loader of dataset {spec!r} must return PromptEntry objects, "
-            f"got {_listing(sorted(strangers))}."
+            f"got {_listing(sorted(strangers))}"
         )
     return loaded
 

@@ -87,14 +87,14 @@ class MathJudge:
                 stderr=subprocess.DEVNULL,
             )
         except OSError as error:
-            raise SeqprocError(f"cannot start math-verify's process {command}: {error}.") from error
+            raise SeqprocError(f"cannot start math-verify's process {command}: {error}") from error
         atexit.register(self.close)
         process = self._process
         greeting = self._ask(process, None, _START_SECONDS)
         if greeting is None:
             raise SeqprocError(
                 f"math-verify's process ended, or said nothing for {_START_SECONDS:.0f} s, while "
-                f"it was being started. Run {' '.join(command)!r} to see why."
+                f"it was being started. Run {' '.join(command)!r} to see why"
             )
         if "error" in greeting:
             self._end()

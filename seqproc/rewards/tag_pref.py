@@ -130,7 +130,7 @@ def tag_pref_batch(
     if len(golds) != len(texts):
         raise SequenceError(
             f"expected one gold answer for all responses or one for each, got {len(golds)} gold "
-            f"answers for {len(texts)} responses."
+            f"answers for {len(texts)} responses"
         )
     return [tag_pref(text, each, weights) for text, each in zip(texts, golds, strict=True)]
 

@@ -69,8 +69,9 @@ class TestJsonl:
     def test_a_broken_line_is_named(self, prompts_file, line, problem):
         line = line if isinstance(line, bytes) else line.encode()
         path = prompts_file(b'{"prompt": "fine"}\n\n' + line + b"\n")
-        with pytest.raises(DatasetError, match=rf"prompts\.jsonl, line 3: .*{problem}"):
+        with pytest.raises(DatasetError, match=rf"prompts\.jsonl, line 3: .*{problem}") as caught:
             load_prompts(f"jsonl:{path}")
+        assert not str(caught.value).endswith(".")
 
     @pytest.mark.parametrize("content", ["", "\n \n"])
     def test_an_empty_file_is_refused(self, prompts_file, content):

@@ -95,6 +95,7 @@ def test_unknown_dataset_lists_the_known_and_a_close_one():
     message = str(caught.value)
     assert "did you mean 'gsm8k'?" in message
     assert all(repr(name) in message for name in dataset_names())
+    assert not message.endswith(".")
 
 
 def test_unknown_dataset_with_nothing_close_gives_no_hint():
