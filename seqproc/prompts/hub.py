@@ -5,6 +5,7 @@ code of their own to be loaded are not supported: nothing downloaded is ever exe
 """
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 from seqproc._util.optional import require_package
@@ -20,15 +21,17 @@ def read_hub_rows(
     """The rows of one split.
 
     Args:
-        name: repository id such as `"openai/gsm8k"`, or a local folder.
+        name: repository id such as `"openai/gsm8k"`, or a local folder of CSV, Parquet or JSON
+            files whose names tell the split.
         config: the dataset's configuration, where it has several.
         split: which part.
         load: stands in for `datasets.load_dataset`.
 
     Raises:
-        DatasetError: the dataset, configuration or split cannot be loaded.
+        DatasetError: the dataset, configuration or split cannot be loaded, or `name` is a file.
         MissingDependencyError: `datasets` is not installed.
     """
+    _refuse_file(name)
     load = load or _load_dataset()
     shown = name if config is None else f"{name}@{config}"
     try:
@@ -39,6 +42,14 @@ def read_hub_rows(
             f"{type(error).__name__}: {str(error).rstrip('.')}"
         ) from error
     return rows
+
+
+def _refuse_file(name: str) -> None:
+    path = Path(name)
+    if path.is_file():
+        folder = f"name the folder that holds it: 'hf:{path.parent}', with a file for each split"
+        lines = f"'jsonl:{name}' reads it" if path.suffix == ".jsonl" else folder
+        raise DatasetError(f"{name!r} is a local file, not a dataset of the hub; {lines}")
 
 
 def _load_dataset() -> LoadDataset:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from os import PathLike, fspath
 from typing import TypeVar, overload
 
-from seqproc.errors import DatasetError, did_you_mean
+from seqproc.errors import DatasetError, SeqprocError, did_you_mean
 from seqproc.prompts.entry import PromptEntry
 
 DatasetLoader = Callable[..., Sequence[PromptEntry]]
@@ -131,7 +131,8 @@ def load_prompts(
 
     Raises:
         DatasetError: the name or the split is unknown, an option does not apply to this
-            dataset, or what it reads is missing, malformed or empty.
+            dataset or is missing, or what it reads is missing, malformed or empty; also whatever
+            its loader raises that is no `SeqprocError`.
     """
     if not isinstance(spec, str):
         raise DatasetError(
@@ -154,8 +155,8 @@ def load_prompts(
         options["argument"] = argument
     if data_dir is not None:
         options["data_dir"] = fspath(data_dir)
-    _refuse_unknown_options(name, dataset.loader, options)
-    return _checked_entries(spec, split, dataset.loader(split, **options))
+    _check_options(name, dataset.loader, options)
+    return _loaded(spec, split, dataset.loader, options)
 
 
 def _find(name: str) -> _Dataset:
@@ -168,8 +169,14 @@ def _find(name: str) -> _Dataset:
     )
 
 
-def _refuse_unknown_options(name: str, loader: DatasetLoader, options: dict[str, str]) -> None:
+def _check_options(name: str, loader: DatasetLoader, options: dict[str, str]) -> None:
+    """Refuse an option that the loader does not take, and the lack of one that it needs."""
     parameters = inspect.signature(loader).parameters
+    needed = {n for n, p in parameters.items() if p.default is inspect.Parameter.empty}
+    if "argument" in needed - set(options):
+        raise DatasetError(f"dataset {name!r} needs something after its name: '{name}:ARGUMENT'")
+    if "data_dir" in needed - set(options):
+        raise DatasetError(f"dataset {name!r} is read from a folder: name it by data_dir")
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
         return
     if "argument" in options and "argument" not in parameters:
@@ -179,6 +186,21 @@ def _refuse_unknown_options(name: str, loader: DatasetLoader, options: dict[str,
         )
     if "data_dir" in options and "data_dir" not in parameters:
         raise DatasetError(f"dataset {name!r} is not read from a folder; leave data_dir out")
+
+
+def _loaded(
+    spec: str, split: str, loader: DatasetLoader, options: dict[str, str]
+) -> list[PromptEntry]:
+    """The loader's entries; what it raises, also while they are read, names the dataset."""
+    try:
+        return _checked_entries(spec, split, loader(split, **options))
+    except SeqprocError:
+        raise
+    except Exception as error:  # of whoever wrote the loader
+        raise DatasetError(
+            f"the loader of dataset {spec!r} failed at split {split!r}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
 def _checked_entries(spec: str, split: str, entries: Sequence[PromptEntry]) -> list[PromptEntry]:

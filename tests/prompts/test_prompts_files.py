@@ -150,14 +150,35 @@ class TestHub:
         with pytest.raises(DatasetError, match=r"'test' of .*'a/b@c'.*ConnectionError: no route"):
             read_hub_rows("a/b", "c", "test", load=load)
 
-    def test_reads_what_the_real_library_loads(self, tmp_path_factory):
+    @pytest.mark.parametrize(
+        ("name", "words"),
+        [
+            ("train.csv", "name the folder that holds it: 'hf:{folder}'"),
+            ("train.jsonl", "'jsonl:{folder}/train.jsonl' reads it"),
+        ],
+    )
+    def test_a_file_is_told_what_to_name_instead(self, prompts_file, name, words):
+        path, (load, calls) = prompts_file("question\n2+2?\n", name), self.serving()
+        with pytest.raises(DatasetError, match="is a local file") as caught:
+            load_hub("train", argument=str(path), load=load)
+        assert words.format(folder=path.parent) in str(caught.value)
+        assert calls == []
+
+    @pytest.mark.parametrize(
+        ("name", "content"),
+        [
+            ("train.jsonl", '{"question": "2+2?", "answer": "4"}\n'),
+            ("train.csv", "question,answer\n2+2?,4\n"),
+        ],
+    )
+    def test_reads_what_the_real_library_loads(self, tmp_path_factory, name, content):
         from datasets import load_dataset
         from datasets.utils.logging import disable_progress_bar
 
         disable_progress_bar()
         # `datasets` takes a folder called test… for a test split, so not `tmp_path`.
         folder, cache = tmp_path_factory.mktemp("served"), tmp_path_factory.mktemp("cache")
-        (folder / "train.jsonl").write_text('{"question": "2+2?", "answer": "4"}\n')
+        (folder / name).write_text(content)
         load = functools.partial(load_dataset, cache_dir=str(cache))
         (entry,) = load_hub("train", argument=str(folder), load=load)
         assert (entry.text, entry.answer) == ("2+2?", "4")

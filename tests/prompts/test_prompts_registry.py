@@ -130,6 +130,40 @@ def test_options_that_a_loader_does_not_take_are_refused(tmp_path):
         load_prompts("arithmetic", data_dir=tmp_path)
 
 
+def test_options_that_a_loader_needs_are_asked_for():
+    register_dataset("mine", lambda split, argument: [entry()], description="", splits=())
+    with pytest.raises(DatasetError, match="needs something after its name: 'mine:ARGUMENT'"):
+        load_prompts("mine")
+    assert load_prompts("mine:x") == [entry()]
+    register_dataset("far", lambda split, *, data_dir: [entry()], description="", splits=())
+    with pytest.raises(DatasetError, match="'far' is read from a folder: name it by data_dir"):
+        load_prompts("far")
+
+
+def test_what_a_loader_raises_names_the_dataset():
+    def missing(split):
+        return open("/no/such/file")
+
+    def broken(split):  # only while its entries are read
+        yield entry()
+        raise KeyError("question")
+
+    def refusing(split):
+        raise PromptError("of seqproc's own")
+
+    for name, loader in [("missing", missing), ("broken", broken), ("refusing", refusing)]:
+        register_dataset(name, loader, description="", splits=())
+    with pytest.raises(
+        DatasetError, match="loader of dataset 'missing' failed at split 'train': FileNotFoundError"
+    ) as caught:
+        load_prompts("missing")
+    assert isinstance(caught.value.__cause__, FileNotFoundError)
+    with pytest.raises(DatasetError, match="'broken' failed at split 'dev': KeyError: 'question'"):
+        load_prompts("broken", "dev")
+    with pytest.raises(PromptError, match="of seqproc's own"):
+        load_prompts("refusing")
+
+
 def test_a_loader_with_keyword_arguments_takes_every_option():
     register_dataset(
         "mine", lambda split, **options: [entry(meta=options)], description="", splits=()
