@@ -96,7 +96,8 @@ class DrawOptions:
     """Which draws a run makes."""
 
     dataset: Annotated[
-        str, typer.Option(help="As `seqproc datasets` lists: a name, jsonl:PATH, hf:NAME.")
+        str,
+        typer.Option(help="As `seqproc datasets` lists: a name, jsonl:PATH, hf:NAME, hf:FOLDER."),
     ]
     draws: Annotated[int, typer.Option(help="Number of draws: a prompt and a response each.")]
     split: Annotated[str, typer.Option(help="Dataset split.")] = "train"

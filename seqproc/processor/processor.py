@@ -245,7 +245,8 @@ class SequenceProcessor(SpecificationAliases):
         """Choose prompts of a dataset without replacement.
 
         Args:
-            dataset_name: a registered dataset, e.g. ``"arithmetic"`` or ``"jsonl:PATH"``.
+            dataset_name: a registered dataset, e.g. ``"arithmetic"`` or ``"jsonl:PATH"``. A folder
+                stands behind the colon, as in ``"gsm8k:FOLDER"``.
             split: its split.
             num_prompts: how many; None for all, in order.
             seed: of the choice; None for a random one.

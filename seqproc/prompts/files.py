@@ -24,7 +24,8 @@ _ONE_FILE_SPLITS = ("train", "all")
 
 @register_dataset(
     "jsonl",
-    description="Your own prompts: jsonl:PATH, a file of JSON objects or a folder of SPLIT.jsonl.",
+    description="Your own prompts: jsonl:PATH, a file of JSON objects with prompt (or text, or "
+    "question), answer and meta, or a folder of SPLIT.jsonl.",
     splits=(),
 )
 def load_jsonl(
@@ -49,20 +50,21 @@ def load_jsonl(
 
 @register_dataset(
     "hf",
-    description="Any hub dataset with a prompt column: hf:NAME or hf:NAME@CONFIG.",
+    description="Any hub dataset with a column prompt, text or question: hf:NAME or "
+    "hf:NAME@CONFIG; hf:FOLDER for local CSV or Parquet files.",
     splits=(),
 )
 def load_hub(
     split: str, *, argument: str | None = None, load: LoadDataset | None = None
 ) -> list[PromptEntry]:
-    """Read a dataset of the Hugging Face hub, or a local folder that `datasets` can load.
+    """Read a dataset of the Hugging Face hub, or a local folder of CSV, Parquet or JSON files.
 
     The prompt is the column `prompt`, `text` or `question`; the gold answer, where there is
     one, `answer` or `solution`, as it stands.
 
     Args:
         split: which part.
-        argument: `NAME` or `NAME@CONFIG`.
+        argument: `NAME`, `NAME@CONFIG` or `FOLDER`.
         load: stands in for `datasets.load_dataset`.
 
     Raises:
