@@ -63,7 +63,7 @@ class Engine(ABC):
     Engines are context managers; `close` frees what they hold and may be called twice.
     """
 
-    name: ClassVar[str]  # as on the command line
+    name: ClassVar[str]  # as it is asked for
     batch_size: int | None = None  # sequences per static batch, settable; None: schedules itself
 
     @classmethod

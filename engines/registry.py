@@ -77,7 +77,10 @@ def require_known(name: str) -> None:
     """Raise `EngineError` unless there is an engine of this name; imports and starts nothing."""
     known = engine_names()
     if name not in known:
-        hint = did_you_mean(name, known)
+        hint = did_you_mean(name, known) or (
+            f"; an installed package adds one under the entry-point group {GROUP}, and "
+            "register_engine one in this process"
+        )
         raise EngineError(f"there is no engine {name!r}: expected one of {', '.join(known)}{hint}")
 
 

@@ -84,10 +84,15 @@ class ResponseOptions:
 class EngineOptions(ResponseOptions):
     """What samples, and when a response ends."""
 
-    engine: Annotated[str, typer.Option(help="vllm, hf, or an installed engine.")] = "vllm"
+    engine: Annotated[
+        str, typer.Option(help="vllm, hf, or one that an installed package announces.")
+    ] = "vllm"
     engine_option: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="Of the engine; JSON, else a string. Repeatable."),
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="Of the engine; JSON, else a string: 7 is a number, '\"7\"' is not. Repeatable.",
+        ),
     ] = None
 
 

@@ -105,6 +105,7 @@ def parse_engines(text: str) -> list[EngineChoice]:
         ConfigError: an engine that there is not, one that comes twice, or an option that is none.
     """
     from seqproc.engines import engine_names
+    from seqproc.engines.registry import GROUP
     from seqproc.parity.run import EngineChoice, require_choices
 
     choices = []
@@ -112,8 +113,8 @@ def parse_engines(text: str) -> list[EngineChoice]:
         name, *options = part.strip().split(":")
         if name not in engine_names():
             raise ConfigError(
-                f"--engines names {name!r}; expected some of {', '.join(engine_names())}, "
-                "with commas between"
+                f"--engines names {name!r}; expected some of {', '.join(engine_names())}, with "
+                f"commas between; an installed package adds one under the entry-point group {GROUP}"
             )
         choices.append(
             EngineChoice(

@@ -183,6 +183,7 @@ def test_a_report_of_before_does_not_outlive_a_failure(run: Run, tmp_path: Path)
     ("arguments", "words"),
     [
         (("no-such-engine",), "--engines names 'no-such-engine'"),
+        (("no-such-engine",), "under the entry-point group seqproc.engines"),
         (("hf,hf",), "names an engine twice"),
         (("vllm:sampler",), "an option of vllm in --engines must be KEY=VALUE"),
         pytest.param(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -175,3 +177,16 @@ def test_an_unknown_name_is_told_of_before_anything_starts(
 def test_an_engine_is_created_on_a_source():
     with pytest.raises(EngineError, match="source must be a ModelSource, got NoneType"):
         create_engine("hf", None)  # type: ignore[arg-type]
+
+
+def test_the_engine_in_the_documentation_works(
+    registered: None, tiny_llama: Any, tiny_tokenizer: Any
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "engines.md").read_text(encoding="utf-8")
+    section = page.partition("## Writing one")[2]
+    code = re.findall(r"```python\n(.*?)```", section, re.DOTALL)[0]
+    names: dict[str, Any] = {"model": tiny_llama(), "tokenizer": tiny_tokenizer}
+    exec(code, names)
+    sequences = names["sp"].generate_batched(["a", "b"], G=2, seed=0)
+    assert sequences.responses_text == [["4", "4"], ["4", "4"]]
+    assert sequences.finish_reasons == [["eos", "eos"], ["eos", "eos"]]
