@@ -209,7 +209,8 @@ def print_check(label: str, check: Check) -> None:
             f"{token.margin:.2g} nats"
         )
     for cause in check.causes:
-        out.print(printable(f"cause, {cause.link}: {cause.description} ({cause.detail})"))
+        detail = f" ({cause.detail})" if cause.detail else ""
+        out.print(printable(f"cause, {cause.link}: {cause.description}{detail}"))
     said = "[green]parity holds[/]" if verdict.holds else "[bold red]parity does not hold[/]"
     out.print(f"{said} ({verdict.num_tests} tests, false alarms {verdict.false_alarms:g}, Holm)")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -101,15 +101,29 @@ def _dependence(case: Case, failed: Sequence[Finding]) -> Cause:
     twins = sum(
         counts[key] > 1 and chance < _RARE for key, chance in zip(keys, chances, strict=True)
     )
+    repeated = sum(count for count in counts.values() if count > 1)
     which = ", ".join(finding.name for finding in failed if finding.link is Link.TOKENS)
     only = all(finding.link is Link.TOKENS for finding in failed)
     return Cause(
         link=Link.TOKENS,
-        description=f"what should be independent is not ({which}): randomness is used twice",
+        description=f"what should be independent is not ({which}): randomness is used twice"
+        + _or_constant(counts),
         explains=twins > 0 or only,
-        detail=f"{twins:,} of {len(keys):,} draws are the same as another of their prompt, though "
-        f"each is less likely than {_RARE:g}",
+        detail=f"{repeated:,} of {len(keys):,} draws are the same as another of their prompt; "
+        f"{twins:,} of these are less likely than {_RARE:g} each",
     )
+
+
+def _or_constant(counts: Mapping[tuple[int, tuple[int, ...]], int]) -> str:
+    """The other explanation, where the draws of each (prompt, answer) leave it open."""
+    prompts = {prompt for prompt, _ in counts}
+    if len(prompts) > 1 and len({token_ids for _, token_ids in counts}) == 1:
+        ignored = "seed and prompt"
+    elif max(counts.values(), default=0) > 1 and len(counts) == len(prompts):
+        ignored = "the seed"
+    else:
+        return ""
+    return f", or the engine's answers do not depend on {ignored} at all"
 
 
 def _distribution_causes(case: Case, links: set[Link]) -> list[Cause]:

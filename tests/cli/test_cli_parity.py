@@ -14,7 +14,15 @@ from typer.testing import CliRunner
 
 from seqproc.cli.app import app
 from seqproc.cli.parity import parse_engines, parse_policies
-from seqproc.engines import Completion, HFEngine, Request, StoppingRule, register_engine
+from seqproc.engines import (
+    Completion,
+    HFEngine,
+    ModelSource,
+    Request,
+    ScriptedEngine,
+    StoppingRule,
+    register_engine,
+)
 from seqproc.errors import ConfigError, EngineError
 from seqproc.policy import SamplingPolicy
 
@@ -74,6 +82,17 @@ class Terse(HFEngine):
         return {"name": self.name, "versions": "terse 1.0", "dtype": "single precision"}
 
 
+class Repeating(ScriptedEngine):
+    """It gives every prompt the same answer."""
+
+    name = "repeating"
+
+    @classmethod
+    def from_source(cls, source: ModelSource, **options: Any) -> ScriptedEngine:
+        return cls(lambda request: (60, 61, 62, 63, source.eos_token_ids[0]), source.tokenizer)
+
+
+register_engine("repeating", Repeating)
 register_engine("leaving", Leaving)
 register_engine("crashing", Crashing)
 register_engine("terse", Terse)
@@ -137,6 +156,14 @@ def test_a_wrong_engine_fails_and_is_told_why(run: Run, tmp_path: Path) -> None:
     (one,) = report(tmp_path)["checks"]["hot"]
     assert one["verdict"]["holds"] is False
     assert one["causes"][0]["link"] == "policy"
+
+
+def test_a_cause_without_detail_has_no_parentheses(run: Run) -> None:
+    result = run("repeating")
+    assert result.exit_code == 3, result.output
+    assert "cause, text and stop: 96 of 96 draws end by EOS" in result.output
+    assert "answers do not depend on seed and prompt" in " ".join(result.output.split())
+    assert "()" not in result.output
 
 
 def test_what_was_found_before_a_failure_is_kept(run: Run, tmp_path: Path) -> None:

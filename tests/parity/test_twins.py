@@ -11,7 +11,7 @@ from gallery import ReferenceEngine
 from parity_range import Range
 from synthetic import synthetic
 
-from seqproc.engines import Completion, Request
+from seqproc.engines import Completion, Engine, Request, ScriptedEngine
 from seqproc.parity import Answer, Draws
 from seqproc.parity.twins import twins
 
@@ -77,4 +77,16 @@ def test_randomness_that_comes_back_after_other_draws_is_seen(small: Range) -> N
     assert found.verdict.failed == ("twins",)
     (cause,) = found.causes
     assert "randomness is used twice" in cause.description
+    assert "do not depend on" not in cause.description
     assert cause.explains
+
+
+def test_answers_that_seed_or_prompt_do_not_change_are_offered_as_a_cause(small: Range) -> None:
+    canned: Engine = ScriptedEngine(lambda request: (60, 61, 62, 63, 0), small.tokenizer)
+    seedless = ReferenceEngine(small.model, small.tokenizer, seed_of=lambda request: 7)
+    for engine, ignored in ((canned, "seed and prompt"), (seedless, "the seed")):
+        found = small.check(engine, num_draws=160).causes
+        (cause,) = (one for one in found if one.link == "sampled tokens")
+        assert "randomness is used twice, or the engine's" in cause.description
+        assert f"do not depend on {ignored} at all" in cause.description
+        assert "160 of 160 draws are the same as another of their prompt" in cause.detail
