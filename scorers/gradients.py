@@ -178,6 +178,10 @@ def gradient_gram(
 ) -> Tensor:
     """J·Jᵀ ``[N, N]`` of ⟨g_i, g_j⟩, float64 on the CPU; of log q, the empirical Fisher kernel.
 
+    The products of 2^18 elements at a time are summed in the gradients' own dtype, and these sums
+    in float64. From float32 gradients an entry is off by some 1e-5 of ‖g_i‖·‖g_j‖: by up to 4e-5
+    for four sequences of SmolLM2-135M on a CPU.
+
     Args:
         scorer: see `sequence_gradients`.
         sequences: see `sequence_gradients`.

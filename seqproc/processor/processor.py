@@ -633,7 +633,8 @@ class SequenceProcessor(SpecificationAliases):
         """⟨g_i, g_j⟩ ``[B·G, B·G]``, float64; of ``"logq"`` the empirical Fisher kernel.
 
         ``of`` is that of `per_sequence_grads`. As many gradients as fit in half of the free memory
-        are held at a time; those of the others are computed again for each part.
+        are held at a time; those of the others are computed again for each part. How exact it is
+        says `seqproc.scorers.gradient_gram`.
         """
         return self.scoring.gradient_gram(sequences, of)
 
