@@ -674,6 +674,7 @@ class SequenceProcessor(SpecificationAliases):
     ) -> dict[str, Tensor]:
         """θ + η·v as a full mapping, at ``precision.func_override.dtype``.
 
+        A parameter that ``v_named`` leaves out does not move; with an empty one none does.
         See `seqproc.scorers.overrides.build_params_override`.
         """
         return overrides.build_params_override(
