@@ -136,5 +136,5 @@ def _unknown_name(name: object, known: list[str], kind: str) -> str:
     if stripped != name and stripped in known:
         hint = f"; drop the prefix 'module.' of the distributed wrapper: {stripped!r}"
     else:
-        hint = did_you_mean(name, known)
+        hint = did_you_mean(name, known) or f"; model.named_{kind}s() lists the names"
     return f"the model has no {kind} named {name!r}{hint}"

@@ -154,8 +154,8 @@ GOOD = torch.ones(2, 2)
     ("direction", "message"),
     [
         ({"wieght": GOOD}, r"no parameter named 'wieght'; did you mean 'weight'\?"),
-        ({"zzz": GOOD}, r"no parameter named 'zzz'$"),
-        ({3: GOOD}, r"no parameter named 3$"),
+        ({"zzz": GOOD}, r"no parameter named 'zzz'; model.named_parameters\(\) lists the names$"),
+        ({3: GOOD}, r"no parameter named 3; model"),
         (
             {"module.weight": GOOD},
             r"'module.weight'; drop the prefix 'module\.' of the distributed wrapper: 'weight'",
