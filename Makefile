@@ -62,7 +62,7 @@ test-all: setup $(TRITON) ## run all tests with coverage, also the slow ones
 	$(BIN)/python -m pytest --cov --cov-fail-under=95 --cov-report=term:skip-covered $(ARGS)
 
 contract: setup $(TRITON) ## what seqproc relies on in another vLLM: make contract VLLM=0.33.0
-	$(BIN)/python tests/engines/unpack_vllm.py $(VLLM) $(VENV)/vllm-$(VLLM)
+	$(BIN)/python tests/helpers/unpack_vllm.py $(VLLM) $(VENV)/vllm-$(VLLM)
 	SEQPROC_VLLM=$(abspath $(VENV))/vllm-$(VLLM) SEQPROC_TEST_RUNNER=V2 \
 		$(BIN)/python -m pytest tests/engines/test_vllm_contract.py tests/vllm_runners/test_noise_v2.py
 

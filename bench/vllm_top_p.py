@@ -24,9 +24,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "vllm_runners"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from interpreter import install
+from helpers.interpreter import install
 
 HAS_GPU = torch.cuda.is_available()
 if not HAS_GPU:

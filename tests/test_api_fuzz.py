@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import byte_tokenizer, random_model
 from transformers import LlamaConfig
 
+from helpers.tiny import byte_tokenizer, random_model
 from seqproc import estimators, policy, prompts, rewards, scorers
 from seqproc.config import (
     GenerationConfig,

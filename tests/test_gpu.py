@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from adversarial import KINDS, adversarial
 
+from helpers.adversarial import KINDS, adversarial
 from seqproc import SequenceProcessor
 from seqproc.engines import HFEngine, Request, StoppingRule
 from seqproc.engines.gumbel import gumbel_noise

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from adversarial import KINDS, adversarial
-from devices import as_on_an_accelerator, everywhere
 
+from helpers.adversarial import KINDS, adversarial
+from helpers.devices import as_on_an_accelerator, everywhere
 from seqproc.policy import SamplingPolicy, support
 from seqproc.support import nucleus
 from seqproc.support import top_logits as ranking

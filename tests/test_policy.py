@@ -8,13 +8,13 @@ import math
 from fractions import Fraction
 
 import numpy as np
-import policy_oracle as oracle
 import pytest
 import torch
-from devices import everywhere
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from helpers import policy_oracle as oracle
+from helpers.devices import everywhere
 from seqproc.errors import ConfigError, SequenceError
 from seqproc.policy import (
     SamplingPolicy,

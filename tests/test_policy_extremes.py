@@ -14,9 +14,9 @@ import torch
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from mpmath import exp, isinf, mp, mpf
-from policy_oracle import DIGITS, STATISTICS, Step, step
 from torch.autograd import forward_ad
 
+from helpers.policy_oracle import DIGITS, STATISTICS, Step, step
 from seqproc.policy import SamplingPolicy, TokenScores, log_q, score_tokens
 
 INF = float("inf")

@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from adversarial import KINDS, adversarial
 
+from helpers.adversarial import KINDS, adversarial
 from seqproc.support import top_logits as ranking
 from seqproc.support.top_logits import largest
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import random_model
 
+from helpers.tiny import random_model
 from seqproc import SequenceProcessor
 from seqproc.errors import SequenceError
 from seqproc.types import BatchedSequences

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from engine_bench import (
+
+from helpers.engine_bench import (
     Bench,
     VLLMHost,
     forward,
@@ -24,7 +25,6 @@ from engine_bench import (
     run,
     start_vllm,
 )
-
 from seqproc.engines import (
     Completion,
     HFEngine,

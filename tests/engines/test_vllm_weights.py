@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from engine_bench import (
+
+from helpers.engine_bench import (
     Bench,
     VLLMHost,
     forward,
@@ -23,7 +24,6 @@ from engine_bench import (
     run,
     start_vllm,
 )
-
 from seqproc.engines import HFEngine, ModelSource, Request, StoppingRule
 from seqproc.engines.vllm.weights import VLLMWeights
 from seqproc.errors import EngineError

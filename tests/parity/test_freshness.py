@@ -6,9 +6,9 @@ import copy
 from dataclasses import replace
 
 import pytest
-from gallery import ReferenceEngine
-from parity_range import Range
 
+from helpers.gallery import ReferenceEngine
+from helpers.parity_range import Range
 from seqproc.engines import HFEngine
 from seqproc.errors import EngineError
 from seqproc.parity.freshness import canary, require_weights

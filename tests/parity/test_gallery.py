@@ -9,9 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from gallery import GALLERY, Broken, ReferenceEngine, requests_of
-from parity_range import POLICY, STOPPING, Range, range_of
 
+from helpers.gallery import GALLERY, Broken, ReferenceEngine, requests_of
+from helpers.parity_range import POLICY, STOPPING, Range, range_of
 from seqproc.engines import HFEngine
 from seqproc.errors import ConfigError, SequenceError
 from seqproc.parity import check_engine

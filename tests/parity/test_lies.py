@@ -8,9 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from gallery import ReferenceEngine
-from parity_range import Range, range_of
 
+from helpers.gallery import ReferenceEngine
+from helpers.parity_range import Range, range_of
 from seqproc.engines import Completion, Request, StoppingRule
 from seqproc.errors import ConfigError, SequenceError
 from seqproc.parity import Check, canary

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from parity_range import POLICY, STOPPING, Range
 from torch import Tensor
 
+from helpers.parity_range import POLICY, STOPPING, Range
 from seqproc.engines import HFEngine, NotReplayable, Request
 from seqproc.engines.noise import COUPLED, GREEDY
 from seqproc.parity import Answer, Check, check_engine, sample

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from scorer_helpers import distance, families, float64_profiles, same_bits
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from helpers.scorer_helpers import distance, families, float64_profiles, same_bits
 from seqproc.policy import SamplingPolicy
 from seqproc.scorers import TeacherForcingScorer
 from seqproc.scorers.kernels import attention

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import fields
 
 import pytest
-import scorer_helpers
 import torch
-from scorer_helpers import random_sequences
 
+from helpers import scorer_helpers
+from helpers.scorer_helpers import random_sequences
 from seqproc.errors import ConfigError
 from seqproc.scorers import Batch, Limits, TokenSequence, plan, token_sequences
 from seqproc.types import BatchedSequences

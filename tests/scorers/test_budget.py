@@ -10,10 +10,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from devices import everywhere
-from scorer_helpers import distance, float64_profiles, random_sequences
 from torch import nn
 
+from helpers.devices import everywhere
+from helpers.scorer_helpers import distance, float64_profiles, random_sequences
 from seqproc.errors import ScoringError
 from seqproc.policy import SamplingPolicy
 from seqproc.scorers import (

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from scorer_helpers import float64_profiles, random_sequences
 
+from helpers.scorer_helpers import float64_profiles, random_sequences
 from seqproc.errors import OverrideError, ScoringError
 from seqproc.policy import SamplingPolicy, TokenScores
 from seqproc.scorers import TeacherForcingScorer, TokenSequence, build_params_override

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from scorer_helpers import distance, families
 from torch import nn
 
+from helpers.scorer_helpers import distance, families
 from seqproc.errors import ModelError, ScoringError
 from seqproc.policy import SamplingPolicy
 from seqproc.scorers import Shortcuts, TeacherForcingScorer, examination, examine

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from scorer_helpers import families
 from torch import nn
 
+from helpers.scorer_helpers import families
 from seqproc.config import PrecisionConfig
 from seqproc.errors import ScoringError
 from seqproc.policy import PolicyStatistics, SamplingPolicy, TokenScores, score_tokens

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from scorer_helpers import distance, random_sequences
 from torch import nn
 
+from helpers.scorer_helpers import distance, random_sequences
 from seqproc.models.wrappers import unwrap
 from seqproc.policy import SamplingPolicy
 from seqproc.scorers import TeacherForcingScorer, forward_logits

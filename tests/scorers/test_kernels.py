@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from scorer_helpers import distance, families
 
+from helpers.scorer_helpers import distance, families
 from seqproc import SequenceProcessor
 from seqproc._util.kernels import KERNELS, VARIABLE, is_on, kernels_of_environment, kernels_on
 from seqproc.config import PrecisionConfig

@@ -8,9 +8,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from scorer_helpers import distance, random_sequences
 from torch import nn
 
+from helpers.scorer_helpers import distance, random_sequences
 from seqproc.config import PrecisionConfig
 from seqproc.errors import OverrideError
 from seqproc.policy import SamplingPolicy

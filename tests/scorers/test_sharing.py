@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from devices import as_on_an_accelerator, everywhere
-from scorer_helpers import distance, families, float64_profiles, random_sequences
 from torch import nn
 
+from helpers.devices import as_on_an_accelerator, everywhere
+from helpers.scorer_helpers import distance, families, float64_profiles, random_sequences
 from seqproc.policy import SamplingPolicy
 from seqproc.scorers import TeacherForcingScorer, jvp, teacher_forcing, token_sequences
 from seqproc.types import BatchedSequences

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from scorer_helpers import distance, families
 
+from helpers.scorer_helpers import distance, families
 from seqproc import SequenceProcessor
 from seqproc.errors import ConfigError, ModelError
 from seqproc.policy import SamplingPolicy

@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 
 import numpy as np
-import policy_oracle as oracle
 import pytest
 import torch
-from scorer_helpers import (
+
+from helpers import policy_oracle as oracle
+from helpers.scorer_helpers import (
     as_batch,
     distance,
     float64_profiles,
@@ -16,7 +17,6 @@ from scorer_helpers import (
     random_sequences,
     read,
 )
-
 from seqproc.config import PrecisionConfig
 from seqproc.errors import ConfigError, OverrideError, ScoringError, SequenceError
 from seqproc.policy import SamplingPolicy

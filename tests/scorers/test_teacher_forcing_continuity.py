@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scorer_helpers import float64_profiles, oracle_logits, random_sequences
 
+from helpers.scorer_helpers import float64_profiles, oracle_logits, random_sequences
 from seqproc.config import PrecisionConfig
 from seqproc.policy import SamplingPolicy
 from seqproc.scorers import TeacherForcingScorer, build_params_override

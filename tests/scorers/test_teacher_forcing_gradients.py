@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from scorer_helpers import distance, float64_profiles, random_sequences
 
+from helpers.scorer_helpers import distance, float64_profiles, random_sequences
 from seqproc.config import PrecisionConfig
 from seqproc.policy import SamplingPolicy, rb_entropy
 from seqproc.scorers import TeacherForcingScorer, TokenSequence, baseline_features, jvp

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from runner_helpers import FULL, NUCLEUS, Model, require_replayed, run, tokens
 
+from helpers.runner_helpers import FULL, NUCLEUS, Model, require_replayed, run, tokens
 from seqproc.engines.gumbel import seed_tensor
 from seqproc.engines.vllm.options import request_seeds
 from seqproc.policy import SamplingPolicy

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny import byte_tokenizer, random_model
 from torch import Tensor
 
+from helpers.tiny import byte_tokenizer, random_model
 from seqproc.engines import Completion, Engine, HFEngine, ModelSource, Request, StoppingRule
 from seqproc.parity import Check, check_engine
 from seqproc.policy import SamplingPolicy
