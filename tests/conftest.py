@@ -102,8 +102,9 @@ def tiny_gpt2(tiny_tokenizer: Any) -> Callable[..., Any]:
 
 @pytest.fixture
 def tiny_gemma2(tiny_tokenizer: Any) -> Callable[..., Any]:
-    """`tiny_gemma2(seed=0, num_layers=2, **config)`: a new Gemma 2, with soft-capped logits and
-    attention, and a window of 5 tokens in every second layer.
+    """`tiny_gemma2(seed=0, num_layers=2, **config)`: a new Gemma 2.
+
+    With soft-capped logits and attention, and a window of 5 tokens in every second layer.
     """
     from transformers import Gemma2Config
 

@@ -359,7 +359,7 @@ def quietly() -> Iterator[None]:
 
 
 def verdict(name: str, argument: str, junk: str) -> str:
-    """ "answered", "refused", or the error that is not the library's own."""
+    """The word "answered" or "refused", or the error that is not the library's own."""
     function, given = CALLS[name]
     try:
         with quietly():

@@ -163,7 +163,7 @@ class VLLMWeights:
 
     def _own_directory(self) -> str:
         """Where the checkpoint that vLLM started on lies; one of the hub's is in its cache."""
-        if os.path.isdir(self._checkpoint.path):
+        if Path(self._checkpoint.path).is_dir():
             return self._checkpoint.path
         from huggingface_hub import snapshot_download
 
