@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -16,7 +18,9 @@ NEG_INF = float("-inf")
 ROWS_PER_KIND = 3_600  # 7 kinds x 2 dtypes x 2 vocabularies: 100,800 rows
 
 
-def full_sort(logits: torch.Tensor, temperature: float, top_p: np.ndarray) -> np.ndarray:
+def full_sort(
+    logits: torch.Tensor, temperature: float, top_p: np.ndarray | np.float64
+) -> np.ndarray:
     """The definition by a full sort of each row, in numpy's extended precision."""
     scaled = logits.double().numpy().astype(np.longdouble) / np.longdouble(temperature)
     order = np.argsort(-scaled, axis=-1, kind="stable")
@@ -92,7 +96,7 @@ def test_the_comparison_notices_a_tie_broken_the_other_way():
     assert not np.array_equal(flipped, full_sort(logits, 1.0, np.float64(0.3)))
 
 
-def first_look(logits: torch.Tensor, temperature: float, top_p: float, width: int):
+def first_look(logits: torch.Tensor, temperature: float, top_p: float, width: int) -> Any:
     rows = torch.arange(len(logits))
     attempt = nucleus._Search(logits, rows, temperature, top_p, [width]).attempt()
     return attempt.nuclei, attempt.in_reach, attempt.beyond_rounding

@@ -135,7 +135,7 @@ def test_a_checkpoint_and_what_is_refused(
     ):
         with pytest.raises(EngineError, match=problem):
             engine.load_weights(weights)
-    completions = engine.generate(requests, POLICY, rule)
+    completions: Any = engine.generate(requests, POLICY, rule)
     next(completions)
     with pytest.raises(EngineError, match="under way: finish or close"):
         engine.load_weights(None)

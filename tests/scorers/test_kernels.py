@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ from seqproc.config import PrecisionConfig
 from seqproc.errors import ConfigError, ScoringError
 from seqproc.policy import SamplingPolicy, support
 from seqproc.scorers import TeacherForcingScorer, TokenSequence, jvp
-from seqproc.scorers.kernels import allocator, attention, packing, products, tangents
+from seqproc.scorers.kernels import attention, packing, products, tangents
 from seqproc.support import nucleus
 
 V = 300
@@ -58,9 +59,12 @@ def test_scores_and_derivatives_are_right_without_kernels(tiny_llama, names, dty
 def test_a_kernel_that_is_off_does_not_run(tiny_llama, monkeypatch, kernel):
     model, (module, name) = tiny_llama(), INSIDES[kernel]
     calls, inside = [], getattr(module, name)
-    monkeypatch.setattr(
-        module, name, lambda *given, **named: calls.append(1) or inside(*given, **named)
-    )
+
+    def counted(*given, **named):
+        calls.append(1)
+        return inside(*given, **named)
+
+    monkeypatch.setattr(module, name, counted)
     monkeypatch.setattr(nucleus, "_WIDTHS", type(nucleus._WIDTHS)(cpu=(64,), accelerator=(64,)))
     for names, runs in (
         ([other for other in KERNELS if other != kernel], False),
@@ -96,7 +100,7 @@ def test_the_environment_names_kernels(monkeypatch, text, names):
 
 def test_a_kernel_that_is_none_is_refused(monkeypatch):
     with pytest.raises(ConfigError, match="kernels"):
-        PrecisionConfig(kernels=("speed",))
+        PrecisionConfig(kernels=("speed",))  # type: ignore[arg-type]
     monkeypatch.setenv(VARIABLE, "products,speed")
     with pytest.raises(ConfigError, match="expected 1 for all kernels, 0 for none, or names"):
         PrecisionConfig()
@@ -139,7 +143,7 @@ WORK: dict[str, Callable[[TeacherForcingScorer], Any]] = {
 @pytest.mark.parametrize("work", WORK)
 def test_a_process_is_left_as_it_was_also_after_an_error(tiny_llama, monkeypatch, work):
     model = tiny_llama().train()
-    monkeypatch.setattr(allocator.ctypes, "CDLL", fails)  # nor is the C library's allocator set
+    monkeypatch.setattr(ctypes, "CDLL", fails)  # nor is the C library's allocator set
     before = state(model)
     scorer = TeacherForcingScorer(model)
     WORK[work](scorer)
