@@ -122,7 +122,7 @@ def compare(name: str, kind: str, logits: Tensor, top_p: float) -> Row:
 
 def main() -> None:
     """Measure, and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--vocab", default="2000,20000")
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--top-p", default="0.9,0.95")
