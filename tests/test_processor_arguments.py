@@ -142,7 +142,8 @@ def test_no_part_of_a_processor_ends_in_an_error_of_another_kind(
     processor: SequenceProcessor, name: str
 ) -> None:
     for value in STRANGE:
-        given = {"model": processor.model, "tokenizer": processor.tokenizer} | {name: value}
+        right = {"model": processor.model, "tokenizer": processor.tokenizer}
+        given: dict[str, Any] = right | {name: value}
         with contextlib.suppress(SeqprocError):
             SequenceProcessor(**given).generate_batched(["a"], G=1)
 
