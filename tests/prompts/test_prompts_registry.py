@@ -137,8 +137,11 @@ def test_a_loader_with_keyword_arguments_takes_every_option():
 
 
 def test_loaders_must_return_entries():
+    def strings(split):
+        return ["2 + 2"]
+
     register_dataset("none", lambda split: [], description="", splits=())
-    register_dataset("strings", lambda split: ["2 + 2"], description="", splits=())
+    register_dataset("strings", strings, description="", splits=())
     with pytest.raises(DatasetError, match="holds no prompts"):
         load_prompts("none")
     with pytest.raises(DatasetError, match="must return PromptEntry objects, got 'str'"):
@@ -163,9 +166,9 @@ class TestPromptEntry:
         with pytest.raises(AttributeError):
             entry().text = "other"
         with pytest.raises(TypeError):
-            PromptEntry("t", "q")
+            PromptEntry("t", "q")  # type: ignore[call-arg]
         with pytest.raises(TypeError):
-            PromptEntry(text="t", question="q", gold="4")
+            PromptEntry(text="t", question="q", gold="4")  # type: ignore[call-arg]
 
     def test_compares_hashes_and_pickles_by_value(self):
         first, same, other = entry(answer="4"), entry(answer="4"), entry(answer="5")
