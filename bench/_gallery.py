@@ -3,10 +3,10 @@
 import sys
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[1] / "tests" / part) for part in ("", "parity")]
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from gallery import GALLERY, STALE_ADAPTER, Broken, ReferenceEngine, requests_of  # noqa: E402 - needs the path
-from tiny import byte_tokenizer, random_model  # noqa: E402
+from helpers.gallery import GALLERY, STALE_ADAPTER, Broken, ReferenceEngine, requests_of
+from helpers.tiny import byte_tokenizer, random_model
 
 __all__ = [
     "GALLERY",

@@ -198,8 +198,9 @@ def give_back_freed_memory() -> None:
 
 
 def high_water(run: Run, device: torch.device) -> int | None:
-    """Most bytes during a run, weights and all: that PyTorch took of a GPU, or the process's
-    largest resident size; None where Linux is not.
+    """Most bytes during a run, weights and all; None on a CPU without Linux.
+
+    What PyTorch took of a GPU, or the process's largest resident size.
     """
     gc.collect()
     if device.type == "cuda":

@@ -24,9 +24,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "vllm_runners"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from interpreter import install
+from helpers.interpreter import install
 
 HAS_GPU = torch.cuda.is_available()
 if not HAS_GPU:
@@ -122,7 +122,7 @@ def compare(name: str, kind: str, logits: Tensor, top_p: float) -> Row:
 
 def main() -> None:
     """Measure, and print."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--vocab", default="2000,20000")
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--top-p", default="0.9,0.95")

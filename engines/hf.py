@@ -30,6 +30,7 @@ from seqproc.engines.stopping import StopWatcher, check_request, finish
 from seqproc.errors import ConfigError, EngineError, EngineOptionError
 from seqproc.models.fingerprint import FingerprintCache
 from seqproc.models.source import ModelSource
+from seqproc.models.tokenization import Tokenizer
 from seqproc.models.weights import (
     own_copies,
     read_weights,
@@ -60,7 +61,7 @@ class HFEngine(Engine):
     def __init__(
         self,
         model: nn.Module,
-        tokenizer: Any,
+        tokenizer: Tokenizer,
         *,
         max_context: int | None = None,
         batch_size: int = 32,
@@ -266,7 +267,7 @@ class StopStrings:
         num_rows: N.
     """
 
-    def __init__(self, tokenizer: Any, stopping: StoppingRule, num_rows: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, stopping: StoppingRule, num_rows: int) -> None:
         self._eos = set(stopping.eos_token_ids)
         self._watchers = [StopWatcher(tokenizer, stopping.stop) for _ in range(num_rows)]
         self._is_done = [False] * num_rows

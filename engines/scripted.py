@@ -16,6 +16,7 @@ from seqproc.engines.base import Completion, Engine, Request, StoppingRule
 from seqproc.engines.stopping import check_request, finish
 from seqproc.errors import EngineError, EngineOptionError
 from seqproc.models.source import ModelSource
+from seqproc.models.tokenization import Tokenizer
 from seqproc.policy import SamplingPolicy
 
 Script = Mapping[int, Sequence[int]] | Callable[[Request], Sequence[int]]
@@ -54,7 +55,7 @@ class ScriptedEngine(Engine):
     def __init__(
         self,
         script: Script,
-        tokenizer: Any,
+        tokenizer: Tokenizer,
         *,
         in_flight: int = 8,
         order: Callable[[list[Request]], Iterable[Request]] | None = None,

@@ -13,18 +13,18 @@ when to stop, from the last few tokens alone. Knows a tokenizer's `decode`; no e
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from seqproc.engines.base import Request, StoppingRule
 from seqproc.engines.gumbel import is_seed
 from seqproc.errors import EngineError
+from seqproc.models.tokenization import Tokenizer
 from seqproc.types import FinishReason
 
 _BROKEN = "\ufffd"  # what decoders write for bytes that are no whole character
 
 
 def finish(
-    token_ids: Sequence[int], tokenizer: Any, stopping: StoppingRule
+    token_ids: Sequence[int], tokenizer: Tokenizer, stopping: StoppingRule
 ) -> tuple[tuple[int, ...], str, FinishReason]:
     """Cut what an engine sampled where the response ends.
 
@@ -60,7 +60,7 @@ def finish(
     return tuple(ids), _text_with_stop(ids, tokenizer, stop), reason
 
 
-def _text_with_stop(ids: list[int], tokenizer: Any, stop: Sequence[str]) -> str:
+def _text_with_stop(ids: list[int], tokenizer: Tokenizer, stop: Sequence[str]) -> str:
     """The text, special tokens stripped but for those of the stop string that it ends with."""
     text = response_text(tokenizer, ids)
     if not stop or any(string in text for string in stop):
@@ -75,7 +75,7 @@ def _text_with_stop(ids: list[int], tokenizer: Any, stop: Sequence[str]) -> str:
     return text
 
 
-def _stop_end(ids: list[int], tokenizer: Any, stop: Sequence[str]) -> int | None:
+def _stop_end(ids: list[int], tokenizer: Tokenizer, stop: Sequence[str]) -> int | None:
     """Number of tokens up to the one that completes a stop string; None when there is none.
 
     The text of a prefix grows with the prefix, so the first that holds a stop string is found by
@@ -112,7 +112,7 @@ class StopWatcher:
         stop: the stop strings, none of them empty.
     """
 
-    def __init__(self, tokenizer: Any, stop: Sequence[str]) -> None:
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
         self._stop = tuple(stop)
         self._text = _ResponseText(tokenizer)
         self._ids: list[int] = []
@@ -154,7 +154,7 @@ class _ResponseText:
     So they are decoded behind a letter, whose text is taken off again.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._anchor = list(tokenizer.encode("a", add_special_tokens=False))
         self._anchor_text = _decode(tokenizer, self._anchor)
@@ -166,12 +166,12 @@ class _ResponseText:
         return _decode(self._tokenizer, ids)
 
 
-def response_text(tokenizer: Any, ids: list[int]) -> str:
+def response_text(tokenizer: Tokenizer, ids: list[int]) -> str:
     """The text of a response: special tokens stripped, a stop string kept."""
     return _decode(tokenizer, ids, skip_special_tokens=True)
 
 
-def _decode(tokenizer: Any, ids: list[int], *, skip_special_tokens: bool = False) -> str:
+def _decode(tokenizer: Tokenizer, ids: list[int], *, skip_special_tokens: bool = False) -> str:
     # The clean-up some tokenizers ask for rewrites text (" ." becomes "."): never wanted here.
     text: str = tokenizer.decode(
         ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False

@@ -281,8 +281,10 @@ def _whole_ids(sequence: TokenSequence) -> Tensor:
 
 
 def _pad(rows: list[Tensor], *, left: bool) -> tuple[Tensor, Tensor]:
-    """Filled up with a token that is read anyhow: a padding token's own row can be zeros, and what
-    a model divides by their length reaches others in a derivative, as 0 · ∞.
+    """Rows filled up to one length with a token that is read anyhow, and the mask of what is real.
+
+    A padding token's own row can be zeros, and what a model divides by their length reaches others
+    in a derivative, as 0 · ∞.
     """
     width = max(map(len, rows))
     filling = next((int(row[0]) for row in rows if len(row)), 0)

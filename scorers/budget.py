@@ -10,6 +10,7 @@ import logging
 import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -50,15 +51,17 @@ def default_logits(most: int, device: torch.device) -> int:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes free on the device, with what PyTorch keeps of a GPU's for later; on the CPU what the
-    system can hand out without swapping.
+    """Bytes free on the device.
+
+    Of a GPU with what PyTorch keeps for later; of the CPU what the system can hand out without
+    swapping.
     """
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + cached
     try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            fields = dict(line.split(":", 1) for line in file)
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        fields = dict(line.split(":", 1) for line in lines)
         return int(fields["MemAvailable"].split()[0]) * 1024
     except (OSError, KeyError):  # not Linux
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

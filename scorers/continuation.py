@@ -5,6 +5,8 @@ Knows the layers of a cache as Hugging Face models call them; nothing of models 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import DynamicCache
@@ -18,8 +20,9 @@ def continued(prompts: DynamicCache, owners: Tensor) -> DynamicCache:
         prompts: of M prompts.
         owners: ``[N]`` int64, which of the M prompts each row continues.
     """
+    layers: list[Any] = [_PromptLayer(layer, owners) for layer in prompts.layers]
     cache = DynamicCache()
-    cache.layers = [_PromptLayer(layer, owners) for layer in prompts.layers]
+    cache.layers = layers
     return cache
 
 
@@ -31,7 +34,10 @@ class _PromptLayer(DynamicLayer):
     than anything else in a forward pass.
     """
 
-    def __init__(self, prompts: DynamicLayer, owners: Tensor) -> None:
+    keys: Tensor
+    values: Tensor
+
+    def __init__(self, prompts: Any, owners: Tensor) -> None:
         super().__init__()
         self.lazy_initialization(prompts.keys, prompts.values)
         self.keys, self.values, self._owners = prompts.keys, prompts.values, owners

@@ -39,12 +39,15 @@ class SplitModel(Protocol):
 
     def hidden_states(self, batch: Batch, mapping: Mapped) -> Tensor:
         """Hidden states ``[R, D]`` that predict the batch's targets."""
+        ...
 
     def head_tensors(self, mapping: Mapped, /) -> dict[str, Tensor]:
         """Parameters and buffers that `logits` reads, from the mapping or else the model."""
+        ...
 
     def logits(self, hidden: Tensor, head: Mapped, /) -> Tensor:
         """Logits ``[r, V]`` of some of the hidden states; None: by the model's own head."""
+        ...
 
 
 def _part_tensors(

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import byte_tokenizer, random_model
+
+from helpers.tiny import byte_tokenizer, random_model
 
 # Before anything imports the libraries that read them.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -101,8 +102,9 @@ def tiny_gpt2(tiny_tokenizer: Any) -> Callable[..., Any]:
 
 @pytest.fixture
 def tiny_gemma2(tiny_tokenizer: Any) -> Callable[..., Any]:
-    """`tiny_gemma2(seed=0, num_layers=2, **config)`: a new Gemma 2, with soft-capped logits and
-    attention, and a window of 5 tokens in every second layer.
+    """`tiny_gemma2(seed=0, num_layers=2, **config)`: a new Gemma 2.
+
+    With soft-capped logits and attention, and a window of 5 tokens in every second layer.
     """
     from transformers import Gemma2Config
 

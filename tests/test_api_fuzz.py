@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import byte_tokenizer, random_model
 from transformers import LlamaConfig
 
+from helpers.tiny import byte_tokenizer, random_model
 from seqproc import estimators, policy, prompts, rewards, scorers
 from seqproc.config import (
     GenerationConfig,
@@ -359,7 +359,7 @@ def quietly() -> Iterator[None]:
 
 
 def verdict(name: str, argument: str, junk: str) -> str:
-    """ "answered", "refused", or the error that is not the library's own."""
+    """The word "answered" or "refused", or the error that is not the library's own."""
     function, given = CALLS[name]
     try:
         with quietly():

@@ -33,7 +33,10 @@ def make(tiny_llama: Any, tiny_tokenizer: Any) -> Any:
         texts = (RIGHT, WRONG, BARE + "<eos>")
         script = [tiny_tokenizer(text)["input_ids"] for text in texts]
         engine = ScriptedEngine(lambda request: script[request.index % 3], tiny_tokenizer)
-        given = {"config": {"generation": {"max_new_tokens": 40}}, "engine": engine} | options
+        given: dict[str, Any] = {
+            "config": {"generation": {"max_new_tokens": 40}},
+            "engine": engine,
+        } | options
         return SequenceProcessor(tiny_llama(), tiny_tokenizer, **given)
 
     return build
@@ -195,7 +198,8 @@ def test_a_precision_that_is_replaced_is_used(make):
 
 
 def test_a_configuration_in_the_loggers_place_is_told_of(tiny_llama, tiny_tokenizer):
-    for config in ({"generation": {}}, GenerationConfig(), "config.toml"):
+    configs: tuple[Any, ...] = ({"generation": {}}, GenerationConfig(), "config.toml")
+    for config in configs:
         with pytest.raises(ConfigError, match=r"logger must be a logging.Logger.*config="):
             SequenceProcessor(tiny_llama(), tiny_tokenizer, config)
 
@@ -225,7 +229,7 @@ def test_a_subclass_has_attributes_of_its_own(tiny_llama, tiny_tokenizer):
 
 
 @pytest.fixture
-def probe(make) -> tuple[SequenceProcessor, BatchedSequences, dict[str, torch.Tensor]]:
+def probe(make: Any) -> tuple[SequenceProcessor, BatchedSequences, dict[str, torch.Tensor]]:
     processor = make(config={"generation": {"temperature": 0.9, "rb_requires_grad": True}})
     drawn = torch.Generator().manual_seed(0)
     ids = torch.randint(2, 300, (2, 3, 12), generator=drawn)
@@ -282,7 +286,8 @@ def test_a_first_order_change_of_entropy(probe):
     params = dict(processor._mdl_target.named_parameters())
     grads = torch.autograd.grad(total, list(params.values()))
     slope = sum(float((g * v[n]).sum()) for n, g in zip(params, grads, strict=True))
-    own = sum(entropy_of(processor.model, ids) for ids in sequences.sequences.flatten(0, 1))
+    entropies = [entropy_of(processor.model, ids) for ids in sequences.sequences.flatten(0, 1)]
+    own = torch.stack(entropies).sum()
     exact = torch.autograd.grad(own, list(params.values()))
     assert slope == pytest.approx(
         sum(float((g * v[n]).sum()) for n, g in zip(params, exact, strict=True)), rel=1e-3

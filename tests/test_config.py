@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ SPECIFIED_GENERATION = {
     "tf_batch_size": 8,
     "rb_requires_grad": False,
 }
-SPECIFIED_EXAMPLE = {
+SPECIFIED_EXAMPLE: dict[str, dict[str, Any]] = {
     "generation": {
         "temperature": 1.0,
         "top_p": 1.0,
@@ -61,7 +62,7 @@ OUR_GENERATION = {
 }
 
 
-def shown(message: str) -> re.Pattern:
+def shown(message: str) -> re.Pattern[str]:
     return re.compile(".*".join(re.escape(part) for part in message.split("…")), re.DOTALL)
 
 
@@ -246,19 +247,19 @@ def test_an_unknown_key_is_refused_with_the_nearest_and_all_known_ones():
         "; did you mean 'temperature'?"
     )
     with pytest.raises(ConfigError, match=message):
-        GenerationConfig(temprature=1.0)
+        GenerationConfig(temprature=1.0)  # type: ignore[call-arg]
     config = GenerationConfig()
     with pytest.raises(ConfigError, match=message):
-        config.temprature = 1.0
+        config.temprature = 1.0  # type: ignore[attr-defined]
     assert not hasattr(config, "temprature")
     with pytest.raises(ConfigError, match=r"unknown key 'zzz' in GenerationConfig: known keys"):
-        GenerationConfig(zzz=1)
+        GenerationConfig(zzz=1)  # type: ignore[call-arg]
 
 
 def test_every_problem_is_told_at_once():
     message = shown("GenerationConfig.top_p: …got 2; …unknown key 'topk'")
     with pytest.raises(ConfigError, match=message):
-        GenerationConfig(top_p=2, topk=50)
+        GenerationConfig(top_p=2, topk=50)  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize(
@@ -418,7 +419,8 @@ def test_torch_dtype_knows_the_four_names():
 def test_require_flag():
     assert require_flag("with_grad", True) is True
     assert require_flag("with_grad", np.bool_(False)) is False
-    for value in (1, 0, None, "False", [], np.ones(2)):
+    values: tuple[Any, ...] = (1, 0, None, "False", [], np.ones(2))
+    for value in values:
         with pytest.raises(ConfigError, match="with_grad must be True or False, got"):
             require_flag("with_grad", value)
 

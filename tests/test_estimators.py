@@ -69,8 +69,8 @@ def enumerate_world(prompts, shift=0.3):
         ends = (sequences(step_probs(prompt, s)) for s in (0.0, shift))
         for (tokens, probs, entropies), (_, probs_to, entropies_to) in zip(*ends, strict=True):
             p, p_to = math.prod(probs), math.prod(probs_to)
-            rows.append((prompt, p, p_to, sum(entropies), sum(entropies_to), len(tokens)))
-            rows[-1] += (np.log(probs), np.log(probs_to))
+            ends_of = (prompt, p, p_to, sum(entropies), sum(entropies_to), len(tokens))
+            rows.append((*ends_of, np.log(probs), np.log(probs_to)))
     prompt, p, p_to, h, h_to, t, logqs, logqs_to = zip(*rows, strict=True)
     return SimpleNamespace(
         prompt=np.array(prompt),
@@ -149,7 +149,7 @@ class TestLogWeights:
 
     def test_torch_tensors_and_narrow_floats_are_read(self):
         tensors = [torch.tensor([-1.0, -2.0]), torch.tensor([-0.5])]
-        got = sequence_log_weights(tensors, [np.float32([-1.5, -2.0]), [-1]])
+        got = sequence_log_weights(tensors, [np.array([-1.5, -2.0], dtype=np.float32), [-1]])
         assert got.dtype == np.float64
         assert got.tolist() == [0.5, 0.5]
 
@@ -419,10 +419,11 @@ class TestRaoBlackwell:
         naive_from = np.array([-x.sum() for x in WORLD.logqs])
         ends = (WORLD.h_to, NAIVE_TO), (WORLD.h, naive_from)
         right, wrong = ends if weighted else ends[::-1]
-        got = rao_blackwell_gain(*(x[index] for x in right), log_w, np.arange(20_000) // 10)
+        (rb, naive), (wrong_rb, wrong_naive) = ([x[index] for x in end] for end in (right, wrong))
+        got = rao_blackwell_gain(rb, naive, log_w, np.arange(20_000) // 10)
         assert abs(got.z_score) < 5
         assert got.difference.num_clusters == 2000
-        assert abs(rao_blackwell_gain(*(x[index] for x in wrong), log_w).z_score) > 10
+        assert abs(rao_blackwell_gain(wrong_rb, wrong_naive, log_w).z_score) > 10
 
     def test_z_is_standard_normal_over_runs(self):
         """Σz² of 500 runs is χ²(500), of standard deviation 32: ±190 is 6 of them, 2e-9."""
@@ -566,7 +567,7 @@ class TestEstimate:
     def test_it_is_a_frozen_slotted_record(self):
         one = mean([1.0, 2.0])
         with pytest.raises(dataclasses.FrozenInstanceError):
-            one.value = 3.0
+            one.value = 3.0  # type: ignore[misc]
         assert not hasattr(one, "__dict__")
         kinds = [type(getattr(one, f.name)) for f in dataclasses.fields(one)]
         assert kinds == [float, float, int, type(None), float]

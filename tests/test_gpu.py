@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from adversarial import KINDS, adversarial
 
+from helpers.adversarial import KINDS, adversarial
 from seqproc import SequenceProcessor
 from seqproc.engines import HFEngine, Request, StoppingRule
 from seqproc.engines.gumbel import gumbel_noise
@@ -135,7 +135,7 @@ def test_gradients_agree_with_the_cpu(tiny_llama: Any) -> None:
     models = tiny_llama(initializer_range=0.2), tiny_llama(initializer_range=0.2).cuda()
     for model in models:
         scores = TeacherForcingScorer(model).score_with_grad(families(3), SamplingPolicy(top_p=0.9))
-        sum((s.logprobs.sum() + s.stats.rb_entropy.sum()).cpu() for s in scores).backward()
+        torch.stack([s.logprobs.sum() + s.stats.rb_entropy.sum() for s in scores]).sum().backward()
     for one, other in zip(*(model.parameters() for model in models), strict=True):
         assert torch.allclose(one.grad, other.grad.cpu(), atol=1e-3 * float(one.grad.abs().max()))
 

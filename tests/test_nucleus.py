@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
-from adversarial import KINDS, adversarial
-from devices import as_on_an_accelerator, everywhere
 
+from helpers.adversarial import KINDS, adversarial
+from helpers.devices import as_on_an_accelerator, everywhere
 from seqproc.policy import SamplingPolicy, support
 from seqproc.support import nucleus
 from seqproc.support import top_logits as ranking
@@ -16,7 +18,9 @@ NEG_INF = float("-inf")
 ROWS_PER_KIND = 3_600  # 7 kinds x 2 dtypes x 2 vocabularies: 100,800 rows
 
 
-def full_sort(logits: torch.Tensor, temperature: float, top_p: np.ndarray) -> np.ndarray:
+def full_sort(
+    logits: torch.Tensor, temperature: float, top_p: np.ndarray | np.float64
+) -> np.ndarray:
     """The definition by a full sort of each row, in numpy's extended precision."""
     scaled = logits.double().numpy().astype(np.longdouble) / np.longdouble(temperature)
     order = np.argsort(-scaled, axis=-1, kind="stable")
@@ -92,7 +96,7 @@ def test_the_comparison_notices_a_tie_broken_the_other_way():
     assert not np.array_equal(flipped, full_sort(logits, 1.0, np.float64(0.3)))
 
 
-def first_look(logits: torch.Tensor, temperature: float, top_p: float, width: int):
+def first_look(logits: torch.Tensor, temperature: float, top_p: float, width: int) -> Any:
     rows = torch.arange(len(logits))
     attempt = nucleus._Search(logits, rows, temperature, top_p, [width]).attempt()
     return attempt.nuclei, attempt.in_reach, attempt.beyond_rounding

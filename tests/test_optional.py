@@ -10,16 +10,16 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
-import light_core
 import numpy as np
 import pytest
-from engine_stubs import NEVER_STARTS
 
+from helpers import light_core
+from helpers.engine_stubs import NEVER_STARTS
 from seqproc._util.optional import require_package
 from seqproc.errors import MissingDependencyError
 from seqproc.runs import RunSpec, sample_run, score_run
 
-SCRIPT = Path(light_core.__file__)
+TESTS = Path(__file__).parent
 PROJECT = tomllib.loads(light_core.PYPROJECT.read_text())["project"]
 EXTRAS = ("cli", "runs", "rewards", "hub", "peft", "embedded", "parity")
 REFUSALS = (
@@ -39,8 +39,10 @@ REFUSALS = (
 
 
 def process(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, SCRIPT, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    command = [sys.executable, "-m", light_core.__name__, *arguments]
+    return subprocess.run(
+        command, cwd=TESTS, capture_output=True, text=True, check=False, timeout=120
+    )
 
 
 @pytest.fixture(scope="module")

@@ -6,15 +6,16 @@ import dataclasses
 import itertools
 import math
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
-import policy_oracle as oracle
 import pytest
 import torch
-from devices import everywhere
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from helpers import policy_oracle as oracle
+from helpers.devices import everywhere
 from seqproc.errors import ConfigError, SequenceError
 from seqproc.policy import (
     SamplingPolicy,
@@ -58,12 +59,12 @@ def eos_of(size: int) -> tuple[int, ...]:
     return tuple({0, size - 1})
 
 
-def expected(logits: torch.Tensor, policy: SamplingPolicy, eos: tuple[int, ...]) -> list:
+def expected(logits: torch.Tensor, policy: SamplingPolicy, eos: tuple[int, ...]) -> list[Any]:
     shape = (policy.temperature, policy.top_p, policy.do_sample)
     return [oracle.step(tuple(row), *shape, eos=eos) for row in logits.double().tolist()]
 
 
-def gap(got: torch.Tensor, want: list) -> float:
+def gap(got: torch.Tensor, want: list[Any]) -> float:
     """Largest error, absolute below 1 and relative above; infinities must coincide."""
     reference = np.array([float(x) for x in want])
     values = got.detach().double().numpy()
@@ -73,7 +74,9 @@ def gap(got: torch.Tensor, want: list) -> float:
     return float(error.max(initial=0.0))
 
 
-def all_gaps(logits: torch.Tensor, policy: SamplingPolicy, reference: SamplingPolicy) -> dict:
+def all_gaps(
+    logits: torch.Tensor, policy: SamplingPolicy, reference: SamplingPolicy
+) -> dict[str, float]:
     """Largest error of everything in `seqproc.policy` under ``policy`` from ``reference``."""
     eos = eos_of(logits.shape[-1])
     steps = expected(logits, reference, eos)
@@ -443,9 +446,9 @@ def test_a_policy_is_frozen_keyword_only_and_hashable():
     policy = SamplingPolicy(temperature=1, top_p=1)
     assert {policy: 1}[SamplingPolicy()] == 1
     with pytest.raises(dataclasses.FrozenInstanceError):
-        policy.top_p = 0.5
+        policy.top_p = 0.5  # type: ignore[misc]
     with pytest.raises(TypeError):
-        SamplingPolicy(0.5)
+        SamplingPolicy(0.5)  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize("value", ["false", "yes", 1, None, np.bool_(True)])
@@ -455,7 +458,8 @@ def test_whether_to_sample_is_true_or_false(value):
 
 
 def test_numpys_numbers_are_numbers():
-    policy = SamplingPolicy(temperature=np.int64(1), top_p=np.float32(0.5))
+    numpys: Any = {"temperature": np.int64(1), "top_p": np.float32(0.5)}
+    policy = SamplingPolicy(**numpys)
     assert policy == SamplingPolicy(temperature=1, top_p=0.5)
     assert type(policy.top_p) is float
 

@@ -7,6 +7,7 @@ finite number that is wrong. A value that its dtype cannot hold is an infinity.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,9 +15,9 @@ import torch
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from mpmath import exp, isinf, mp, mpf
-from policy_oracle import DIGITS, STATISTICS, Step, step
 from torch.autograd import forward_ad
 
+from helpers.policy_oracle import DIGITS, STATISTICS, Step, step
 from seqproc.policy import SamplingPolicy, TokenScores, log_q, score_tokens
 
 INF = float("inf")
@@ -41,7 +42,7 @@ temperatures = st.floats(-3, 3).map(lambda x: 10.0**x) | st.just(1.0)
 nuclei = st.floats(-6, 0).map(lambda x: 10.0**x) | st.just(1.0)
 
 
-def cases(dtype: torch.dtype) -> Any:
+def cases(dtype: torch.dtype) -> Callable[[Callable[..., None]], Callable[..., None]]:
     return given(
         row=rows(dtype),
         policy=st.builds(

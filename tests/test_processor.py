@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -237,7 +237,11 @@ BAD_CALLS: dict[str, tuple[Call, type[Exception], str]] = {
         ConfigError,
         "compute_br",
     ),
-    "not sequences": (lambda sp: sp.teacher_force_logprobs([1]), SequenceError, "got list"),
+    "not sequences": (
+        lambda sp: sp.teacher_force_logprobs(cast("Any", [1])),
+        SequenceError,
+        "got list",
+    ),
 }
 
 
@@ -344,7 +348,7 @@ def test_gradients_per_sequence(tiny_llama, tiny_tokenizer):
     torch.testing.assert_close(kernel, (rows @ rows.T).double(), rtol=1e-4, atol=1e-3)
     weights = torch.arange(6.0).view(2, 3)
     total = processor.weighted_grad(sequences, weights, "logq")
-    total = torch.cat([g.flatten() for g in total.values()])
-    torch.testing.assert_close(total, weights.flatten() @ rows, rtol=1e-3, atol=1e-4)
+    flat = torch.cat([g.flatten() for g in total.values()])
+    torch.testing.assert_close(flat, weights.flatten() @ rows, rtol=1e-3, atol=1e-4)
     with pytest.raises(SequenceError, match=r"weights must be \[2, 3\], like sequences, got \[6\]"):
         processor.weighted_grad(sequences, weights.flatten())

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -142,7 +142,8 @@ def test_no_part_of_a_processor_ends_in_an_error_of_another_kind(
     processor: SequenceProcessor, name: str
 ) -> None:
     for value in STRANGE:
-        given = {"model": processor.model, "tokenizer": processor.tokenizer} | {name: value}
+        right = {"model": processor.model, "tokenizer": processor.tokenizer}
+        given: dict[str, Any] = right | {name: value}
         with contextlib.suppress(SeqprocError):
             SequenceProcessor(**given).generate_batched(["a"], G=1)
 
@@ -182,17 +183,17 @@ Call = Callable[[SequenceProcessor], object]
         ),
         (lambda p: p.compute_rewards(3, None), SequenceError, "BatchedSequences, got int"),
         (
-            lambda p: SequenceProcessor(p.model, p.tokenizer, logger=3),
+            lambda p: SequenceProcessor(p.model, p.tokenizer, logger=cast("Any", 3)),
             ConfigError,
             "logger must be a logging.Logger or None, got int",
         ),
         (
-            lambda p: SequenceProcessor(p.model, p.tokenizer, engine_options=3),
+            lambda p: SequenceProcessor(p.model, p.tokenizer, engine_options=cast("Any", 3)),
             ConfigError,
             "engine_options must map names of options to values, got int",
         ),
         (
-            lambda p: SequenceProcessor(p.model, p.tokenizer, engine=[]),
+            lambda p: SequenceProcessor(p.model, p.tokenizer, engine=cast("Any", [])),
             EngineError,
             "engine must be the name of an engine or an Engine, got list",
         ),
@@ -232,5 +233,6 @@ def test_arguments_of_another_way_to_sample_are_refused_by_name(tiny_llama, tiny
     with pytest.raises(ConfigError, match="num_prompts goes with dataset_name"):
         processor.generate_with_logprobs(["a"], num_prompts=3)
     for name in ("num_prompts", "examples", "colour"):
+        wrong: Any = {name: 1}
         with pytest.raises(ConfigError, match=f"replacement_sampling has no argument '{name}'"):
-            processor.generate_with_replacement_sampling(2, "arithmetic", **{name: 1})
+            processor.generate_with_replacement_sampling(2, "arithmetic", **wrong)

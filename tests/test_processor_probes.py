@@ -59,7 +59,7 @@ def test_a_sweep_is_its_overrides_one_by_one(processor: SequenceProcessor) -> No
 def test_a_sweep_holds_one_override_at_a_time(
     processor: SequenceProcessor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Mapping(dict):  # a dict that weak references can point to
+    class Mapping(dict[str, Any]):  # a dict that weak references can point to
         __slots__ = ("__weakref__",)
 
     alive: list[Any] = []

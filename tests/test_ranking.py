@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from adversarial import KINDS, adversarial
 
+from helpers.adversarial import KINDS, adversarial
 from seqproc.support import top_logits as ranking
 from seqproc.support.top_logits import largest
 
@@ -54,8 +54,9 @@ def test_of_a_small_vocabulary(way, kind, number, dtype):
 
 
 def test_every_float32_has_its_place(way):
-    """From −∞ over the smallest and largest magnitudes of either sign to ∞, neighbours among them:
-    no order may change by the way that numpy is given them.
+    """No order may change by the way that numpy is given the numbers.
+
+    They go from −∞ over the smallest and largest magnitudes of either sign to ∞, with neighbours.
     """
     info = torch.finfo(torch.float32)
     ordinary = torch.linspace(-5, 5, 101)

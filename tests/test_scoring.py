@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import random_model
 
+from helpers.tiny import random_model
 from seqproc import SequenceProcessor
 from seqproc.errors import SequenceError
 from seqproc.types import BatchedSequences
@@ -150,13 +150,13 @@ def test_beyond_a_table_of_positions_is_refused_before_any_forward(
 ) -> None:
     model = tiny_gpt2(n_positions=64)
     processor, forwards = SequenceProcessor(model, tiny_tokenizer), CountsForwards(model)
-    run: Callable[[BatchedSequences], object] = {
+    runs: dict[str, Callable[[BatchedSequences], object]] = {
         "jvp": lambda batch: processor.jvp(batch, {}),
         "with_grad": lambda batch: processor.teacher_force_logprobs(batch, with_grad=True),
         "without": processor.teacher_force_logprobs,
-    }[score]
+    }
     with pytest.raises(SequenceError, match=r"up to 66 tokens cannot .* positions only for 64 tok"):
-        run(long(66))
+        runs[score](long(66))
     assert forwards.number == 0
     ids = long(65).sequences[0, 0].tolist()  # nothing reads what the last token predicts
     found = processor.teacher_force_logprobs(long(65)).logprobs[0][0]

@@ -296,7 +296,7 @@ def test_reversed_read_only_and_boolean_arrays_are_taken_in():
 
 def test_fields_changed_afterwards_are_checked_on_request():
     batch = BatchedSequences(**fields())
-    batch.sequences = batch.sequences.numpy()
+    batch.sequences = batch.sequences.numpy()  # type: ignore[assignment]
     batch.check()
     assert isinstance(batch.sequences, torch.Tensor)
     batch.gen_lens[0][0] = 1

@@ -41,6 +41,7 @@ from seqproc.engines.vllm.runner import TEMPERATURES, Runner
 from seqproc.engines.vllm.weights import VLLMWeights
 from seqproc.errors import ConfigError, EngineError
 from seqproc.models.source import Checkpoint, ModelSource
+from seqproc.models.tokenization import Tokenizer
 from seqproc.policy import SamplingPolicy
 
 Sampler = Literal["auto", "native", "coupled"]
@@ -74,7 +75,7 @@ class VLLMEngine(Engine):
     def __init__(
         self,
         checkpoint: Checkpoint,
-        tokenizer: Any,
+        tokenizer: Tokenizer,
         *,
         sampler: Sampler = "auto",
         source: ModelSource | None = None,

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 
 from seqproc._util.versions import vllm_build
 from seqproc.errors import EngineError, MissingDependencyError, SeqprocError
@@ -136,10 +137,9 @@ def explained(what: str) -> Iterator[None]:
 
 def _gist(error: Exception) -> str:
     """The message on one line; of a pydantic error, what is wrong and not where to read on."""
-    details = getattr(error, "errors", None)
     text = str(error)
-    if callable(details):
-        text = "; ".join(str(detail.get("msg", detail)) for detail in details())
+    if isinstance(error, ValidationError):
+        text = "; ".join(detail["msg"] for detail in error.errors())
     return textwrap.shorten(text, _GIST_LENGTH, placeholder=" …")
 
 

@@ -48,7 +48,7 @@ class VLLMWeights:
     """
 
     def __init__(self, llm: Any, checkpoint: Checkpoint, source: ModelSource | None) -> None:
-        self._llm = llm
+        self._llm: Any = llm  # None when closed
         self._checkpoint = checkpoint
         self._source = source
         # Of the own weights in vLLM's base model; None while it has others.
@@ -81,7 +81,8 @@ class VLLMWeights:
                 self._llm.llm_engine.add_lora(self.lora)  # unless it is there already
             digests = self._llm.collective_rpc("seqproc_fingerprint", args=(lora_id,))
             joined = hashlib.sha256("".join(digests).encode()).hexdigest()[: len(digests[0])]
-            self._digest = digests[0] if len(digests) == 1 else joined
+            digest: str = digests[0] if len(digests) == 1 else joined
+            self._digest = digest
         return self._digest
 
     def close(self) -> None:
@@ -163,7 +164,7 @@ class VLLMWeights:
 
     def _own_directory(self) -> str:
         """Where the checkpoint that vLLM started on lies; one of the hub's is in its cache."""
-        if os.path.isdir(self._checkpoint.path):
+        if Path(self._checkpoint.path).is_dir():
             return self._checkpoint.path
         from huggingface_hub import snapshot_download
 

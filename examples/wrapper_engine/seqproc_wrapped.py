@@ -10,6 +10,7 @@ import dataclasses
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -106,6 +107,6 @@ class WrappedEngine(Engine):
     def _recorded(self, request: Request) -> Request:
         if self._log is not None:
             line = {"index": request.index, "seed": request.seed, "tokens": request.prompt_ids}
-            with open(self._log, "a", encoding="utf-8") as file:
+            with Path(self._log).open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
         return request

@@ -186,7 +186,7 @@ def check_lengths(masks: Tensor, prompt_lens: np.ndarray, gen_lens: np.ndarray) 
     )
 
 
-def _refuse_where(faults: np.ndarray, explain: Callable[[Any], str]) -> None:
+def _refuse_where(faults: np.ndarray | np.bool_, explain: Callable[[Any], str]) -> None:
     """Raise for the first draw of ``[B, G]`` that has the fault."""
     if faults.any():
         at = tuple(np.argwhere(faults)[0].tolist())
@@ -231,9 +231,12 @@ def _listed(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
+def _is_boolean(value: object) -> bool:
+    return isinstance(value, (bool, np.bool_)) or getattr(value, "dtype", None) is torch.bool
+
+
 def _integer(where: str, value: Any, expected: str) -> int:
-    is_bool = isinstance(value, (bool, np.bool_)) or getattr(value, "dtype", None) is torch.bool
-    if not is_bool:
+    if not _is_boolean(value):
         with suppress(TypeError, RuntimeError):  # what is no integer, or several
             return operator.index(value)
     raise fault(where, expected, value)

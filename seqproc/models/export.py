@@ -6,9 +6,9 @@ The live model is left as it was. Knows transformers and PEFT; nothing about eng
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -157,10 +157,10 @@ def _is_switched_off(model: nn.Module) -> bool:
 
 
 def _save_adapter(model: Any, name: str, directory: str) -> str:
-    path = os.path.join(directory, "adapter")
+    path = Path(directory, "adapter")
     # The embeddings are in the base checkpoint; PEFT would look on the hub whether to add them.
     model.save_pretrained(path, selected_adapters=[name], save_embedding_layers=False)
-    return path if name == "default" else os.path.join(path, name)
+    return str(path if name == "default" else path / name)
 
 
 @contextmanager

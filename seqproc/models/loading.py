@@ -91,7 +91,7 @@ def load_model(
     with _explained("tokenizer", source):
         tokenizer = _load_tokenizer(source, options)
     with _explained("model", source):
-        model = _load_weights(source, torch_dtype, options)
+        model: Any = _load_weights(source, torch_dtype, options)
     if adapter is not None:
         with _explained("adapter", adapter):
             model = _load_adapter(model, adapter)
@@ -218,9 +218,10 @@ def _load_weights(
     from transformers import AutoModelForCausalLM
 
     # transformers would draw missing and mismatched weights at random; here they are errors.
-    model, report = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True, **options
     )
+    model, report = loaded
     mismatched = [name for name, *_ in report["mismatched_keys"]]
     _require_none("the checkpoint lacks", report["missing_keys"])
     _require_none("the checkpoint has another shape than its config.json for", mismatched)
@@ -233,7 +234,7 @@ def _load_adapter(model: PreTrainedModel, adapter: str) -> Any:
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Found missing adapter keys")  # raised below
-        options = {"is_trainable": False, "autocast_adapter_dtype": False}
+        options: dict[str, Any] = {"is_trainable": False, "autocast_adapter_dtype": False}
         adapted = PeftModel.from_pretrained(model, adapter, **options)
         # Once more into the same adapter, for the report that from_pretrained keeps to itself.
         report = adapted.load_adapter(adapter, "default", **options)

@@ -18,6 +18,7 @@ from typing import Any
 from torch import nn
 
 from seqproc.errors import EngineError, ModelError, SeqprocError
+from seqproc.models.tokenization import Tokenizer
 from seqproc.models.wrappers import unwrap
 
 
@@ -57,7 +58,7 @@ class ModelSource:
         self,
         *,
         name: str,
-        tokenizer: Any,
+        tokenizer: Tokenizer,
         eos_token_ids: tuple[int, ...],
         max_context: int | None,
         vocab_size: int,
@@ -88,7 +89,7 @@ class ModelSource:
 
     @classmethod
     def from_model(
-        cls, model: nn.Module, tokenizer: Any, eos_token_ids: tuple[int, ...] | None = None
+        cls, model: nn.Module, tokenizer: Tokenizer, eos_token_ids: tuple[int, ...] | None = None
     ) -> ModelSource:
         """A live model (data-parallel and compiled wrappers are taken off).
 

@@ -3,12 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence, Set
-from typing import Any
+from typing import Any, Protocol
 
 from seqproc.errors import PromptError
 from seqproc.prompts.entry import refuse_surrogates
 
 _SHOWN = 60  # characters of a prompt quoted in an error
+
+
+class Tokenizer(Protocol):
+    """What is asked of a tokenizer: transformers' `PreTrainedTokenizerBase` has all of it."""
+
+    def __len__(self) -> int:
+        """Number of tokens, added ones too."""
+        ...
+
+    def __getattr__(self, name: str, /) -> Any:
+        """Special tokens: ``eos_token_id``, ``pad_token_id``, None where there is none."""
+        ...
+
+    def __call__(self, text: str, /, *, add_special_tokens: bool = True) -> Mapping[str, Any]:
+        """Token ids of a text, as ``"input_ids"``."""
+        ...
+
+    def encode(self, text: str, /, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a text, alone."""
+        ...
+
+    def decode(
+        self,
+        token_ids: list[int],
+        /,
+        *,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool = False,
+    ) -> Any:
+        """The text of token ids, a string."""
+        ...
+
+    def apply_chat_template(
+        self,
+        conversation: list[dict[str, str]],
+        /,
+        *,
+        tokenize: bool = True,
+        add_generation_prompt: bool = False,
+    ) -> Any:
+        """Messages as one text, where ``chat_template`` is set."""
+        ...
+
+    def save_pretrained(self, save_directory: str, /) -> object:
+        """Write what `AutoTokenizer.from_pretrained` reads."""
+        ...
 
 
 def as_prompts(prompts: object) -> list[Any]:
@@ -27,7 +73,7 @@ def as_prompts(prompts: object) -> list[Any]:
     return list(prompts)
 
 
-def encode_prompts(tokenizer: Any, prompts: Iterable[str]) -> list[tuple[int, ...]]:
+def encode_prompts(tokenizer: Tokenizer, prompts: Iterable[str]) -> list[tuple[int, ...]]:
     """Tokenise prompts, each to at least one token.
 
     The tokenizer's special tokens are added, unless the text already begins with its BOS token,
@@ -43,7 +89,7 @@ def encode_prompts(tokenizer: Any, prompts: Iterable[str]) -> list[tuple[int, ..
     return [_encode(tokenizer, i, prompt) for i, prompt in enumerate(listed)]
 
 
-def _encode(tokenizer: Any, index: int, prompt: object) -> tuple[int, ...]:
+def _encode(tokenizer: Tokenizer, index: int, prompt: object) -> tuple[int, ...]:
     if not isinstance(prompt, str):
         raise PromptError(f"prompt {index} must be a string, got {type(prompt).__name__}")
     refuse_surrogates(f"prompt {index}", prompt)
@@ -79,7 +125,7 @@ def check_context(
         )
 
 
-def as_chat(tokenizer: Any, text: str) -> str:
+def as_chat(tokenizer: Tokenizer, text: str) -> str:
     """Wrap a text as the user's turn of the tokenizer's chat template, ready for the answer.
 
     Raises:

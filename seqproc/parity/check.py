@@ -18,6 +18,7 @@ from seqproc.engines.noise import Noise, NotReplayable
 from seqproc.errors import ConfigError, SequenceError
 from seqproc.models import vocab_size
 from seqproc.models.parameters import ParamMapping
+from seqproc.models.tokenization import Tokenizer
 from seqproc.parity import metrics, structure
 from seqproc.parity.attribution import Cause, attribute
 from seqproc.parity.draws import (
@@ -63,7 +64,7 @@ class Check:
 def check_engine(
     engine: Engine,
     scorer: TeacherForcingScorer,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     requests: Sequence[Request],
     prompts: Sequence[int],
     policy: SamplingPolicy,
@@ -135,7 +136,7 @@ def check_engine(
 
 
 def _judged(
-    case: Case, tokenizer: Any, description: dict[str, Any], noise: Noise | NotReplayable
+    case: Case, tokenizer: Tokenizer, description: dict[str, Any], noise: Noise | NotReplayable
 ) -> Check:
     """Test, decide, and look for causes of what failed."""
     draws, logqs = case.draws, case.nominal.engine_logqs
@@ -198,7 +199,7 @@ def all_findings(
     answers: Sequence[Answer],
     draws: Draws,
     nominal: NominalScores,
-    tokenizer: Any,
+    tokenizer: Tokenizer,
     stopping: StoppingRule,
     policy: SamplingPolicy,
     tolerance: float,

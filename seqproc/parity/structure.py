@@ -6,11 +6,11 @@ Each can only be right or wrong, so a p-value is 1 or 0. Knows the engine contra
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from seqproc.engines.base import Completion, StoppingRule
 from seqproc.engines.stopping import finish
 from seqproc.errors import EngineError
+from seqproc.models.tokenization import Tokenizer
 from seqproc.parity.draws import Answer, Draws, NominalScores
 from seqproc.parity.verdict import Finding, Link
 
@@ -18,7 +18,7 @@ ENDINGS = "endings"  # name of the finding
 
 
 def structure_findings(
-    answers: Sequence[Answer], tokenizer: Any, stopping: StoppingRule
+    answers: Sequence[Answer], tokenizer: Tokenizer, stopping: StoppingRule
 ) -> list[Finding]:
     """All checks of this module that read answers."""
     return [prompts(answers), endings(answers, tokenizer, stopping)]
@@ -48,7 +48,7 @@ def _difference(wrong: Sequence[Answer]) -> str:
     )
 
 
-def endings(answers: Sequence[Answer], tokenizer: Any, stopping: StoppingRule) -> Finding:
+def endings(answers: Sequence[Answer], tokenizer: Tokenizer, stopping: StoppingRule) -> Finding:
     """Every response ends at its first EOS or completed stop string, or at the limit, and says so.
 
     The rule is applied again to the token ids, and compared: tokens, text and reason.
@@ -60,7 +60,7 @@ def endings(answers: Sequence[Answer], tokenizer: Any, stopping: StoppingRule) -
     return _check(ENDINGS, Link.TEXT, len(wrong), len(answers), detail or "wrong endings")
 
 
-def _fault(completion: Completion, tokenizer: Any, stopping: StoppingRule) -> str:
+def _fault(completion: Completion, tokenizer: Tokenizer, stopping: StoppingRule) -> str:
     """What is wrong with the end of a response; empty when nothing is."""
     ids = completion.token_ids
     if len(ids) > stopping.max_new_tokens:

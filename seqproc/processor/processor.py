@@ -34,7 +34,7 @@ from seqproc.errors import (
     did_you_mean,
 )
 from seqproc.models.parameters import ParamMapping
-from seqproc.models.tokenization import as_prompts
+from seqproc.models.tokenization import Tokenizer, as_prompts
 from seqproc.models.wrappers import unwrap
 from seqproc.policy import SamplingPolicy
 from seqproc.processor.compatibility import SpecificationAliases
@@ -85,7 +85,7 @@ class SequenceProcessor(SpecificationAliases):
     def __init__(
         self,
         model: nn.Module | ModelSource,
-        tokenizer: Any = None,
+        tokenizer: Tokenizer | None = None,
         logger: logging.Logger | None = None,
         config: ConfigLike = None,
         engine: str | Engine = "hf",

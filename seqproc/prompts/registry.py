@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
-from typing import TypeVar, overload
+from typing import Any, TypeVar, overload
 
 from seqproc.errors import DatasetError, SeqprocError, did_you_mean
 from seqproc.prompts.entry import PromptEntry
@@ -96,7 +96,7 @@ def register_dataset(
         raise DatasetError(f"splits must be a sequence of names, got the string {splits!r}")
     info = DatasetInfo(name=name, description=description, splits=tuple(splits))
 
-    def add(function: LoaderT) -> LoaderT:
+    def add(function: Any) -> Any:
         if name in _DATASETS and not replace:
             raise DatasetError(
                 f"a dataset named {name!r} is registered already. "

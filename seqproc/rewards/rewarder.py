@@ -12,6 +12,7 @@ from typing import Any
 from seqproc._util.optional import is_installed
 from seqproc.engines.stopping import response_text
 from seqproc.errors import ConfigError, SequenceError
+from seqproc.models.tokenization import Tokenizer
 from seqproc.prompts import PromptEntry
 from seqproc.rewards import Reward, rewards_of, tag_pref_batch
 from seqproc.rewards.math_judge import require_math_verify
@@ -31,7 +32,7 @@ class Rewarder:
         ConfigError: a reward that cannot be called.
     """
 
-    def __init__(self, tokenizer: Any, reward: Reward | None, logger: logging.Logger) -> None:
+    def __init__(self, tokenizer: Tokenizer, reward: Reward | None, logger: logging.Logger) -> None:
         if reward is not None and not callable(reward):
             raise ConfigError(
                 "reward must be a function (texts, entry) -> one number per text, or None, got "

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from tqdm import tqdm
 
@@ -80,7 +80,7 @@ def sample_run(
     return RunResult(path=run.path, manifest=run.manifest, summary=summary.result())
 
 
-def _progress(total: int) -> tqdm[None]:
+def _progress(total: int) -> tqdm[NoReturn]:
     return tqdm(total=total, desc="run", unit="draw", disable=None)
 
 

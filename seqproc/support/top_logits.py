@@ -29,8 +29,10 @@ _MAGNITUDE = (1 << 31) - 1  # all bits of an int32 but the sign
 
 
 def largest(logits: Tensor, number: int) -> Tensor:
-    """Ids of the largest logits of each row, falling: ``[N, number]``, int64. Which of equal ones
-    are taken at the end, and their order, is left open, and so is the place of NaN.
+    """Ids of the largest logits of each row, falling: ``[N, number]``, int64.
+
+    Which of equal ones are taken at the end, and their order, is left open, and so is the place of
+    NaN.
 
     In a large vocabulary only the ``number`` groups of largest maximum are looked into: each of
     them holds a logit at least as large as all in the groups left out. Their size makes the two
@@ -79,8 +81,9 @@ def _is_for_numpy(rows: Tensor) -> bool:
 
 
 def _keys(rows: Tensor) -> np.ndarray | None:
-    """Integers in the order of the rows' numbers: a number's bits, flipped where it is negative,
-    and its id in the lower half.
+    """Integers in the order of the rows' numbers.
+
+    A number's bits, flipped where it is negative, and its id in the lower half.
     """
     bits = rows.view(torch.int32)
     upper = (bits >> 31).bitwise_and_(_MAGNITUDE).bitwise_xor_(bits)

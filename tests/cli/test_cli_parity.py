@@ -88,7 +88,7 @@ class Repeating(ScriptedEngine):
     name = "repeating"
 
     @classmethod
-    def from_source(cls, source: ModelSource, **options: Any) -> ScriptedEngine:
+    def from_source(cls, source: ModelSource, **options: Any) -> Repeating:
         return cls(lambda request: (60, 61, 62, 63, source.eos_token_ids[0]), source.tokenizer)
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_bench import Bench, VLLMHost
 
+from helpers.engine_bench import Bench, VLLMHost
 from seqproc.engines import Request
 
 

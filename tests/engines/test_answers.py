@@ -119,7 +119,8 @@ def test_an_answer_for_each_request_and_one():
         held()
     with pytest.raises(EngineError, match="yielded a tuple; expected a Completion"):
         held((3, (4, 9)))
-    for what in (None, RIGHT):
+    wrong: tuple[Any, ...] = (None, RIGHT)
+    for what in wrong:
         with pytest.raises(EngineError, match=r"gave a \w+; expected an iterator"):
             list(answered(what, REQUESTS, engine="mine", vocabulary=V))
 

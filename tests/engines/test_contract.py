@@ -117,7 +117,7 @@ def test_what_does_not_fit_the_context_is_refused(bench: Any) -> None:
 
 def test_the_global_generators_are_left_alone(bench: Any) -> None:
     def states() -> tuple[Any, ...]:
-        numpy_state = np.random.get_state()[1].tolist()  # noqa: NPY002
+        numpy_state = np.random.get_state(legacy=False)["state"]["key"].tolist()  # noqa: NPY002
         return random.getstate(), numpy_state, torch.random.get_rng_state().tolist()
 
     before = states()

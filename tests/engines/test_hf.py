@@ -347,9 +347,8 @@ def test_a_failure_leaves_the_model_as_it_was(
 def test_between_batches_the_model_is_as_it_was(tiny_llama: Make, tiny_tokenizer: Any) -> None:
     model = tiny_llama().train()
     own = model.generation_config
-    completions = HFEngine(model, tiny_tokenizer, batch_size=1).generate(
-        requests(3), POLICY, rule()
-    )
+    engine = HFEngine(model, tiny_tokenizer, batch_size=1)
+    completions: Any = engine.generate(requests(3), POLICY, rule())
     next(completions)
     assert model.training
     assert model.generation_config is own

@@ -176,7 +176,7 @@ def test_an_unknown_name_is_told_of_before_anything_starts(
 
 def test_an_engine_is_created_on_a_source():
     with pytest.raises(EngineError, match="source must be a ModelSource, got NoneType"):
-        create_engine("hf", None)  # type: ignore[arg-type]
+        create_engine("hf", None)
 
 
 def test_the_engine_in_the_documentation_works(

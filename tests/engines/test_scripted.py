@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from seqproc.engines import Request, ScriptedEngine, StoppingRule
+from seqproc.engines import Completion, Request, ScriptedEngine, StoppingRule
 from seqproc.errors import EngineError
 from seqproc.policy import SamplingPolicy
 
@@ -64,7 +64,7 @@ def test_it_takes_requests_lazily_and_completes_them_in_the_order_asked(
 
 def test_it_fails_on_cue_and_logs_what_happened(tiny_tokenizer: Any) -> None:
     engine = ScriptedEngine(lambda _: [40] * 4, tiny_tokenizer, fail_after=3)
-    done = []
+    done: list[Completion] = []
     with pytest.raises(EngineError, match="scripted failure after 3"):
         done.extend(engine.generate(requests(5), POLICY, rule(tiny_tokenizer)))
     (call,) = engine.calls

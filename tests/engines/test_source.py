@@ -78,7 +78,7 @@ def test_a_live_model_knows_its_ids_and_sizes(tiny_llama: Make, tiny_tokenizer: 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 def test_wrappers_are_taken_off(tiny_llama: Make, tiny_tokenizer: Any) -> None:
     model = tiny_llama()
-    wrapped = torch.compile(nn.DataParallel(model))  # not run, so nothing is compiled
+    wrapped: Any = torch.compile(nn.DataParallel(model))  # not run, so nothing is compiled
     assert ModelSource.from_model(wrapped, tiny_tokenizer).live_model() is model
 
 

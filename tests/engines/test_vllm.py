@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from engine_bench import (
+
+from helpers.engine_bench import (
     Bench,
     VLLMHost,
     forward,
@@ -24,7 +25,6 @@ from engine_bench import (
     run,
     start_vllm,
 )
-
 from seqproc.engines import (
     Completion,
     HFEngine,
@@ -198,7 +198,7 @@ def test_completions_come_out_as_they_finish(bench: Bench) -> None:
     eos = run(bench.engine, [short], GREEDY, bench.rule(1))[0].token_ids[0]
     rule = StoppingRule(max_new_tokens=40, eos_token_ids=(eos,))
     other = Request(index=1, prompt_ids=(400, 401, 402), seed=1)
-    completions = bench.engine.generate([other, short], GREEDY, rule)
+    completions: Any = bench.engine.generate([other, short], GREEDY, rule)
     assert next(completions).index == short.index
     assert bench.engine._engine.get_num_unfinished_requests() == 1
     completions.close()

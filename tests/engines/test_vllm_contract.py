@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 
 import pytest
-from vllm_source import VLLMSource, installed_or_named
 
+from helpers.vllm_source import VLLMSource, installed_or_named
 from seqproc.engines.vllm.process import TESTED_VERSIONS
 from seqproc.engines.vllm.runner import TEMPERATURES
 

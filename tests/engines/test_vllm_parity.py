@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 import torch
-from engine_bench import QUESTIONS, VLLMHost, prompt_ids, start_vllm
 
+from helpers.engine_bench import QUESTIONS, VLLMHost, prompt_ids, start_vllm
 from seqproc.engines import Engine, HFEngine, ModelSource, Request, StoppingRule
 from seqproc.parity import Answer, Check, check_engine, compare, sample
 from seqproc.policy import SamplingPolicy
@@ -30,7 +30,7 @@ FLOAT32 = 5e-4  # nats by which a logit may be off
 
 OTHER_PROCESS = """
 import json, sys
-from engine_bench import start_vllm
+from helpers.engine_bench import start_vllm
 from seqproc.engines import ModelSource, Request, StoppingRule
 from seqproc.policy import SamplingPolicy
 
@@ -113,7 +113,7 @@ def tokens_of_another_process(
         capture_output=True,
         text=True,
         check=False,
-        cwd=Path(__file__).parent,
+        cwd=Path(__file__).parents[1],
         timeout=300,
     )
     assert result.returncode == 0, result.stderr[-2000:]

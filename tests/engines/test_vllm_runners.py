@@ -1,5 +1,6 @@
-"""Coupled sampling on vLLM's model runners without a GPU: V2's adapter alone, and the suites of
-`tests/vllm_runners`.
+"""Coupled sampling on vLLM's model runners without a GPU.
+
+V2's adapter alone, and the suites of `tests/vllm_runners`.
 """
 
 from __future__ import annotations
@@ -128,16 +129,16 @@ def test_a_slot_forgets_who_had_it_before() -> None:
 
 
 def test_the_adapter_is_that_of_the_runner_that_asks() -> None:
-    from vllm.v1.sample.logits_processor import LogitsProcessor as V1
-    from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as V2
+    from vllm.v1.sample.logits_processor import LogitsProcessor as ProcessorV1
+    from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as ProcessorV2
 
     from seqproc.engines.vllm.coupled import CoupledSampler
 
     old = CoupledSampler(SimpleNamespace(use_v2_model_runner=False), torch.device("cpu"), False)
-    assert issubclass(CoupledSampler, V1)
-    assert issubclass(CoupledSampler, V2)
-    assert isinstance(old, V1)
-    assert isinstance(make_sampler(), V2)
+    assert issubclass(CoupledSampler, ProcessorV1)
+    assert issubclass(CoupledSampler, ProcessorV2)
+    assert isinstance(old, ProcessorV1)
+    assert isinstance(make_sampler(), ProcessorV2)
 
 
 # ---------------------------------------------------------------- nothing waits for the device

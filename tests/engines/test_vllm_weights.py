@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from engine_bench import (
+
+from helpers.engine_bench import (
     Bench,
     VLLMHost,
     forward,
@@ -23,7 +24,6 @@ from engine_bench import (
     run,
     start_vllm,
 )
-
 from seqproc.engines import HFEngine, ModelSource, Request, StoppingRule
 from seqproc.engines.vllm.weights import VLLMWeights
 from seqproc.errors import EngineError
@@ -135,7 +135,7 @@ def test_a_checkpoint_and_what_is_refused(
     ):
         with pytest.raises(EngineError, match=problem):
             engine.load_weights(weights)
-    completions = engine.generate(requests, POLICY, rule)
+    completions: Any = engine.generate(requests, POLICY, rule)
     next(completions)
     with pytest.raises(EngineError, match="under way: finish or close"):
         engine.load_weights(None)

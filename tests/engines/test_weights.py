@@ -138,7 +138,12 @@ def test_a_cache_sums_up_what_changed_and_nothing_else(monkeypatch: pytest.Monke
     from seqproc.models import fingerprint as weights
 
     summed: list[int] = []
-    monkeypatch.setattr(weights, "checksum", lambda t: summed.append(t.numel()) or checksum(t))
+
+    def noted(tensor: torch.Tensor) -> int:
+        summed.append(tensor.numel())
+        return checksum(tensor)
+
+    monkeypatch.setattr(weights, "checksum", noted)
     tensors = {"a": torch.randn(1000), "b": torch.randn(2000)}
     cache = FingerprintCache()
     before = cache.fingerprint(tensors)
@@ -199,7 +204,7 @@ def test_between_batches_and_after_errors_the_model_has_its_own_weights(
 
     engine.load_weights(build_params_override(model, direction(model), 0.1))
     require_own()
-    completions = engine.generate(REQUESTS, POLICY, RULE)
+    completions: Any = engine.generate(REQUESTS, POLICY, RULE)
     next(completions)
     require_own()
     completions.close()
@@ -386,7 +391,7 @@ def test_mappings_that_do_not_fit_are_refused_and_change_nothing(
 
 
 def test_loading_waits_for_a_generation_to_end(engine: HFEngine) -> None:
-    completions = engine.generate(REQUESTS, POLICY, RULE)
+    completions: Any = engine.generate(REQUESTS, POLICY, RULE)
     next(completions)
     with pytest.raises(EngineError, match="under way: finish or close"):
         engine.load_weights(None)

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from parity_range import Range, range_of
+
+from helpers.parity_range import Range, range_of
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from parity_range import POLICY, STOPPING, Range
 
+from helpers.parity_range import POLICY, STOPPING, Range
 from seqproc.engines import HFEngine, Request, gumbel_noise
 from seqproc.parity import Answer, compare, sample
 from seqproc.policy import log_q

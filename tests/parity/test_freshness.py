@@ -6,9 +6,9 @@ import copy
 from dataclasses import replace
 
 import pytest
-from gallery import ReferenceEngine
-from parity_range import Range
 
+from helpers.gallery import ReferenceEngine
+from helpers.parity_range import Range
 from seqproc.engines import HFEngine
 from seqproc.errors import EngineError
 from seqproc.parity.freshness import canary, require_weights
@@ -44,7 +44,7 @@ def test_without_log_q_the_greedy_tokens_tell(small: Range) -> None:
         p.data.mul_(-1)
 
     class Silent(ReferenceEngine):
-        def _completion(self, draw, stopping):  # type: ignore[no-untyped-def]
+        def _completion(self, draw, stopping):
             return replace(super()._completion(draw, stopping), logqs=None)
 
     assert canary(Silent(small.model, small.tokenizer), small.scorer, PROMPTS).p_value == 1.0

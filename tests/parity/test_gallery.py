@@ -9,9 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from gallery import GALLERY, Broken, ReferenceEngine, requests_of
-from parity_range import POLICY, STOPPING, Range, range_of
 
+from helpers.gallery import GALLERY, Broken, ReferenceEngine, requests_of
+from helpers.parity_range import POLICY, STOPPING, Range, range_of
 from seqproc.engines import HFEngine
 from seqproc.errors import ConfigError, SequenceError
 from seqproc.parity import check_engine
@@ -116,7 +116,13 @@ def test_what_cannot_be_checked_is_refused_before_anything_is_sampled(small: Ran
         small.check(engine, logit_error=-1.0)
     with pytest.raises(ConfigError, match="seed must be an integer"):
         check_engine(
-            engine, small.scorer, small.tokenizer, *requests_of(4, 2, 0), POLICY, STOPPING, seed="x"
+            engine,
+            small.scorer,
+            small.tokenizer,
+            *requests_of(4, 2, 0),
+            POLICY,
+            STOPPING,
+            seed="x",  # type: ignore[arg-type]
         )
     with pytest.raises(SequenceError, match="0 requests"):
         small.check(engine, num_draws=0)

@@ -8,9 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from gallery import ReferenceEngine
-from parity_range import Range, range_of
 
+from helpers.gallery import ReferenceEngine
+from helpers.parity_range import Range, range_of
 from seqproc.engines import Completion, Request, StoppingRule
 from seqproc.errors import ConfigError, SequenceError
 from seqproc.parity import Check, canary
@@ -70,11 +70,11 @@ def test_log_q_of_a_coarse_engine_are_held_where_no_cut_is_sure(
     found = flat.check(right, num_draws=160)
     assert found.verdict.holds, (found.findings, found.causes)
     for off in (3.0, -3.0):
-        lying = checked(
-            flat,
-            lambda one, off=off: replace(one, logqs=[min(x + off, 0.0) for x in one.logqs or ()]),
-            dtype="bfloat16",
-        )
+
+        def shifted(one: Completion, off: float = off) -> Completion:
+            return replace(one, logqs=tuple(min(x + off, 0.0) for x in one.logqs or ()))
+
+        lying = checked(flat, shifted, dtype="bfloat16")
         assert lying.verdict.failed == ("reported log q",)
 
 

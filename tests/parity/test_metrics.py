@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from synthetic import POLICY, synthetic
 
+from helpers.synthetic import POLICY, synthetic
 from seqproc import estimators
 from seqproc.parity import Draws, Finding, NominalScores, mismatch
 from seqproc.parity.metrics import LOGIT_ERRORS, known_dtype, log_q_range, reported_log_q

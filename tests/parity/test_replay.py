@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from parity_range import POLICY, STOPPING, Range
 from torch import Tensor
 
+from helpers.parity_range import POLICY, STOPPING, Range
 from seqproc.engines import HFEngine, NotReplayable, Request
 from seqproc.engines.noise import COUPLED, GREEDY
 from seqproc.parity import Answer, Check, check_engine, sample
@@ -86,7 +86,8 @@ def test_one_exchanged_token_fails_and_is_named(small: Range) -> None:
     (token,) = found.replay.wrong
     assert (token.index, token.step) == (REQUESTS[n].index, 2)
     assert (token.sampled, token.due) == (other, ids[2])
-    noise = COUPLED.values(*(torch.tensor([x]) for x in (REQUESTS[n].seed, 3, 2)), len(kept))[0]
+    seed, prompt_length, step = (torch.tensor([x]) for x in (REQUESTS[n].seed, 3, 2))
+    noise = COUPLED.values(seed, prompt_length, step, len(kept))[0]
     margin = float(kept[ids[2]] + noise[ids[2]] - kept[other] - noise[other])
     assert token.margin == pytest.approx(margin, abs=1e-4)
     assert "replay" in found.verdict.failed

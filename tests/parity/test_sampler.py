@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gallery import crossing_token_excluded, top_k_50, top_p_before_temperature
 from scipy import stats
-from synthetic import synthetic
 
+from helpers.gallery import crossing_token_excluded, top_k_50, top_p_before_temperature
+from helpers.synthetic import synthetic
 from seqproc.parity import Draws, Finding, decide, sampler_findings
 from seqproc.parity.positions import place
 from seqproc.parity.sampler import tail, uniformity

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from synthetic import synthetic
 
+from helpers.synthetic import synthetic
 from seqproc.engines import Completion, Request, StoppingRule, finish
 from seqproc.parity import Answer, Finding, NominalScores, structure_findings
 from seqproc.parity.structure import support

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gallery import ReferenceEngine
-from parity_range import Range
-from synthetic import synthetic
 
+from helpers.gallery import ReferenceEngine
+from helpers.parity_range import Range
+from helpers.synthetic import synthetic
 from seqproc.engines import Completion, Engine, Request, ScriptedEngine
 from seqproc.parity import Answer, Draws
 from seqproc.parity.twins import twins

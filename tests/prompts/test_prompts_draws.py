@@ -1,5 +1,7 @@
 """Draws are pure functions of a seed and an index; their values are part of the format."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -92,7 +94,8 @@ class TestDrawSeed:
         assert draw_seed(run_seed, index) == expected
 
     def test_numpy_integers_are_integers(self):
-        assert draw_seed(np.int64(-1), np.uint32(7)) == draw_seed(-1, 7)
+        numpys: tuple[Any, Any] = (np.int64(-1), np.uint32(7))
+        assert draw_seed(*numpys) == draw_seed(-1, 7)
 
     def test_no_collisions_and_every_bit_is_fair(self):
         # 6·10⁴ hashes collide by chance once in 10¹⁰ runs; a fair bit is 6 σ off once in 5·10⁸.

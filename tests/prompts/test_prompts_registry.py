@@ -1,6 +1,7 @@
 """Datasets by name: registration, lookup, and what the errors teach."""
 
 import pickle
+from pathlib import Path
 
 import pytest
 
@@ -142,7 +143,7 @@ def test_options_that_a_loader_needs_are_asked_for():
 
 def test_what_a_loader_raises_names_the_dataset():
     def missing(split):
-        return open("/no/such/file")
+        return Path("/no/such/file").open()
 
     def broken(split):  # only while its entries are read
         yield entry()
@@ -172,8 +173,11 @@ def test_a_loader_with_keyword_arguments_takes_every_option():
 
 
 def test_loaders_must_return_entries():
+    def strings(split):
+        return ["2 + 2"]
+
     register_dataset("none", lambda split: [], description="", splits=())
-    register_dataset("strings", lambda split: ["2 + 2"], description="", splits=())
+    register_dataset("strings", strings, description="", splits=())
     with pytest.raises(DatasetError, match="holds no prompts"):
         load_prompts("none")
     with pytest.raises(DatasetError, match="must return PromptEntry objects, got 'str'"):
@@ -198,9 +202,9 @@ class TestPromptEntry:
         with pytest.raises(AttributeError):
             entry().text = "other"
         with pytest.raises(TypeError):
-            PromptEntry("t", "q")
+            PromptEntry("t", "q")  # type: ignore[call-arg]
         with pytest.raises(TypeError):
-            PromptEntry(text="t", question="q", gold="4")
+            PromptEntry(text="t", question="q", gold="4")  # type: ignore[call-arg]
 
     def test_compares_hashes_and_pickles_by_value(self):
         first, same, other = entry(answer="4"), entry(answer="4"), entry(answer="5")

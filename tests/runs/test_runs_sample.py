@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engine_stubs import NEVER_STARTS
 
+from helpers.engine_stubs import NEVER_STARTS
 from seqproc import SequenceProcessor, load_prompts
 from seqproc.engines import Engine, Request, ScriptedEngine
 from seqproc.errors import ConfigError, DatasetError, EngineError, PromptError, RunError

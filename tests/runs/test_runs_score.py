@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engine_stubs import NEVER_STARTS
 
+from helpers.engine_stubs import NEVER_STARTS
 from seqproc import SequenceProcessor
 from seqproc.errors import DatasetError, RunError, SequenceError
 from seqproc.runs import RunSpec, open_run, sample_run, score_run

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import platform
 from collections.abc import Callable, Iterator
 
 import pytest
 
-from seqproc.scorers.kernels import allocator
 from seqproc.scorers.kernels.allocator import KEPT_BYTES, keep_freed_memory
 
 OLD_GLIBC_LIMIT = 32 << 20
@@ -39,8 +39,8 @@ def install(monkeypatch):
 
     def make(takes: Callable[[int, int], bool]) -> Libc:
         libc = Libc(takes)
-        monkeypatch.setattr(allocator.platform, "libc_ver", lambda: ("glibc", "2.36"))
-        monkeypatch.setattr(allocator.ctypes, "CDLL", lambda name: libc)
+        monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.36"))
+        monkeypatch.setattr(ctypes, "CDLL", lambda name: libc)
         return libc
 
     return make
@@ -57,7 +57,7 @@ def test_glibc_takes_the_setting_however_often():
 @pytest.mark.parametrize("name", ["", "musl", "msvcrt"])
 def test_another_c_library_is_left_alone(install, monkeypatch, name):
     libc = install(lambda option, value: True)
-    monkeypatch.setattr(allocator.platform, "libc_ver", lambda: (name, ""))
+    monkeypatch.setattr(platform, "libc_ver", lambda: (name, ""))
     assert keep_freed_memory() is False
     assert libc.calls == []
 

@@ -1,6 +1,6 @@
 """Every architecture of the zoo scores as its own forward says, or is refused by name.
 
-The table is docs/models.md; `python tests/scorers/zoo.py` prints it anew.
+The table is docs/models.md; `python -m helpers.zoo`, in tests/, prints it anew.
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 import torch
 import transformers
-import zoo
-import zoo_models
 from peft import LoraConfig, get_peft_model
 from torch import nn
 
+from helpers import zoo, zoo_models
 from seqproc.errors import ModelError
 from seqproc.scorers import TeacherForcingScorer, split_model
 

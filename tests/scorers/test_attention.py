@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from scorer_helpers import distance, families, float64_profiles, same_bits
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from helpers.scorer_helpers import distance, families, float64_profiles, same_bits
 from seqproc.policy import SamplingPolicy
 from seqproc.scorers import TeacherForcingScorer
 from seqproc.scorers.kernels import attention
@@ -156,13 +156,13 @@ def long_operands(keys: int) -> tuple[Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize("after", [0, 3, 150])
 def test_padding_changes_no_bit(keys: int, before: int, after: int) -> None:
     query, key, value = long_operands(keys)
-    padded = [functional.pad(t, (0, 0, before, after), value=1.5) for t in (query, key, value)]
+    q, k, v = (functional.pad(t, (0, 0, before, after), value=1.5) for t in (query, key, value))
     length = before + keys + after
     mask = torch.ones(1, 1, length, length, dtype=torch.bool).tril()
     mask[..., :before] = False
     mask[..., before + keys :] = False
     with torch.no_grad():
-        found, _ = attention._attend(Layer(3), *padded, mask)
+        found, _ = attention._attend(Layer(3), q, k, v, mask)
         assert torch.equal(found[:, before : before + keys], alone(query, key, value))
 
 
@@ -180,10 +180,10 @@ def test_the_queries_beside_change_no_bit(keys: int, first: int) -> None:
 @pytest.mark.parametrize("rows", [1, 2, 3, 5])
 def test_the_sequences_beside_change_no_bit(rows: int) -> None:
     query, key, value = long_operands(250)
-    several = [t.repeat(rows, 1, 1, 1) for t in (query, key, value)]
+    q, k, v = (t.repeat(rows, 1, 1, 1) for t in (query, key, value))
     mask = torch.ones(rows, 1, 250, 250, dtype=torch.bool).tril()
     with torch.no_grad():
-        found, _ = attention._attend(Layer(3), *several, mask)
+        found, _ = attention._attend(Layer(3), q, k, v, mask)
         whole = alone(query, key, value)
     assert all(torch.equal(row, whole[0]) for row in found)
 
@@ -277,9 +277,9 @@ def test_derivatives_are_those_of_hugging_faces(
 
 
 def test_a_graph_does_not_keep_the_course() -> None:
-    operands_ = [t.requires_grad_() for t in operands(6, 2)]
+    query, key, value = (t.requires_grad_() for t in operands(6, 2))
     mask = causal()
-    out, _ = attention._attend(Layer(3), *operands_, mask)
+    out, _ = attention._attend(Layer(3), query, key, value, mask)
     gc.collect()
     before = len(attention._PLANS)
     del mask

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from typing import Any
 
 import pytest
-import scorer_helpers
 import torch
-from scorer_helpers import random_sequences
 
+from helpers import scorer_helpers
+from helpers.scorer_helpers import random_sequences
 from seqproc.errors import ConfigError
 from seqproc.scorers import Batch, Limits, TokenSequence, plan, token_sequences
 from seqproc.types import BatchedSequences
@@ -34,7 +35,7 @@ LIMITS = [
 ]
 
 
-def families(shapes=FAMILIES, seed=0) -> list[TokenSequence]:
+def families(shapes: Any = FAMILIES, seed: int = 0) -> list[TokenSequence]:
     return scorer_helpers.families(50, shapes, seed)
 
 
@@ -402,9 +403,9 @@ def test_records_are_frozen():
     sequence = TokenSequence(prompt_ids=torch.zeros(2).long(), response_ids=torch.zeros(3).long())
     assert sequence.length == 5
     with pytest.raises(AttributeError):
-        sequence.prompt_ids = torch.zeros(1).long()
+        sequence.prompt_ids = torch.zeros(1).long()  # type: ignore[misc]
     with pytest.raises(AttributeError):
-        Limits(tokens=3).tokens = 4
+        Limits(tokens=3).tokens = 4  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(("name", "limits"), [("token_budget", (0, 3)), ("batch_size", (5, 0))])

@@ -5,15 +5,15 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
-from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from devices import everywhere
-from scorer_helpers import distance, float64_profiles, random_sequences
 from torch import nn
 
+from helpers.devices import everywhere
+from helpers.scorer_helpers import distance, float64_profiles, random_sequences
 from seqproc.errors import ScoringError
 from seqproc.policy import SamplingPolicy
 from seqproc.scorers import (
@@ -219,11 +219,11 @@ def test_one_token_that_does_not_fit_is_told():
 # End to end.
 
 
-def short_of_memory(model: nn.Module, room: int) -> list[int]:
+def short_of_memory(model: Any, room: int) -> list[int]:
     """From now on the model's backbone has room for so many tokens; the calls it refused."""
     refused: list[int] = []
 
-    def refuse(_: nn.Module, args: tuple, kwargs: dict) -> None:
+    def refuse(_: nn.Module, args: Any, kwargs: Any) -> None:
         tokens = kwargs["input_ids"].numel()
         if tokens > room:
             refused.append(tokens)
@@ -257,9 +257,9 @@ def test_gradients_do_not_tell_that_memory_ran_out(tiny_llama, precision, bound)
     sequences = common_prompts()
     scorer = TeacherForcingScorer(model, precision=precision)
 
-    def graphed() -> tuple[list, torch.Tensor]:
+    def graphed() -> tuple[list[Any], torch.Tensor]:
         scores = scorer.score_with_grad(sequences, POLICY, token_budget=1000)
-        loss = sum(s.logprobs.sum() + s.stats.rb_entropy.sum() for s in scores)
+        loss = torch.stack([s.logprobs.sum() + s.stats.rb_entropy.sum() for s in scores]).sum()
         gradients = torch.autograd.grad(loss, list(model.parameters()))
         return scores, torch.cat([g.flatten() for g in gradients]).double()
 
@@ -348,4 +348,4 @@ def test_free_memory_without_proc(monkeypatch):
 def test_free_memory_of_a_device_is_asked_of_the_device(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1234, 5678))
     assert free_memory(torch.device("cuda", 0)) == 1234
-    assert default_tokens(SimpleNamespace(parameters=lambda: iter(())), torch.device("cuda")) == 1
+    assert default_tokens(torch.nn.Module(), torch.device("cuda")) == 1

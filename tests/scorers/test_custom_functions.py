@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from scorer_helpers import families, float64_profiles
 from torch.autograd import Function, forward_ad
 
+from helpers.scorer_helpers import families, float64_profiles
 from seqproc.policy import SamplingPolicy
 from seqproc.scorers import TeacherForcingScorer, build_params_override, jvp
 from seqproc.scorers.custom_functions import differentiated_forwards

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from scorer_helpers import float64_profiles, random_sequences
 
+from helpers.scorer_helpers import float64_profiles, random_sequences
 from seqproc.errors import OverrideError, ScoringError
 from seqproc.policy import SamplingPolicy, TokenScores
 from seqproc.scorers import TeacherForcingScorer, TokenSequence, build_params_override
@@ -20,7 +22,7 @@ POLICIES = [
 STEP = 2e-5
 
 
-def direction_of(model, seed: int = 1, only: str = "") -> dict[str, torch.Tensor]:
+def direction_of(model: Any, seed: int = 1, only: str = "") -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return {
         name: torch.randn(p.shape, dtype=torch.float64, generator=generator) * 0.05
@@ -29,7 +31,7 @@ def direction_of(model, seed: int = 1, only: str = "") -> dict[str, torch.Tensor
     }
 
 
-def likely_sequences(model, seed: int = 0) -> list[TokenSequence]:
+def likely_sequences(model: Any, seed: int = 0) -> list[TokenSequence]:
     """Greedy responses: every token is in every support. Two share a prompt; one is empty."""
     prompts = [s.prompt_ids for s in random_sequences(model.config.vocab_size, seed=seed)][:5]
     found = []
@@ -43,7 +45,12 @@ def likely_sequences(model, seed: int = 0) -> list[TokenSequence]:
     return found
 
 
-def slopes(scorer, sequences, policy, direction) -> list[dict[str, torch.Tensor]]:
+def slopes(
+    scorer: TeacherForcingScorer,
+    sequences: list[TokenSequence],
+    policy: SamplingPolicy,
+    direction: dict[str, torch.Tensor],
+) -> list[dict[str, torch.Tensor]]:
     """Central differences of the scores, their first error term removed (Richardson)."""
 
     def at(eta: float) -> list[TokenScores]:
@@ -70,7 +77,7 @@ FIELDS = {
 }
 
 
-def worst_gap(found, wanted, names=tuple(FIELDS)) -> float:
+def worst_gap(found: Any, wanted: Any, names: tuple[str, ...] = tuple(FIELDS)) -> float:
     """Largest error, relative to the largest derivative of the same kind."""
     worst = 0.0
     for name in names:

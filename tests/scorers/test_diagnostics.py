@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from seqproc.types import DiagnosticsPack, SequenceDiagnostics, TokenStepDiagnos
 STEP_FIELDS = [f.name for f in dataclasses.fields(TokenStepDiagnostics)]
 
 
-def made_up(count: int, dtype=np.float32) -> TokenStepDiagnostics:
+def made_up(count: int, dtype: Any = np.float32) -> TokenStepDiagnostics:
     """Step arrays whose aggregates are known: field k holds k + 1, 2 (k + 1), 3 (k + 1), …"""
     ramp = np.arange(1, count + 1, dtype=dtype)
     return TokenStepDiagnostics(**{name: (k + 1) * ramp for k, name in enumerate(STEP_FIELDS)})

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from scorer_helpers import distance, families
 from torch import nn
 
+from helpers.scorer_helpers import distance, families
 from seqproc.errors import ModelError, ScoringError
 from seqproc.policy import SamplingPolicy
 from seqproc.scorers import Shortcuts, TeacherForcingScorer, examination, examine
@@ -132,7 +132,7 @@ def test_a_window_is_tried_within_reach(window):
     )
     seen = []
 
-    def note(module: nn.Module, args: Any, kwargs: Any) -> None:
+    def note(module: Any, args: Any, kwargs: Any) -> None:
         seen.append(module.config.sliding_window)
 
     model.model.register_forward_pre_hook(note, with_kwargs=True)

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from scorer_helpers import distance, families, float64_profiles
 from torch.autograd import forward_ad
 
+from helpers.scorer_helpers import distance, families, float64_profiles
 from seqproc.errors import ScoringError
 from seqproc.policy import SamplingPolicy
 from seqproc.scorers import TeacherForcingScorer, build_params_override, jvp

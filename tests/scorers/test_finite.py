@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from scorer_helpers import families
 from torch import nn
 
+from helpers.scorer_helpers import families
 from seqproc.config import PrecisionConfig
 from seqproc.errors import ScoringError
 from seqproc.policy import PolicyStatistics, SamplingPolicy, TokenScores, score_tokens
@@ -103,7 +103,7 @@ def test_so_do_its_gradients_and_derivatives(value):
     gradients, slopes = [], []
     for model in (biased(value, V - 1), biased(-1e4, V - 1)):
         scores = TeacherForcingScorer(model).score_with_grad(sequences, policy)
-        sum(s.stats.rb_entropy.sum() + s.logqs.sum() for s in scores).backward()
+        torch.stack([s.stats.rb_entropy.sum() + s.logqs.sum() for s in scores]).sum().backward()
         gradients.append([p.grad for p in model.parameters()])
         v = {name: torch.ones_like(p) for name, p in model.named_parameters()}
         found = jvp(TeacherForcingScorer(model), sequences, policy, v)

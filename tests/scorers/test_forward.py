@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from scorer_helpers import distance, random_sequences
 from torch import nn
 
+from helpers.scorer_helpers import distance, random_sequences
 from seqproc.models.wrappers import unwrap
 from seqproc.policy import SamplingPolicy
 from seqproc.scorers import TeacherForcingScorer, forward_logits
@@ -95,7 +95,7 @@ class Recorder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.calls: list[dict] = []
+        self.calls: list[dict[str, Any]] = []
 
     def forward(self, input_ids, attention_mask, use_cache, position_ids=None):
         self.calls.append({"use_cache": use_cache, "position_ids": position_ids})
@@ -103,7 +103,7 @@ class Recorder(nn.Module):
 
 
 class WithoutPositions(Recorder):
-    def forward(self, input_ids, attention_mask, use_cache):
+    def forward(self, input_ids, attention_mask, use_cache):  # type: ignore[override]
         return super().forward(input_ids, attention_mask, use_cache)
 
 
@@ -137,10 +137,11 @@ def test_positions_are_derived_through_a_peft_wrapper(tiny_gpt2):
 
 
 def test_evaluating_gives_every_submodule_its_own_mode_back():
-    model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Dropout(), nn.Dropout()))
+    inner = nn.Sequential(nn.Dropout(), nn.Dropout())
+    model = nn.Sequential(nn.Linear(2, 2), inner)
     model.train()
-    model[1].eval()
-    model[1][1].train()
+    inner.eval()
+    inner[1].train()
     before = [module.training for module in model.modules()]
     assert before == [True, True, False, False, True]
     with evaluating(model):

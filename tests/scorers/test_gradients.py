@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from scorer_helpers import families, float64_profiles
 
+from helpers.scorer_helpers import families, float64_profiles
 from seqproc._util.by_device import ByDevice
 from seqproc.errors import ConfigError, OverrideError, ScoringError, SequenceError
 from seqproc.policy import SamplingPolicy, log_q

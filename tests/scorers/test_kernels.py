@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from scorer_helpers import distance, families
 
+from helpers.scorer_helpers import distance, families
 from seqproc import SequenceProcessor
 from seqproc._util.kernels import KERNELS, VARIABLE, is_on, kernels_of_environment, kernels_on
 from seqproc.config import PrecisionConfig
 from seqproc.errors import ConfigError, ScoringError
 from seqproc.policy import SamplingPolicy, TokenScores, support
 from seqproc.scorers import TeacherForcingScorer, TokenSequence, hvp, jvp, plain
-from seqproc.scorers.kernels import allocator, attention, packing, products, tangents
+from seqproc.scorers.forward import forward_logits
+from seqproc.scorers.kernels import attention, packing, products, tangents
 from seqproc.support import nucleus
 
 V = 300
@@ -58,9 +60,12 @@ def test_scores_and_derivatives_are_right_without_kernels(tiny_llama, names, dty
 def test_a_kernel_that_is_off_does_not_run(tiny_llama, monkeypatch, kernel):
     model, (module, name) = tiny_llama(), INSIDES[kernel]
     calls, inside = [], getattr(module, name)
-    monkeypatch.setattr(
-        module, name, lambda *given, **named: calls.append(1) or inside(*given, **named)
-    )
+
+    def counted(*given, **named):
+        calls.append(1)
+        return inside(*given, **named)
+
+    monkeypatch.setattr(module, name, counted)
     monkeypatch.setattr(nucleus, "_WIDTHS", type(nucleus._WIDTHS)(cpu=(64,), accelerator=(64,)))
     for names, runs in (
         ([other for other in KERNELS if other != kernel], False),
@@ -96,7 +101,7 @@ def test_the_environment_names_kernels(monkeypatch, text, names):
 
 def test_a_kernel_that_is_none_is_refused(monkeypatch):
     with pytest.raises(ConfigError, match="kernels"):
-        PrecisionConfig(kernels=("speed",))
+        PrecisionConfig(kernels=("speed",))  # type: ignore[arg-type]
     monkeypatch.setenv(VARIABLE, "products,speed")
     with pytest.raises(ConfigError, match="expected 1 for all kernels, 0 for none, or names"):
         PrecisionConfig()
@@ -140,7 +145,7 @@ WORK: dict[str, Callable[[TeacherForcingScorer], Any]] = {
 @pytest.mark.parametrize("work", WORK)
 def test_a_process_is_left_as_it_was_also_after_an_error(tiny_llama, monkeypatch, work, kernels):
     model = tiny_llama().train()
-    monkeypatch.setattr(allocator.ctypes, "CDLL", fails)  # nor is the C library's allocator set
+    monkeypatch.setattr(ctypes, "CDLL", fails)  # nor is the C library's allocator set
     before = state(model)
     scorer = scorer_with(model, kernels)
     WORK[work](scorer)
@@ -165,9 +170,9 @@ def test_gradients_are_right_without_kernels(tiny_llama):
 
 
 def loss(scores: list[TokenScores]) -> torch.Tensor:
-    kept = [s.logqs.masked_fill(s.logqs.isneginf(), 0.0) for s in scores]
-    sums = [s.logprobs.sum() + s.stats.rb_entropy.square().sum() for s in scores]
-    return sum(sums, sum(q.sum() for q in kept))
+    of_logqs = [s.logqs.masked_fill(s.logqs.isneginf(), 0.0).sum() for s in scores]
+    of_others = [s.logprobs.sum() + s.stats.rb_entropy.square().sum() for s in scores]
+    return torch.stack([*of_logqs, *of_others]).sum()
 
 
 def test_what_does_not_fit_in_memory_is_named_without_kernels(tiny_llama, monkeypatch):
@@ -181,11 +186,11 @@ def test_what_does_not_fit_in_memory_is_named_without_kernels(tiny_llama, monkey
 
 
 def test_a_plain_score_reads_whole_sequences_one_at_a_time(tiny_llama, monkeypatch):
-    read, forward = [], plain.forward_logits
+    read = []
 
     def watched(model: Any, ids: torch.Tensor, *others: Any) -> torch.Tensor:
         read.append(ids)
-        return forward(model, ids, *others)
+        return forward_logits(model, ids, *others)
 
     monkeypatch.setattr(plain, "forward_logits", watched)
     scorer_with(tiny_llama(), ()).score(SEQUENCES, POLICY, batch_size=4)

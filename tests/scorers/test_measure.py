@@ -8,8 +8,8 @@ import sys
 
 import pytest
 import torch
-from devices import everywhere
 
+from helpers.devices import everywhere
 from seqproc.policy import PolicyStatistics, SamplingPolicy
 from seqproc.scorers import baseline_features
 from seqproc.scorers import measure as measure_function

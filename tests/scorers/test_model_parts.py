@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from scorer_helpers import distance, float64_profiles, random_sequences
 from torch import nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from helpers.scorer_helpers import distance, float64_profiles, random_sequences
 from seqproc import scorers
 from seqproc.policy import SamplingPolicy
 from seqproc.scorers import (

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from scorer_helpers import distance, random_sequences
 from torch import nn
 
+from helpers.scorer_helpers import distance, random_sequences
 from seqproc.config import PrecisionConfig
 from seqproc.errors import OverrideError
 from seqproc.policy import SamplingPolicy
@@ -27,7 +28,7 @@ def direction_of(model: nn.Module, seed: int = 1) -> dict[str, torch.Tensor]:
     return {n: torch.randn(p.shape, generator=generator) for n, p in model.named_parameters()}
 
 
-def scored(model: nn.Module, *overrides, buffers=None, precision=None):
+def scored(model, *overrides, buffers=None, precision=None):
     scorer = TeacherForcingScorer(model, precision=precision)
     sequences = random_sequences(40)
     return scorer.score(sequences, POLICY, batch_size=4, overrides=overrides, buffers=buffers)
@@ -199,7 +200,8 @@ def test_eta_must_be_a_finite_number(eta):
 
 def test_eta_may_be_any_real_number():
     model = Wrapped()
-    for eta in (np.float32(0.5), np.float64(0.5), Fraction(1, 2)):
+    etas: tuple[Any, ...] = (np.float32(0.5), np.float64(0.5), Fraction(1, 2))
+    for eta in etas:
         assert build_params_override(model, {"weight": GOOD}, eta)["weight"][0, 0] == 0.5
 
 

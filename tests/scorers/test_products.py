@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from scorer_helpers import distance, random_sequences, same_bits
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import functional
 
+from helpers.scorer_helpers import distance, random_sequences, same_bits
 from seqproc.policy import SamplingPolicy
 from seqproc.scorers import TeacherForcingScorer, build_params_override, jvp
 from seqproc.scorers.kernels import products

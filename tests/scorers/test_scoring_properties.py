@@ -14,11 +14,11 @@ from unittest import mock
 
 import pytest
 import torch
-from devices import everywhere
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from scorer_helpers import as_batch, distance, float64_profiles, random_sequences
 
+from helpers.devices import everywhere
+from helpers.scorer_helpers import as_batch, distance, float64_profiles, random_sequences
 from seqproc.policy import PolicyStatistics, SamplingPolicy, TokenScores
 from seqproc.scorers import TeacherForcingScorer, TokenSequence, token_sequences
 

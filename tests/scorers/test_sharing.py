@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from devices import as_on_an_accelerator, everywhere
-from scorer_helpers import distance, families, float64_profiles, random_sequences
 from torch import nn
 
+from helpers.devices import as_on_an_accelerator, everywhere
+from helpers.scorer_helpers import distance, families, float64_profiles, random_sequences
 from seqproc.policy import SamplingPolicy
 from seqproc.scorers import TeacherForcingScorer, jvp, teacher_forcing, token_sequences
 from seqproc.types import BatchedSequences
@@ -224,7 +223,7 @@ def test_scores_with_and_without_a_graph_are_the_same(model):
 
 
 @pytest.fixture
-def counted(tiny_llama) -> Iterator[tuple[TeacherForcingScorer, Counter]]:
+def counted(tiny_llama: Any) -> tuple[TeacherForcingScorer, Counter]:
     model = tiny_llama()
     scorer = TeacherForcingScorer(model)
     return scorer, Counter(model)
@@ -287,7 +286,7 @@ def test_the_sizes_of_an_accelerator_change_nothing(tiny_llama, monkeypatch, top
     def read() -> tuple[Any, Any, Any]:
         (scores,) = scorer.score(sequences, policy)
         graph = scorer.score_with_grad(sequences, policy)
-        loss = sum(s.logprobs.sum() + s.stats.rb_entropy.sum() for s in graph)
+        loss = torch.stack([s.logprobs.sum() + s.stats.rb_entropy.sum() for s in graph]).sum()
         gradients = torch.autograd.grad(loss, list(model.parameters()))
         return scores, gradients, jvp(scorer, sequences, policy, direction)
 

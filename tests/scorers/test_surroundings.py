@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from scorer_helpers import distance, families
 
+from helpers.scorer_helpers import distance, families
 from seqproc import SequenceProcessor
 from seqproc.errors import ConfigError, ModelError
 from seqproc.policy import SamplingPolicy
@@ -86,7 +86,7 @@ def test_a_backward_pass_under_autocast_computes_again_as_the_forward_did(model)
     gradients = []
     for surrounding in (contextlib.nullcontext(), torch.autocast("cpu", torch.bfloat16)):
         scores = TeacherForcingScorer(model).score_with_grad(SEQUENCES, POLICY)
-        total = sum(s.stats.rb_entropy.sum() + s.logprobs.sum() for s in scores)
+        total = torch.stack([s.stats.rb_entropy.sum() + s.logprobs.sum() for s in scores]).sum()
         model.zero_grad()
         with surrounding:
             total.backward()

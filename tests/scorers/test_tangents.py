@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from devices import everywhere
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from helpers.devices import everywhere
 from seqproc.scorers.kernels import tangents
 from seqproc.scorers.kernels.tangents import written_out
 

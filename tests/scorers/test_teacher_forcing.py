@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 
 import numpy as np
-import policy_oracle as oracle
 import pytest
 import torch
-from scorer_helpers import (
+
+from helpers import policy_oracle as oracle
+from helpers.scorer_helpers import (
     as_batch,
     distance,
     float64_profiles,
@@ -16,7 +17,6 @@ from scorer_helpers import (
     random_sequences,
     read,
 )
-
 from seqproc.config import PrecisionConfig
 from seqproc.errors import ConfigError, OverrideError, ScoringError, SequenceError
 from seqproc.policy import SamplingPolicy
@@ -58,8 +58,8 @@ def oracle_gap(scores, logits, sequences, policy, names=("logprobs", "logqs", "r
         for t, token in enumerate(sequence.response_ids.tolist()):
             step = oracle.extended_step(rows[t], policy.temperature, policy.top_p)
             for name in names:
-                want = {"logprobs": step.log_p, "logqs": step.log_q}.get(name)
-                want = float(getattr(step, name) if want is None else want[token])
+                by_token = {"logprobs": step.log_p, "logqs": step.log_q}.get(name)
+                want = float(getattr(step, name) if by_token is None else by_token[token])
                 got = float(read(found, name)[t])
                 if got != want:
                     worst = max(worst, abs(got - want) / max(1, abs(want)))
@@ -349,4 +349,4 @@ def test_lora_parameters_are_overridden_by_name(adapted, tiny_llama):
 
 def test_progress_that_cannot_be_told_is_refused(tiny_llama):
     with pytest.raises(ConfigError, match="progress must be a function"):
-        TeacherForcingScorer(tiny_llama()).score([], SamplingPolicy(), progress=5)
+        TeacherForcingScorer(tiny_llama()).score([], SamplingPolicy(), progress=5)  # type: ignore[arg-type]

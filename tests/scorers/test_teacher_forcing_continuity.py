@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scorer_helpers import float64_profiles, oracle_logits, random_sequences
 
+from helpers.scorer_helpers import float64_profiles, oracle_logits, random_sequences
 from seqproc.config import PrecisionConfig
 from seqproc.policy import SamplingPolicy
 from seqproc.scorers import TeacherForcingScorer, build_params_override
@@ -19,8 +19,9 @@ FIVE_DIGITS = 1.5e-5
 FAMILIES = ["tiny_llama", "tiny_qwen2", "tiny_gpt2"]
 # The step is so large that rounding at η = 1e-8 stays below five digits, and so small that
 # curvature at η = 1e-5 does; with a nucleus, smaller, so that no support changes on the way.
+FULL = SamplingPolicy(), 0.1
 POLICIES = [
-    pytest.param(SamplingPolicy(), 0.1, id="full"),
+    pytest.param(*FULL, id="full"),
     pytest.param(SamplingPolicy(temperature=0.8, top_p=0.95), 0.03, id="nucleus"),
 ]
 Direction = dict[str, torch.Tensor]
@@ -31,7 +32,9 @@ def model(request):
     return request.getfixturevalue(request.param)()
 
 
-def total_entropies(model: Any, overrides: list, policy: SamplingPolicy, precision) -> list[float]:
+def total_entropies(
+    model: Any, overrides: list[Any], policy: SamplingPolicy, precision: PrecisionConfig
+) -> list[float]:
     """Σ_t H(q_t) over all sequences, per override."""
     scorer = TeacherForcingScorer(model, precision=precision)
     sequences = random_sequences(model.config.vocab_size)
@@ -45,7 +48,7 @@ def uphill(model: Any, policy: SamplingPolicy, length: float) -> tuple[Direction
     sequences = random_sequences(model.config.vocab_size)
     scores = scorer.score_with_grad(sequences, policy, batch_size=8)
     named = dict(model.named_parameters())
-    total = sum(s.stats.rb_entropy.sum() for s in scores)
+    total = torch.stack([s.stats.rb_entropy.sum() for s in scores]).sum()
     gradients = torch.autograd.grad(total, list(named.values()))
     wide = {name: g.double() for name, g in zip(named, gradients, strict=True)}
     norm = sum(float(g.square().sum()) for g in wide.values()) ** 0.5
@@ -104,7 +107,7 @@ def test_float64_slopes_are_right_to_five_digits(model, policy, length):
 
 
 def test_float32_slopes_are_not(model):
-    policy, length = POLICIES[0].values
+    policy, length = FULL
     direction, derivative = uphill(model, policy, length)
     narrow = {name: v.float() for name, v in direction.items()}
     overrides = [build_params_override(model, narrow, eta) for eta in ETAS]
@@ -117,7 +120,7 @@ def test_float32_slopes_are_not(model):
 @torch.no_grad()
 def test_nor_are_those_of_a_plain_double_model(family, request):
     model = request.getfixturevalue(family)()
-    policy, length = POLICIES[0].values
+    policy, length = FULL
     with torch.enable_grad():
         direction, derivative = uphill(model, policy, length)
     double = copy.deepcopy(model).double()

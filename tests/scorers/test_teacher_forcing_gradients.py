@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from scorer_helpers import distance, float64_profiles, random_sequences
 
+from helpers.scorer_helpers import distance, float64_profiles, random_sequences
 from seqproc.config import PrecisionConfig
 from seqproc.policy import SamplingPolicy, rb_entropy
 from seqproc.scorers import TeacherForcingScorer, TokenSequence, baseline_features, jvp
@@ -96,12 +96,13 @@ def test_second_derivatives_by_finite_differences_of_gradients(policy):
         torch.randn(p.shape, generator=generator, dtype=torch.float64) / len(p) for p in parameters
     ]
 
-    def gradients(create_graph: bool = False) -> list[torch.Tensor]:
+    def gradients(create_graph: bool = False) -> tuple[torch.Tensor, ...]:
         log_p, log_q, entropy = outputs(model, policy)
         value = log_p.sum() + 2 * log_q.sum() + 3 * entropy.sum()
         return torch.autograd.grad(value, parameters, create_graph=create_graph)
 
-    along = sum((g * d).sum() for g, d in zip(gradients(create_graph=True), v, strict=True))
+    slopes = [(g * d).sum() for g, d in zip(gradients(create_graph=True), v, strict=True)]
+    along = torch.stack(slopes).sum()
     exact = torch.autograd.grad(along, parameters)
     ends = []
     for sign in (1, -1):
@@ -136,7 +137,7 @@ def test_gradients_reach_float32_parameters_through_a_float64_forward(family, re
         assert {s.logprobs.dtype for s in scores} == {
             torch.float64 if precision.tf_withgrad.dtype == "float64" else torch.float32
         }
-        total = sum(s.stats.rb_entropy.sum() + s.logprobs.sum() for s in scores)
+        total = torch.stack([s.stats.rb_entropy.sum() + s.logprobs.sum() for s in scores]).sum()
         total.backward()
         return {name: p.grad for name, p in of.named_parameters()}
 
@@ -183,7 +184,7 @@ def test_frozen_parameters_get_no_gradient(tiny_llama):
         scores = TeacherForcingScorer(model, precision=precision).score_with_grad(
             random_sequences(20), SamplingPolicy(), batch_size=4
         )
-        sum(s.logprobs.sum() for s in scores).backward()
+        torch.stack([s.logprobs.sum() for s in scores]).sum().backward()
         assert model.model.embed_tokens.weight.grad is None
         assert model.lm_head.weight.grad.abs().max() > 0
 

@@ -16,13 +16,14 @@ from typing import Any
 
 import pytest
 import torch
-from runner_helpers import Model, make_model
+
+from helpers.runner_helpers import Model, make_model
 
 RUNNER = os.environ.get("SEQPROC_TEST_RUNNER")
 HAS_GPU = torch.cuda.is_available()
 
 if RUNNER == "V2" and not HAS_GPU:
-    from interpreter import install
+    from helpers.interpreter import install
 
     install()
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from runner_helpers import FULL, NUCLEUS, Model, moved_weights, run, tokens
 
+from helpers.runner_helpers import FULL, NUCLEUS, Model, moved_weights, run, tokens
 from seqproc.policy import SamplingPolicy
 
 

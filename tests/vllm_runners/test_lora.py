@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from runner_helpers import FULL, NUCLEUS, Model, Recorded, require_replayed, run, tokens
 
+from helpers.runner_helpers import FULL, NUCLEUS, Model, Recorded, require_replayed, run, tokens
 from seqproc.engines import HFEngine, ModelSource
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from runner_helpers import (
+
+from helpers.runner_helpers import (
     FULL,
     NUCLEUS,
     Model,
@@ -17,7 +18,6 @@ from runner_helpers import (
     require_replayed,
     run,
 )
-
 from seqproc.errors import EngineError
 from seqproc.policy import SamplingPolicy
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny import byte_tokenizer, random_model
 from torch import Tensor
 
+from helpers.tiny import byte_tokenizer, random_model
 from seqproc.engines import Completion, Engine, HFEngine, ModelSource, Request, StoppingRule
 from seqproc.parity import Check, check_engine
 from seqproc.policy import SamplingPolicy
@@ -67,7 +67,7 @@ class Model:
         scorer, rule = TeacherForcingScorer(live or self.live, (0,)), self.rule(limit)
         per_prompt = len(requests) // len(PROMPTS)
         owners = [i // per_prompt for i in range(len(requests))]
-        recorded = Recorded(engine, run(engine, requests, policy, rule))
+        recorded: Any = Recorded(engine, run(engine, requests, policy, rule))
         return check_engine(
             recorded, scorer, self.tokenizer, requests, owners, policy, rule, **options
         )

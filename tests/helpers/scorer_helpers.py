@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from gpt2_oracle import gpt2_logits
-from llama_oracle import llama_logits
 
+from helpers.gpt2_oracle import gpt2_logits
+from helpers.llama_oracle import llama_logits
 from seqproc.config import PrecisionConfig
 from seqproc.policy import TokenScores
 from seqproc.scorers import TokenSequence

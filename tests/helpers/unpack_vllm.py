@@ -1,6 +1,6 @@
 """Fetch a release of vLLM and unpack its Python files, for the contract tests to read.
 
-python tests/engines/unpack_vllm.py VERSION FOLDER; does nothing when it is there already.
+python tests/helpers/unpack_vllm.py VERSION FOLDER; does nothing when it is there already.
 """
 
 from __future__ import annotations

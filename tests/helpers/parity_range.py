@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from gallery import requests_of
-
+from helpers.gallery import requests_of
 from seqproc.engines import Engine, StoppingRule
 from seqproc.parity import Check, check_engine
 from seqproc.policy import SamplingPolicy

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,7 +59,8 @@ def synthetic(
         lengths += alive
         ended |= alive & (last == EOS)
         alive &= last != EOS
-    columns = {f.name: _in_order(placed, f.name, lengths) for f in fields(Placement)}
+    names = (f.name for f in fields(Placement))
+    columns: dict[str, Any] = {name: _in_order(placed, name, lengths) for name in names}
     return Draws(
         prompts=prompts,
         lengths=lengths,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from llama_oracle import causal_softmax
+
+from helpers.llama_oracle import causal_softmax
 
 
 def gpt2_logits(model: Any, ids: list[int]) -> np.ndarray:

@@ -1,6 +1,6 @@
 """How far the scorer is from a model's own forward, for each of the models of `zoo_models`.
 
-    python tests/scorers/zoo.py [NAME ...]
+    cd tests && python -m helpers.zoo [NAME ...]
 
 prints the table of docs/models.md. Knows the library as its users do.
 """
@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from zoo_models import ARCHITECTURES, V, build
 
+from helpers.zoo_models import ARCHITECTURES, V, build
 from seqproc.config import PrecisionConfig
 from seqproc.errors import SeqprocError
 from seqproc.policy import SamplingPolicy, TokenScores

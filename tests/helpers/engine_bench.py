@@ -19,7 +19,7 @@ QUESTIONS = [f"What is {i} + {i + 3}? Explain" + " step by step" * (i % 3) for i
 class Bench:
     """An engine, and what it takes to ask it something."""
 
-    engine: Engine
+    engine: Any  # an `Engine`, whose insides tests look into
     tokenizer: Any
     eos_token_ids: tuple[int, ...]
 

@@ -1,8 +1,8 @@
-"""seqproc without its extras, in a process of its own: `light_core.py EXTRAS [COMMAND …]`.
+"""seqproc without its extras, in a process of its own.
 
-EXTRAS are names with commas between them; their packages cannot be found in this process. With a
-command, `seqproc COMMAND …` runs. Without one, prints a JSON object of what works and of what each
-refusal says.
+`python -m helpers.light_core EXTRAS [COMMAND …]`, in tests/. EXTRAS are names with commas between
+them; their packages cannot be found in this process. With a command, `seqproc COMMAND …` runs.
+Without one, prints a JSON object of what works and of what each refusal says.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
-PYPROJECT = Path(__file__).parent.parent / "pyproject.toml"
+PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 PROMPTS = ("2 + 2 is", "The answer")
 
 
@@ -64,9 +64,9 @@ def import_everything() -> list[str]:
 
 def make_processor(**options: Any) -> Any:
     """A processor of a tiny random model."""
-    from tiny import byte_tokenizer, random_model
     from transformers import LlamaConfig
 
+    from helpers.tiny import byte_tokenizer, random_model
     from seqproc import SequenceProcessor
 
     tokenizer = byte_tokenizer()
@@ -92,8 +92,7 @@ def own_rewards() -> list[list[float]]:
 
 def refusals(folder: Path) -> dict[str, Callable[[], object]]:
     """What cannot be done without an extra, under its name and a word."""
-    from engine_stubs import NEVER_STARTS
-
+    from helpers.engine_stubs import NEVER_STARTS
     from seqproc import load_model, load_prompts, runs, tag_pref
     from seqproc.models.embedded import convert_gguf
     from seqproc.models.weights import read_weights

@@ -1,0 +1,1 @@
+"""What several tests share, and benchmarks too: models, oracles, broken engines. No tests."""
