@@ -36,23 +36,39 @@ def ask(
     stopping: StoppingRule,
     *,
     vocabulary: int | None,
+    same_prompts: bool = True,
 ) -> Generator[Completion, None, None]:
     """Have an engine answer requests; its completions as they come, held against the contract.
 
     Args:
-        engine: gets a list of its own, so that what it does to it is seen by nobody else.
+        engine: gets a list of its own, so that what it does to it is seen by nobody else; or the
+            requests one by one, where they are no sequence, so that a stream stays one.
         requests: see `Engine.generate`.
         policy: see there.
         stopping: see there.
         vocabulary: V; ids lie in [0, V). None when it is not known.
+        same_prompts: whether other prompt tokens than were asked for are an error.
 
     Raises:
-        EngineError: when the engine fails, or see `answered`.
+        EngineError: when the engine fails, or see `answered` and `prompts_kept`.
     """
-    asked = list(requests)
-    completions = engine.generate(list(asked), policy, stopping)
+    waiting: dict[int, Request] = {}
+    is_list = isinstance(requests, Sequence)
+    stream = _noted(requests, waiting)
+    completions = engine.generate(list(stream) if is_list else stream, policy, stopping)
+    name = name_of(engine)
     with _closing(completions):
-        yield from answered(completions, asked, engine=name_of(engine), vocabulary=vocabulary)
+        answers = answered(completions, waiting, engine=name, vocabulary=vocabulary)
+        yield from (prompts_kept(answers, engine=name) if same_prompts else (c for _, c in answers))
+    if (ignored := next(stream, None)) is not None:
+        _refuse(name, f"ended without an answer to request {ignored.index} and those after it")
+
+
+def _noted(requests: Iterable[Request], waiting: dict[int, Request]) -> Iterator[Request]:
+    """The requests, each noted as waiting for an answer when it is taken."""
+    for request in requests:
+        waiting[request.index] = request
+        yield request
 
 
 @contextmanager
@@ -130,7 +146,7 @@ def _held(noise: Noise, engine: str) -> NoiseFunction:
 
 
 def prompts_kept(
-    completions: Iterable[Completion], requests: Iterable[Request], engine: str
+    answers: Iterable[tuple[Request, Completion]], *, engine: str
 ) -> Iterator[Completion]:
     """The completions; those of other prompts than were asked for are an error.
 
@@ -138,9 +154,8 @@ def prompts_kept(
         EngineError: the engine fed the model other tokens, which the response would be scored
             behind the wrong prompt for.
     """
-    asked = {request.index: tuple(request.prompt_ids) for request in requests}
-    for completion in completions:
-        used, due = completion.prompt_ids, asked[completion.index]
+    for request, completion in answers:
+        used, due = completion.prompt_ids, tuple(request.prompt_ids)
         if used is not None and used != due:
             _refuse(
                 engine,
@@ -152,16 +167,16 @@ def prompts_kept(
 
 def answered(
     completions: Iterable[Completion],
-    requests: Sequence[Request],
+    waiting: dict[int, Request],
     *,
     engine: str,
     vocabulary: int | None,
-) -> Iterator[Completion]:
+) -> Iterator[tuple[Request, Completion]]:
     """The completions as they come, one for every request, with tuples of Python's numbers.
 
     Args:
         completions: of `Engine.generate`.
-        requests: what it was asked.
+        waiting: what it was asked, by index; may grow meanwhile. What is answered is taken out.
         engine: its name, for errors.
         vocabulary: V; ids lie in [0, V). None when it is not known.
 
@@ -169,25 +184,23 @@ def answered(
         EngineError: a completion that is none, of no request, of one that was answered, or with
             fields that are not what `Completion` says; or a request that is left without one.
     """
-    waiting, done = {request.index for request in requests}, set[int]()
     if not isinstance(completions, Iterable):
         _refuse(engine, f"gave a {type(completions).__name__}; expected an iterator of Completions")
     for completion in completions:
         if not isinstance(completion, Completion):
             _refuse(engine, f"yielded a {type(completion).__name__}; expected a Completion")
         index = completion.index
-        if _is_integer(index) and index in done:
-            _refuse(engine, f"answered request {index} twice")
         if not _is_integer(index) or index not in waiting:
-            _refuse(engine, f"answered request {index!r}, which nobody asked for")
-        waiting.discard(index)
-        done.add(index)
-        yield _checked(completion, f"for request {index}", engine, vocabulary)
+            _refuse(
+                engine,
+                f"answered request {index!r}, which nobody asked for or which it had answered",
+            )
+        checked = _checked(completion, f"for request {index}", engine, vocabulary)
+        yield waiting.pop(index), checked
     if waiting:
         _refuse(
             engine,
-            f"left {len(waiting)} of {len(requests)} requests without an answer, the first of "
-            f"them {min(waiting)}",
+            f"left {len(waiting)} requests without an answer, the first of them {min(waiting)}",
         )
 
 

@@ -131,6 +131,20 @@ class Engine(ABC):
         """
         return None
 
+    @property
+    def num_running(self) -> int | None:
+        """Requests that are being sampled at this moment; None when the engine cannot tell."""
+        return None
+
+    def is_alive(self) -> bool:
+        """Whether the engine can still generate, after it raised an error."""
+        return True
+
+    @property
+    def can_sleep(self) -> bool:
+        """Whether `sleep` gives memory back that a scorer on the same device may need."""
+        return False
+
     def sleep(self) -> None:  # noqa: B027
         """Give device memory back while something else (the scorer) needs it; optional."""
 

@@ -22,12 +22,13 @@ import torch
 from torch import Tensor, nn
 
 from seqproc._util.isolation import in_turn, undisturbed
+from seqproc._util.memory import is_out_of_memory
 from seqproc.engines.base import Completion, Engine, Request, StoppingRule
 from seqproc.engines.coupling import choose, one_hot_scores
 from seqproc.engines.gumbel import seed_tensor
 from seqproc.engines.noise import COUPLED, GREEDY, Noise, NotReplayable
 from seqproc.engines.stopping import StopWatcher, check_request, finish
-from seqproc.errors import ConfigError, EngineError, EngineOptionError
+from seqproc.errors import ConfigError, EngineError, EngineMemoryError, EngineOptionError
 from seqproc.models.fingerprint import FingerprintCache
 from seqproc.models.source import ModelSource
 from seqproc.models.tokenization import Tokenizer
@@ -187,10 +188,10 @@ class HFEngine(Engine):
                     stopping_criteria=[stops] if stopping.stop else [],
                 )
         except torch.OutOfMemoryError as error:
-            raise EngineError(
-                f"out of memory with batch_size={self.batch_size}: set a smaller batch_size"
-            ) from error
-        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            raise _out_of_memory(len(batch)) from error
+        except (RuntimeError, ValueError, IndexError, TypeError, MemoryError) as error:
+            if is_out_of_memory(error):
+                raise _out_of_memory(len(batch)) from error
             raise EngineError(
                 f"Hugging Face generate failed on {len(batch)} prompts of up to "
                 f"{ids_NP.shape[1]} tokens ({type(error).__name__}: {error})"
@@ -284,6 +285,12 @@ class StopStrings:
                 self.ends[row] = self._num_steps
             self._is_done[row] = self.ends[row] is not None or token in self._eos
         return torch.tensor(self._is_done, device=input_ids.device)
+
+
+def _out_of_memory(size: int) -> EngineMemoryError:
+    return EngineMemoryError(
+        f"out of memory on a batch of {size}: set a smaller batch_size (--gen-batch-size)"
+    )
 
 
 def _left_padded(batch: Sequence[Request], device: torch.device) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from seqproc._util.by_device import ByDevice
+from seqproc._util.memory import is_out_of_memory
 from seqproc.errors import ScoringError
 from seqproc.scorers.batching import Batch, Limits, TokenSequence, plan
 
@@ -130,11 +131,3 @@ def does_not_fit(index: int, length: int) -> ScoringError:
         f"sequence {index}, of {length} tokens, does not fit in memory on its own: free memory, "
         "use a smaller dtype, or shorten it"
     )
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether this is PyTorch's way, on any device, to say that memory ran out."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    message = str(error).lower()
-    return "can't allocate memory" in message or "not enough memory" in message

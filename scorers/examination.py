@@ -24,12 +24,12 @@ from torch import Tensor, nn
 
 from seqproc._util.arguments import require
 from seqproc._util.isolation import in_turn
+from seqproc._util.memory import is_out_of_memory
 from seqproc.errors import ModelError
 from seqproc.models.introspection import num_embedded
 from seqproc.models.wrappers import without_adapters
 from seqproc.scorers import precision
 from seqproc.scorers.batching import Limits, TokenSequence, plan
-from seqproc.scorers.budget import is_out_of_memory
 from seqproc.scorers.forward import device_of, evaluating, forward_logits
 from seqproc.scorers.kernels.attention import attention_in_order
 from seqproc.scorers.kernels.products import layer_products

@@ -15,10 +15,11 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor, nn
 
+from seqproc._util.memory import is_out_of_memory
 from seqproc.models.parameters import ParamMapping
 from seqproc.policy import SamplingPolicy, TokenScores, score_tokens
 from seqproc.scorers.batching import TokenSequence
-from seqproc.scorers.budget import does_not_fit, is_out_of_memory
+from seqproc.scorers.budget import does_not_fit
 from seqproc.scorers.finite import Span
 from seqproc.scorers.forward import device_of, forward_logits
 

@@ -19,6 +19,7 @@ from seqproc._util.arguments import require, require_all
 from seqproc._util.by_device import ByDevice
 from seqproc._util.isolation import in_turn, undisturbed
 from seqproc._util.kernels import kernels_on
+from seqproc._util.memory import is_out_of_memory
 from seqproc._util.tensor_arguments import require_dense, require_ids, require_ids_below, token_ids
 from seqproc.config import PrecisionConfig, require_flag, torch_dtype
 from seqproc.errors import (
@@ -35,7 +36,7 @@ from seqproc.models.wrappers import unwrap
 from seqproc.policy import SamplingPolicy, TokenScores, require_policy, score_tokens
 from seqproc.scorers import precision as precisions
 from seqproc.scorers.batching import Batch, Limits, TokenSequence
-from seqproc.scorers.budget import Schedule, default_logits, default_tokens, is_out_of_memory
+from seqproc.scorers.budget import Schedule, default_logits, default_tokens
 from seqproc.scorers.chunks import in_chunks
 from seqproc.scorers.examination import examine
 from seqproc.scorers.finite import Span, require_numbers

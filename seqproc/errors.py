@@ -5,7 +5,7 @@ Every error is a `SeqprocError`, and also the built-in error that a caller would
 """
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 def did_you_mean(name: object, known: Iterable[str], *, cutoff: float = 0.6) -> str:
@@ -54,6 +54,10 @@ class EngineError(SeqprocError, RuntimeError):
     """An engine is unknown, could not start, or broke its contract."""
 
 
+class EngineMemoryError(EngineError):
+    """An engine ran out of memory; with smaller batches it may not."""
+
+
 class EngineOptionError(EngineError, ConfigError):
     """An option of an engine is unknown, or one that it cannot be given."""
 
@@ -66,5 +70,28 @@ class RunError(SeqprocError, ValueError):
     """A run's folder is missing, unreadable, occupied or of another format."""
 
 
+class RunMismatchError(RunError, ConfigError):
+    """A run's folder holds another run than the one that is asked for.
+
+    Attributes:
+        differences: what the folder has and what was asked for, a line for each difference.
+    """
+
+    def __init__(self, message: str, differences: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.differences = tuple(differences)
+
+    def __str__(self) -> str:
+        return "\n  ".join([super().__str__(), *self.differences])
+
+
+class MissingFileError(RunError, FileNotFoundError):
+    """A file of a run's folder is not there."""
+
+
 class MissingDependencyError(SeqprocError, ImportError):
     """An optional package is not installed; the message names the command that installs it."""
+
+
+class Terminated(BaseException):
+    """The process was asked to end by SIGTERM while a run was going on; as `KeyboardInterrupt`."""

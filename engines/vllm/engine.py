@@ -89,6 +89,8 @@ class VLLMEngine(Engine):
         self._tokenizer = tokenizer
         self._is_generating = False
         self._is_asleep = False
+        self._has_failed = False  # in a step; what it was working on is lost
+        self._num_in_flight = 0
         self._ids = itertools.count()
         on_cpu = not torch.cuda.is_available()
         self._platform = "cpu" if on_cpu else torch.cuda.get_device_name()
@@ -147,6 +149,7 @@ class VLLMEngine(Engine):
                 self._feed(stream, in_flight, policy, stopping, is_coupled)
         finally:
             self._is_generating = False
+            self._num_in_flight = 0
             if in_flight and self._llm is not None:
                 self._engine.abort_request(list(in_flight))
 
@@ -233,9 +236,24 @@ class VLLMEngine(Engine):
         }
         return samplers | refused
 
+    @property
+    def num_running(self) -> int:
+        """Requests that vLLM works on: those it was given, as many as it can run at once."""
+        most = int(self._engine.vllm_config.scheduler_config.max_num_seqs)
+        return min(self._num_in_flight, most)
+
+    def is_alive(self) -> bool:
+        """False once a step has failed."""
+        return self._llm is not None and not self._has_failed
+
+    @property
+    def can_sleep(self) -> bool:
+        """With the option ``enable_sleep_mode``."""
+        return bool(self._options.get("enable_sleep_mode")) and self._llm is not None
+
     def sleep(self) -> None:
         """Give the accelerator's memory back; only with the option ``enable_sleep_mode``."""
-        if self._can_sleep() and not self._is_asleep:
+        if self.can_sleep and not self._is_asleep:
             self.fingerprint()  # which cannot be read later
             with explained("vLLM could not go to sleep"):
                 self._llm.sleep(level=1)
@@ -298,9 +316,6 @@ class VLLMEngine(Engine):
             policy.top_p,
         )
 
-    def _can_sleep(self) -> bool:
-        return bool(self._options.get("enable_sleep_mode")) and self._llm is not None
-
     def _feed(
         self,
         stream: Iterator[Request],
@@ -322,6 +337,7 @@ class VLLMEngine(Engine):
                     lora_request=self._weights.lora,
                 )
             in_flight[request_id] = request
+        self._num_in_flight = len(in_flight)
 
     def _step(self, in_flight: dict[str, Request]) -> list[Any]:
         """One step of vLLM; what it finished."""
@@ -331,6 +347,7 @@ class VLLMEngine(Engine):
                 outputs = self._engine.step()
         except EngineError:
             in_flight.clear()  # there is nothing to abort in an engine that failed
+            self._has_failed = True
             raise
         return [output for output in outputs if output.finished]
 

@@ -15,12 +15,12 @@ def is_installed(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
 
-def require_package(module: str, *, extra: str, purpose: str) -> None:
+def require_package(module: str, *, extra: str | None = None, purpose: str) -> None:
     """Refuse to go on without a package.
 
     Args:
         module: the name that it is imported by.
-        extra: of seqproc, which brings it.
+        extra: of seqproc, which brings it; None: no extra does.
         purpose: what needs it, as the first words of the message.
 
     Raises:
@@ -29,7 +29,7 @@ def require_package(module: str, *, extra: str, purpose: str) -> None:
     if not is_installed(module):
         raise MissingDependencyError(
             f"{purpose} needs the package {module!r}, which is not installed: "
-            f"{install_command(extra)}"
+            f"{install_command(extra) if extra else f'pip install {module}'}"
         )
 
 

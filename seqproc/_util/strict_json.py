@@ -13,6 +13,11 @@ def dumps(value: Any) -> str:
     return json.dumps(_strict(value), indent=2, allow_nan=False) + "\n"
 
 
+def dumps_line(value: Any) -> str:
+    """The same on one line."""
+    return json.dumps(_strict(value), allow_nan=False) + "\n"
+
+
 def _strict(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _strict(item) for key, item in value.items()}

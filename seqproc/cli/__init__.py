@@ -1,8 +1,10 @@
 """The command line: parse, build, run, close. No numerics, and no heavy import before a command.
 
-Exit codes: 0; 1 for a failure; 2 for bad usage (an option that does not parse, a configuration
-that is not valid); 3 when parity was tested and does not hold; 130 after Ctrl-C. An error is one
-line on stderr; ``--traceback`` shows more.
+Exit codes: 0; 1 for a failure, or a run that was verified and is not sound; 2 for bad usage (an
+option that does not parse, a configuration that is not valid, a folder that holds another run); 3
+when parity was tested and does not hold; 4 when a run is complete but for draws that always fail;
+130 after Ctrl-C, 143 after SIGTERM. An error is one line on stderr, and how a run differs from what
+was asked for a line each; ``--traceback`` shows more.
 """
 
 from __future__ import annotations
@@ -24,9 +26,13 @@ def main() -> None:
             stream.reconfigure(errors="replace")  # a terminal that knows ASCII alone
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # read when torch is imported
     _require_extra()
-    from seqproc.cli.app import app
+    try:
+        from seqproc.cli.app import app
 
-    app()
+        app()
+    except KeyboardInterrupt:  # while modules are imported; a command reports it itself
+        print("error: interrupted", file=sys.stderr)
+        sys.exit(130)
 
 
 def _require_extra() -> None:

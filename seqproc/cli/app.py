@@ -11,9 +11,13 @@ from seqproc._util.versions import library_versions
 from seqproc.cli.catalog import datasets, models
 from seqproc.cli.command import command
 from seqproc.cli.demo import demo
+from seqproc.cli.inspect import inspect
+from seqproc.cli.merge import merge
 from seqproc.cli.parity import parity
 from seqproc.cli.sample import sample
 from seqproc.cli.score import score
+from seqproc.cli.status import status
+from seqproc.cli.verify import verify
 
 app = typer.Typer(
     name="seqproc",
@@ -23,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-for function in (sample, score, parity, demo, models, datasets):
+for function in (sample, score, merge, status, inspect, verify, parity, demo, models, datasets):
     app.command()(command(function))
 
 

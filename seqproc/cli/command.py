@@ -18,12 +18,14 @@ from typing import Annotated, Any, get_type_hints
 import typer
 
 from seqproc.cli.display import print_error
-from seqproc.errors import ConfigError, SeqprocError
+from seqproc.errors import ConfigError, RunMismatchError, SeqprocError, Terminated
 
 FAILURE = 1  # of whatever kind, Python's own included
 BAD_USAGE = 2
 DOES_NOT_HOLD = 3  # parity was tested, and an engine failed
+QUARANTINED = 4  # a run is complete but for draws that always fail
 INTERRUPTED = 130
+TERMINATED = 143
 
 _Traceback = Annotated[
     bool, typer.Option("--traceback", help="On an error, show where in the code it came up.")
@@ -85,17 +87,23 @@ def _reporting(with_traceback: bool) -> Iterator[None]:
     except KeyboardInterrupt as stop:
         print_error(_sentence("interrupted", stop))
         raise typer.Exit(INTERRUPTED) from None
+    except Terminated as stop:
+        print_error(_sentence("terminated (SIGTERM)", stop))
+        raise typer.Exit(TERMINATED) from None
     except SystemExit as stop:  # of a library; with its own code, 0 would stand for success
         print_error(_sentence(f"something called exit({stop.code!r})", stop))
         raise typer.Exit(FAILURE) from None
     except Exception as error:
         if with_traceback:
             traceback.print_exc()
-        print_error(_sentence(_message(error), error))
+        details = error.differences if isinstance(error, RunMismatchError) else ()
+        print_error(_sentence(_message(error), error), details)
         raise typer.Exit(BAD_USAGE if isinstance(error, ConfigError) else FAILURE) from None
 
 
 def _message(error: Exception) -> str:
+    if isinstance(error, RunMismatchError):
+        return str(error.args[0])
     if isinstance(error, SeqprocError):
         return str(error)
     kind = type(error).__name__

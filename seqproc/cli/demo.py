@@ -35,10 +35,12 @@ def demo(
 ) -> None:
     """Sample and score a small model on arithmetic problems, and show what comes out."""
     from seqproc.cli.report import print_result
-    from seqproc.runs import RunSpec, require_free, sample_run
+    from seqproc.runs import RunSpec, sample_run
+    from seqproc.runs.run_folder import require_ready
 
     spec = RunSpec(dataset="arithmetic", draws=draws, seed=0, model=model, chat=True)
-    folder = require_free(out or Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S"))
+    folder = out or Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S")
+    require_ready(folder)
     policy = PolicyOptions(temperature=1.0, top_p=0.95)
     sampling = EngineOptions(engine=engine, max_new_tokens=max_new_tokens)
     _tell_plan(spec, sampling)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.markup import escape
@@ -53,7 +54,13 @@ def console(*, stderr: bool = False) -> Console:
     return Console(stderr=stderr, highlight=False, emoji=False, soft_wrap=True)
 
 
-def print_error(message: str) -> None:
-    """One line on stderr."""
-    line = " ".join(visible(message).split())
-    console(stderr=True).print(f"[bold red]error:[/] {escape(line)}")
+def print_error(message: str, details: Sequence[str] = ()) -> None:
+    """One line on stderr, and one for each detail."""
+    err = console(stderr=True)
+    err.print(f"[bold red]error:[/] {escape(_one_line(message))}")
+    for detail in details:
+        err.print(f"  {escape(_one_line(detail))}")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(visible(text).split())

@@ -115,17 +115,47 @@ class DrawOptions:
     ] = None
 
 
-def _folder(name: str) -> Path:
+@dataclass(frozen=True, kw_only=True)
+class ExecutorOptions:
+    """What makes the draws of a run."""
+
+    executor: Annotated[
+        str, typer.Option(help="What makes the draws: local (this process) or ray (a cluster).")
+    ] = "local"
+    num_workers: Annotated[int | None, typer.Option(help="Of an executor.")] = None
+    num_gpus: Annotated[
+        float | None, typer.Option(help="Of each worker of an executor. Default 0.")
+    ] = None
+    num_shards: Annotated[
+        int | None,
+        typer.Option(help="That an executor deals the draws out to. Default four per worker."),
+    ] = None
+
+
+def checked_folder(name: str) -> str:
+    """The name of a run's folder, unless it is empty."""
     if not name:
         raise typer.BadParameter("the run's folder has an empty name; '.' is this folder")
-    return Path(name)
+    return name
 
 
+RunPath = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, or the URL of one.")]
 Out = Annotated[
-    Path,
+    str,
     typer.Option(
-        help="The run's folder: new, or empty. Never overwritten.", parser=_folder, metavar="PATH"
+        help="The run's folder, or a URL such as s3://bucket/run: new, empty, or of the same run, "
+        "which then goes on.",
+        parser=checked_folder,
+        metavar="PATH",
     ),
+]
+Fresh = Annotated[
+    bool,
+    typer.Option("--fresh", help="Begin anew; what the folder holds is set aside, not deleted."),
+]
+TokenColumns = Annotated[
+    list[str] | None,
+    typer.Option(help="What to keep per token, such as logqs or margin. Repeatable."),
 ]
 Chat = Annotated[bool, typer.Option("--chat", help="Put prompts in the model's chat template.")]
 RewardWeights = Annotated[

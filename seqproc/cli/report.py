@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from seqproc.cli.display import console, printable
+import typer
+
+from seqproc.cli.command import QUARANTINED
+from seqproc.cli.display import console, print_error, printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -14,13 +17,27 @@ if TYPE_CHECKING:
     from seqproc.runs.summary import Estimate
 
 
+def end_run(result: RunResult) -> None:
+    """Show a run's result; leave with another exit code where draws are in quarantine."""
+    print_result(result)
+    if not result.quarantined:
+        return
+    first = result.quarantined[0]
+    print_error(
+        f"{len(result.quarantined)} draws always failed and are in quarantine.parquet, the first "
+        f"of them draw {first.draw} ({first.step}): {first.reason}; --retry-quarantined tries them "
+        "again"
+    )
+    raise typer.Exit(QUARANTINED)
+
+
 def print_result(result: RunResult) -> None:
     """The summary table, the run's folder, and two lines of Python that open it."""
     out = console()
     out.print(summary_table(result.summary))
-    out.print(f"\nThe run is in [bold]{printable(str(result.path))}[/]. To open it in Python:\n")
+    out.print(f"\nThe run is in [bold]{printable(result.url)}[/]. To open it in Python:\n")
     out.print("    from seqproc.runs import open_run")
-    out.print(f"    rows = open_run({printable(repr(str(result.path)))}).rows()")
+    out.print(f"    rows = open_run({printable(repr(result.url))}).rows()")
 
 
 def summary_table(summary: RunSummary) -> Table:
@@ -28,12 +45,22 @@ def summary_table(summary: RunSummary) -> Table:
     from rich.table import Table
 
     table = Table("", "", show_header=False, box=None, pad_edge=False)
-    for name, value in _lines(summary):
+    for name, value in summary_lines(summary):
         table.add_row(name, printable(value))
     return table
 
 
-def _lines(s: RunSummary) -> Iterator[tuple[str, str]]:
+def print_lines(lines: Iterable[tuple[str, str]]) -> None:
+    """Names and values, a line each; a value is made harmless, and never cut or wrapped."""
+    shown = [(name, printable(value)) for name, value in lines]
+    width = max((len(name) for name, _ in shown), default=0)
+    for name, value in shown:
+        indented = value.replace("\n", "\n" + " " * (width + 2))
+        console().print(f"{name:<{width}}  {indented}".rstrip())
+
+
+def summary_lines(s: RunSummary) -> Iterator[tuple[str, str]]:
+    """What a summary says: what, and how much."""
     yield "draws", f"{s.num_draws}"
     yield "tokens", f"{s.num_tokens}"
     if s.generation_tokens_per_second is not None:

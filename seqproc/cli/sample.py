@@ -2,16 +2,44 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
+
 from seqproc.cli.build import build_processor
 from seqproc.cli.options import (
     Chat,
     DrawOptions,
     EngineOptions,
+    ExecutorOptions,
+    Fresh,
     ModelOptions,
     Out,
     PolicyOptions,
     RewardWeights,
+    TokenColumns,
 )
+
+Score = Annotated[
+    str,
+    typer.Option(
+        help="When draws are scored: now (as they are committed), later (when all are sampled), "
+        "overlap (beside the sampling, in a thread) or auto (later where the engine sleeps, else "
+        "now)."
+    ),
+]
+RetryQuarantined = Annotated[
+    bool, typer.Option("--retry-quarantined", help="Try draws again that always failed before.")
+]
+ShardOption = Annotated[
+    str | None,
+    typer.Option(
+        "--shard",
+        metavar="I/N",
+        help="Make shard I of N only, counted from 0: the draws d with d mod N = I. "
+        "`seqproc merge` makes one run of all N.",
+    ),
+]
 
 
 def sample(
@@ -19,22 +47,45 @@ def sample(
     draw: DrawOptions,
     policy: PolicyOptions,
     engine: EngineOptions,
+    executor: ExecutorOptions,
     out: Out,
     chat: Chat = False,
     reward_weights: RewardWeights = None,
+    shard: ShardOption = None,
+    score: Score = "auto",
+    token_column: TokenColumns = None,
+    fresh: Fresh = False,
+    retry_quarantined: RetryQuarantined = False,
 ) -> None:
-    """Sample independent draws of a dataset, score every token, and keep the rows."""
-    from seqproc.cli.report import print_result
-    from seqproc.runs import RunSpec, require_free, sample_run
+    """Sample independent draws of a dataset, score every token, and keep the rows.
 
-    require_free(out)  # before a model is opened for nothing
+    The same command goes on where a run was stopped, whatever stopped it.
+    """
+    from seqproc.cli.report import end_run
+    from seqproc.runs import DEFAULT_TOKEN_COLUMNS, RunSpec, sample_run
+    from seqproc.runs.run_folder import require_ready
+    from seqproc.runs.shard import parse_shard
+
+    require_ready(
+        out, with_shards=executor.executor != "local"
+    )  # before a model is opened for nothing
     spec = RunSpec(
         **vars(draw),
         model=model.model,
         adapter=model.adapter,
         revision=model.revision,
         chat=chat,
+        shard=None if shard is None else parse_shard(shard),
     )
     with build_processor(model, policy, engine, reward_weights=reward_weights) as processor:
-        result = sample_run(processor, spec, out)
-    print_result(result)
+        result = sample_run(
+            processor,
+            spec,
+            out,
+            score=score,  # type: ignore[arg-type]
+            token_columns=token_column or DEFAULT_TOKEN_COLUMNS,
+            fresh=fresh,
+            retry_quarantined=retry_quarantined,
+            **vars(executor),
+        )
+    end_run(result)

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from seqproc.cli.build import build_processor
-from seqproc.cli.options import Chat, ModelOptions, Out, PolicyOptions, RewardWeights
+from seqproc.cli.options import (
+    Chat,
+    Fresh,
+    ModelOptions,
+    PolicyOptions,
+    RewardWeights,
+    TokenColumns,
+    checked_folder,
+)
+from seqproc.errors import ConfigError
 
 if TYPE_CHECKING:
     from seqproc.runs import RunResult
@@ -20,24 +29,102 @@ Source = Annotated[
     ),
 ]
 
+ScoredOut = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PATH",
+        parser=checked_folder,
+        help="A folder for the scores and their sequences, as of a run.",
+    ),
+]
+Name = Annotated[
+    str | None,
+    typer.Option(help="Keep the scores beside the samples of the run, under this name."),
+]
+Override = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="Parameters as safetensors: with --eta a direction v, to score at θ + η·v; without it "
+        "in the place of the model's own.",
+    ),
+]
+Eta = Annotated[float | None, typer.Option(help="The step η along --override.")]
+
 
 def score(
     source: Source,
     model: ModelOptions,
     policy: PolicyOptions,
-    out: Out,
+    out: ScoredOut = None,
+    name: Name = None,
+    override: Override = None,
+    eta: Eta = None,
     chat: Chat = False,
     reward_weights: RewardWeights = None,
+    token_column: TokenColumns = None,
+    fresh: Fresh = False,
 ) -> None:
-    """Score given sequences under a model and a policy, and keep the rows."""
-    from seqproc.cli.report import print_result
-    from seqproc.runs import require_free, score_run
+    """Score given sequences under a model and a policy, and keep the rows.
 
-    require_free(out)
+    With --out in a folder of their own; with --name beside the samples of a run.
+    """
+    if (out is None) == (name is None):
+        raise ConfigError(
+            "give --out FOLDER to keep the scores in a folder of their own, or --name NAME to keep "
+            "them beside the samples of the run"
+        )
+    if name is not None:
+        _score_beside(source, name, model, policy, override, eta, token_column)
+        return
+    if override is not None or eta is not None:
+        raise ConfigError("--override and --eta go with --name")
+    assert out is not None
+    from seqproc.cli.report import end_run
+    from seqproc.runs import DEFAULT_TOKEN_COLUMNS, score_run
+    from seqproc.runs.run_folder import require_ready
+
+    require_ready(out)
     with build_processor(model, policy, reward_weights=reward_weights) as processor:
-        result = score_run(processor, source, out, chat=chat)
-    print_result(result)
+        result = score_run(
+            processor,
+            source,
+            out,
+            chat=chat,
+            token_columns=token_column or DEFAULT_TOKEN_COLUMNS,
+            fresh=fresh,
+        )
     _tell_other_policy(result)
+    end_run(result)
+
+
+def _score_beside(
+    source: str,
+    name: str,
+    model: ModelOptions,
+    policy: PolicyOptions,
+    override: str | None,
+    eta: float | None,
+    token_columns: list[str] | None,
+) -> None:
+    """Keep scores beside the samples of a run."""
+    from seqproc.cli.display import console, printable
+    from seqproc.runs import DEFAULT_TOKEN_COLUMNS, add_scores
+
+    with build_processor(model, policy) as processor:
+        found = add_scores(
+            processor,
+            source,
+            name,
+            override=override,
+            eta=eta,
+            token_columns=token_columns or DEFAULT_TOKEN_COLUMNS,
+        )
+    opened = f"open_run({source!r}).scores({name!r})"
+    console().print(
+        f"{found.num_draws_done} draws are scored, {len(found.failed)} cannot be. To open the "
+        f"scores in Python:\n\n    {printable(opened)}"
+    )
 
 
 def _tell_other_policy(result: RunResult) -> None:

@@ -140,7 +140,7 @@ def sample(
     Raises:
         EngineError: what it sends is not what the contract says.
     """
-    completions = ask(engine, requests, policy, stopping, vocabulary=vocabulary)
+    completions = ask(engine, requests, policy, stopping, vocabulary=vocabulary, same_prompts=False)
     told = _progress(completions, len(requests), f"sampling with {name_of(engine)}")
     found = {completion.index: completion for completion in told}
     return [

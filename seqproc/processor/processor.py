@@ -76,6 +76,7 @@ class SequenceProcessor(SpecificationAliases):
 
     Attributes:
         default_examples: entries that rewards are computed with where a call gives none.
+        opened_with: arguments that `from_pretrained` was called with; None where it was not.
 
     Raises:
         ConfigError: when the configuration is not valid.
@@ -148,10 +149,23 @@ class SequenceProcessor(SpecificationAliases):
             revision=revision,
             trust_remote_code=trust_remote_code,
         )
-        return cls(
+        processor = cls(
             source, None, logger, config, engine, engine_options=engine_options, reward=reward
         )
+        processor.opened_with = {
+            "model": model,
+            "engine": engine,
+            "dtype": dtype,
+            "device": device,
+            "adapter": adapter,
+            "revision": revision,
+            "trust_remote_code": trust_remote_code,
+            "engine_options": engine_options,
+            "reward": reward,
+        }
+        return processor
 
+    opened_with: Mapping[str, Any] | None = None
     _is_set_up = False
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -13,10 +13,10 @@ from tqdm import tqdm
 
 from seqproc.config import GenerationConfig, require_count
 from seqproc.engines import Engine, ModelSource, create_engine
-from seqproc.engines.answers import ask, described, name_of, prompts_kept
+from seqproc.engines.answers import ask, described
 from seqproc.engines.base import Completion, Request, StoppingRule
 from seqproc.engines.registry import require_known
-from seqproc.errors import SeqprocError
+from seqproc.errors import EngineError, SeqprocError
 from seqproc.models import tokenization
 from seqproc.processor.assembly import batched_sequences
 from seqproc.types import BatchedSequences
@@ -121,12 +121,21 @@ class Sampler:
         )
 
     def stream(
-        self, requests: Sequence[Request], gen_batch_size: int | None = None
+        self,
+        requests: Iterable[Request],
+        gen_batch_size: int | None = None,
+        *,
+        progress: bool = True,
     ) -> Iterator[Completion]:
         """Completions as the engine finishes them, under a progress bar on a terminal.
 
         Any engine memory that the scorer may need is given back at the end, also when the engine
         fails or the caller stops early.
+
+        Args:
+            requests: a list, or a stream that the engine takes from as it has room.
+            gen_batch_size: see `sample`.
+            progress: whether to show the bar.
         """
         engine = self.engine
         with self._batch_size(engine, gen_batch_size), _awake(engine):
@@ -138,8 +147,35 @@ class Sampler:
                 vocabulary=self.source.vocab_size,
             )
             with closing(completions):
-                kept = prompts_kept(completions, requests, name_of(engine))
-                yield from _with_progress(kept, len(requests))
+                yield from _with_progress(completions, requests) if progress else completions
+
+    def is_engine_alive(self) -> bool:
+        """Whether the engine, after it failed, can be asked again as it is."""
+        return self._engine is not None and self._engine.is_alive()
+
+    def restart(self) -> None:
+        """Close the engine and start another; one that is the caller's stays as it is.
+
+        Raises:
+            EngineError: it is the caller's, or does not start.
+        """
+        if self._engine is not None and self._engine is self._choice:
+            raise EngineError(
+                f"the engine {self._engine.name!r} is yours to start again: it was given ready"
+            )
+        with suppress(SeqprocError):  # what failed may be unable to close
+            self.close()
+        self._engine = None
+        self.engine  # noqa: B018 - starts it
+
+    def use_less_memory(self) -> bool:
+        """Halve the batches of an engine that batches statically; False when that cannot be."""
+        engine = self.engine
+        if engine.batch_size is None or engine.batch_size == 1:
+            return False
+        engine.batch_size //= 2
+        self._sets_batch_size = False
+        return True
 
     @contextmanager
     def _batch_size(self, engine: Engine, asked: int | None) -> Iterator[None]:
@@ -185,8 +221,10 @@ def _awake(engine: Engine) -> Iterator[None]:
     engine.sleep()
 
 
-def _with_progress(completions: Iterable[Completion], total: int) -> Iterator[Completion]:
-    tokens = 0
+def _with_progress(
+    completions: Iterable[Completion], requests: Iterable[Request]
+) -> Iterator[Completion]:
+    tokens, total = 0, len(requests) if isinstance(requests, Sequence) else None
     with tqdm(total=total, desc="sampling", unit="draw", disable=None, leave=False) as bar:
         for completion in completions:
             tokens += len(completion.token_ids)

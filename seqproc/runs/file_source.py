@@ -17,7 +17,8 @@ from seqproc.models.tokenization import as_chat, encode_prompts
 from seqproc.prompts import PromptEntry
 from seqproc.prompts.jsonlines import read_json_lines
 from seqproc.runs.plan import Draw
-from seqproc.runs.sources import GivenSequence, SequenceSource, check_ids, decode
+from seqproc.runs.sources import SequenceSource, check_ids, decode
+from seqproc.runs.tables import Sample
 
 if TYPE_CHECKING:
     from seqproc.engines import ModelSource
@@ -37,7 +38,7 @@ class FileSource(SequenceSource):
         self._model = model
         self._chat = chat
 
-    def __iter__(self) -> Iterator[GivenSequence]:
+    def __iter__(self) -> Iterator[Sample]:
         """Every line, as a sequence; raises DatasetError naming the first that is broken."""
         for index, (number, row) in enumerate(read_json_lines(self._path)):
             try:
@@ -50,14 +51,14 @@ class FileSource(SequenceSource):
         """The file."""
         return {"source": str(self._path), "format": "jsonl", "chat": self._chat}
 
-    def _given(self, index: int, row: Mapping[str, Any]) -> GivenSequence:
+    def _given(self, index: int, row: Mapping[str, Any]) -> Sample:
         prompt_ids = _ids_or_text(row, "prompt", self._prompt_ids)
         response_ids = _ids_or_text(row, "response", self._response_ids)
         if not prompt_ids:
             raise SequenceError("'prompt_ids' is empty: a response needs a token before it")
         check_ids(prompt_ids + response_ids, self._model)
         text = self._prompt_text(row, prompt_ids)
-        return GivenSequence(
+        return Sample(
             draw=Draw(index=index, prompt_index=index, seed=None),
             entry=PromptEntry(
                 text=text, question=row.get("question", row.get("prompt", text)), answer=_gold(row)

@@ -1,47 +1,86 @@
-"""Reading a run's folder back: its manifest and its rows. Needs no torch.
+"""Reading a run's folder back: its manifest, samples and scores. Needs no torch.
 
-The parts that are in the folder are the record; the manifest says whether they are all.
+Rows are read part by part, so that a run need not fit in memory. Draws in quarantine are not among
+them, and of a run that goes on neither are those that are not scored yet.
 """
 
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from seqproc._util.arguments import require_path
-from seqproc.errors import RunError
-from seqproc.runs.manifest import Manifest, from_json
+from seqproc._util.optional import require_package
+from seqproc.errors import RunError, did_you_mean
+from seqproc.runs.folder import Folder, open_folder
+from seqproc.runs.manifest import Manifest
+from seqproc.runs.parts import Part, Parts, is_merged_name
+from seqproc.runs.quarantine import Failed, read_quarantine
+from seqproc.runs.run_folder import SAMPLES, SCORES, require_manifest
 from seqproc.runs.schema import require_pyarrow, rows_schema
-from seqproc.runs.writer import MANIFEST, ROWS, part_name
+from seqproc.runs.score_set import read_score_set, score_set_names, set_table
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-_PART = re.compile(r"part-[0-9]{5,}\.parquet")
+    from seqproc.types import BatchedSequences
 
 
 class Run:
     """A run on disk. Made by `open_run`.
 
     Args:
-        path: its folder.
+        folder: where it is.
         manifest: what the folder says about itself.
-        parts: its files of rows, in order.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, parts: Sequence[Path]) -> None:
-        self.path = path
+    def __init__(self, folder: Folder, manifest: Manifest) -> None:
+        self.url = folder.url
         self.manifest = manifest
-        self._parts = tuple(parts)
+        self._folder = folder
+        self._samples = Parts(folder, SAMPLES, manifest.key)
+        self._scores = Parts(folder, SCORES, manifest.key)
+        self._schema = rows_schema(tuple(manifest.token_columns))
+        self._parts = self._find_parts()
+
+    def _find_parts(self) -> list[tuple[Part, Part]]:
+        """Samples and their scores, by the parts that have both."""
+        merge = self.manifest.merge
+        scored = set(self._scores.names(merge))
+        names = [name for name in self._samples.names(merge) if name in scored]
+        parts = [(self._samples.read_note(n), self._scores.read_note(n)) for n in names]
+        merged = {
+            draws for samples, _ in parts if is_merged_name(samples.name) for draws in samples.draws
+        }
+        return [
+            (samples, scores)
+            for samples, scores in parts
+            if is_merged_name(samples.name) or not _lie_in(samples, merged)
+        ]
+
+    @property
+    def path(self) -> Path:
+        """Its folder, where that is on a local disk."""
+        return Path(self.url)
 
     @property
     def num_rows(self) -> int:
-        """Rows on disk."""
-        return sum(_open_part(part).metadata.num_rows for part in self._parts)
+        """Rows that are sampled and scored."""
+        return sum(scores.num_rows for _, scores in self._parts)
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of its columns."""
+        return list(self._schema.names)
+
+    @property
+    def quarantined(self) -> list[Failed]:
+        """The draws that always failed, and why."""
+        return read_quarantine(self._folder)
 
     def rows(self, columns: Sequence[str] | None = None) -> pa.Table:
         """All rows, in the order of the draws, in memory at once.
@@ -54,31 +93,167 @@ class Run:
         """
         import pyarrow as pa
 
-        schema = _selected(columns)
-        return pa.Table.from_batches(self.batches(columns), schema=schema)
+        schema = self._selected(columns)
+        wanted = schema.names if "draw" in schema.names else ["draw", *schema.names]
+        tables = list(self._tables(wanted))
+        if not tables:
+            return schema.empty_table()
+        rows = pa.concat_tables(tables)
+        draws = rows["draw"].to_numpy()
+        if (np.diff(draws) < 0).any():
+            rows = rows.take(draws.argsort())
+        return rows.select(schema.names).cast(schema)
+
+    to_arrow = rows
 
     def batches(
         self, columns: Sequence[str] | None = None, *, batch_size: int = 256
     ) -> Iterator[pa.RecordBatch]:
         """The rows in batches of at most ``batch_size``, one part in memory at a time.
 
+        In the order of the draws once the run is complete, and until then as they finished.
+
         Raises:
             RunError: a part cannot be read, or there is no such column.
         """
+        schema = self._selected(columns)
+        for table in self._tables(schema.names):
+            yield from table.cast(schema).combine_chunks().to_batches(max_chunksize=batch_size)
+
+    def sample_batches(self, *, batch_size: int = 256) -> Iterator[pa.Table]:
+        """What was drawn, without scores, at most ``batch_size`` rows at a time."""
         import pyarrow as pa
 
-        schema = _selected(columns)
-        for part in self._parts:
-            file = _open_part(part)
-            try:
-                for batch in file.iter_batches(batch_size=batch_size, columns=schema.names):
-                    yield batch.select(schema.names).cast(schema)
-            except (OSError, pa.ArrowException) as error:
-                raise _unreadable(part, error) from error
+        from seqproc.runs.schema import samples_schema
+
+        schema = samples_schema()
+        for batch in self.batches(schema.names, batch_size=batch_size):
+            yield pa.Table.from_batches([batch])
+
+    @property
+    def score_sets(self) -> list[str]:
+        """The names of further scores of its samples, see `seqproc.runs.add_scores`."""
+        return score_set_names(self._folder)
+
+    def scores(self, name: str) -> pa.Table:
+        """Further scores of its samples, in the order of the draws: the draw and its scores.
+
+        Raises:
+            RunError: there is no such set, or it is not complete.
+        """
+        found = read_score_set(self._folder, name) if name in self.score_sets else None
+        if found is None:
+            known = ", ".join(self.score_sets) or "none"
+            raise RunError(f"the run in {self.url} has no scores {name!r}; it has {known}")
+        if not found.is_complete:
+            raise RunError(
+                f"the scores {name!r} of {self.url} are not complete: give the command again that "
+                "began them"
+            )
+        import pyarrow as pa
+
+        parts = Parts(self._folder, set_table(name), found.key)
+        tables = [parts.read(parts.read_note(one)) for one in parts.names(found.merge)]
+        return pa.concat_tables(tables)
+
+    def row(self, draw: int, columns: Sequence[str] | None = None) -> dict[str, Any]:
+        """One draw's row, by column; reads the part that has it, and no other.
+
+        Raises:
+            RunError: the draw has no row, the part cannot be read, or there is no such column.
+        """
+        names = self._selected(columns).names
+        for pair in self._parts:
+            if any(start <= draw < stop for start, stop in pair[1].draws):
+                rows = self._table(*pair, list(dict.fromkeys(["draw", *names])))
+                row = rows.filter(rows["draw"].to_numpy() == draw).to_pylist()[0]
+                return {name: row[name] for name in names}
+        raise RunError(f"the run in {self.url} has no row of draw {draw}{self._why(draw)}")
+
+    def _why(self, draw: int) -> str:
+        """Why a draw has no row."""
+        for one in self.quarantined:
+            if one.draw == draw:
+                return f": it is in quarantine, its {one.step} failed ({one.reason})"
+        return ""
+
+    def to_pandas(self, columns: Sequence[str] | None = None) -> Any:
+        """All rows as a `pandas.DataFrame`."""
+        require_package("pandas", purpose="a run as a data frame")
+        return self.rows(columns).to_pandas()
+
+    def to_polars(self, columns: Sequence[str] | None = None) -> Any:
+        """All rows as a `polars.DataFrame`."""
+        require_package("polars", purpose="a run as a polars data frame")
+        import polars
+
+        return polars.from_arrow(self.rows(columns))
+
+    def to_dataset(self, columns: Sequence[str] | None = None) -> Any:
+        """All rows as a `datasets.Dataset`."""
+        require_package("datasets", extra="hub", purpose="a run as a dataset")
+        import datasets
+
+        return datasets.Dataset(self.rows(columns))
+
+    def to_batched_sequences(self, draws: Sequence[int] | None = None) -> BatchedSequences:
+        """Draws as `BatchedSequences` ``[n, 1, L]``, to be scored or differentiated.
+
+        Args:
+            draws: indices of draws, in the order wanted; None for all.
+
+        Raises:
+            RunError: there is no such draw.
+        """
+        from seqproc.runs.schema import samples_schema
+        from seqproc.runs.tables import batch_of, samples_of
+
+        samples = {s.draw.index: s for s in samples_of(self.rows(samples_schema().names))}
+        chosen = list(samples) if draws is None else [int(draw) for draw in draws]
+        if missing := [draw for draw in chosen if draw not in samples]:
+            raise RunError(f"the run in {self.url} has no row of draw {missing[0]}")
+        if not chosen:
+            raise RunError("no draws were asked for: a batch holds at least one")
+        return batch_of([samples[draw] for draw in chosen])
+
+    def _tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+        """Rows of part after part, samples and scores beside each other."""
+        for samples, scores in self._parts:
+            yield self._table(samples, scores, columns)
+
+    def _table(self, samples: Part, scores: Part, columns: Sequence[str]) -> pa.Table:
+        of_samples = [name for name in columns if name in _sample_columns()]
+        of_scores = [name for name in columns if name not in _sample_columns()]
+        rows = self._samples.read(samples, list(dict.fromkeys(["draw", *of_samples])))
+        if scores.num_rows < samples.num_rows:
+            rows = rows.filter(np.isin(rows["draw"].to_numpy(), scores.indices()))
+        if of_scores:
+            more = self._scores.read(scores, of_scores)
+            for name in of_scores:
+                rows = rows.append_column(self._schema.field(name), more[name])
+        return rows.select(list(columns))
+
+    def _selected(self, columns: Sequence[str] | None) -> pa.Schema:
+        import pyarrow as pa
+
+        schema = self._schema
+        if isinstance(columns, str):
+            raise RunError(f"columns must be a list of names, got one: [{columns!r}]")
+        names = schema.names if columns is None else list(columns)
+        if unknown := [name for name in names if name not in schema.names]:
+            hint = did_you_mean(unknown[0], schema.names)
+            raise RunError(
+                f"the run has no column {unknown[0]!r}{hint}; its columns are "
+                f"{', '.join(schema.names)}"
+            )
+        return pa.schema([schema.field(name) for name in names], metadata=schema.metadata)
 
 
 def open_run(path: str | os.PathLike[str]) -> Run:
-    """Open a run's folder, whether the run is complete, failed or still going on.
+    """Open a run's folder, whether the run is complete, was stopped or still goes on.
+
+    Args:
+        path: the folder, or the URL of one in an object store.
 
     Raises:
         RunError: there is no manifest, it is of another format version, or the parts of a
@@ -87,77 +262,26 @@ def open_run(path: str | os.PathLike[str]) -> Run:
     """
     require_pyarrow()
     require_path("the run's folder", path, RunError)
-    folder = Path(path).expanduser()
-    manifest = _read_manifest(folder)
-    run = Run(folder, manifest, _find_parts(folder))
+    folder = open_folder(path)
+    manifest = require_manifest(folder)
+    run = Run(folder, manifest)
     if manifest.state == "complete" and run.num_rows != manifest.num_draws_done:
         raise RunError(
-            f"the run in {folder} says that it has {manifest.num_draws_done} rows, but "
-            f"{run.num_rows} are there: files of {folder / ROWS} were lost or added"
+            f"the run in {folder.url} says that it has {manifest.num_draws_done} rows, but "
+            f"{run.num_rows} are there: files were lost or added; `seqproc verify` tells which"
         )
     return run
 
 
-def _read_manifest(folder: Path) -> Manifest:
-    file = folder / MANIFEST
-    try:
-        text = _inside(folder, file).read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise RunError(
-            f"there is no run in {folder}: it has no {MANIFEST}. Name the folder that --out named"
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise RunError(f"cannot read {file}: {error}") from error
-    try:
-        return from_json(text)
-    except RunError as error:
-        raise RunError(f"{file}: {error}") from error
+def _lie_in(part: Part, merged: Iterable[tuple[int, int]]) -> bool:
+    """Whether a part was merged by a process that has not removed it yet."""
+    return any(
+        start < last and first < stop for first, last in merged for start, stop in part.draws
+    )
 
 
-def _find_parts(folder: Path) -> list[Path]:
-    """The parts, which must be numbered without a gap. Unfinished files have other names."""
-    rows = folder / ROWS
-    try:
-        names = {entry.name for entry in rows.iterdir() if _PART.fullmatch(entry.name)}
-    except OSError as error:
-        raise RunError(f"cannot look into {rows}: {error.strerror}") from error
-    expected = [part_name(number) for number in range(len(names))]
-    if missing := sorted(set(expected) - names):
-        raise RunError(f"{rows} lacks {missing[0]}, though later parts are there")
-    return [_inside(folder, rows / name) for name in expected]
+def _sample_columns() -> list[str]:
+    from seqproc.runs.schema import samples_schema
 
-
-def _inside(folder: Path, file: Path) -> Path:
-    """Refuse a file that a link leads out of the run's folder."""
-    if not file.resolve().is_relative_to(folder.resolve()):
-        raise RunError(f"{file} leads out of the run's folder; it is not read")
-    return file
-
-
-def _open_part(part: Path) -> pq.ParquetFile:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        file = pq.ParquetFile(part)
-    except (OSError, pa.ArrowException) as error:
-        raise _unreadable(part, error) from error
-    if not file.schema_arrow.equals(rows_schema()):
-        raise RunError(f"{part} does not have the columns of a run")
-    return file
-
-
-def _unreadable(part: Path, error: Exception) -> RunError:
-    return RunError(f"cannot read {part}: {' '.join(str(error).split())}")
-
-
-def _selected(columns: Sequence[str] | None) -> pa.Schema:
-    import pyarrow as pa
-
-    schema = rows_schema()
-    names = schema.names if columns is None else list(columns)
-    if unknown := [name for name in names if name not in schema.names]:
-        raise RunError(
-            f"a run has no column {unknown[0]!r}; its columns are {', '.join(schema.names)}"
-        )
-    return pa.schema([schema.field(name) for name in names], metadata=schema.metadata)
+    names: list[str] = samples_schema().names
+    return names

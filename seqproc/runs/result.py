@@ -2,22 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Self
 
 from seqproc.runs.manifest import Manifest
+from seqproc.runs.quarantine import Failed
 from seqproc.runs.reader import Run, open_run
 from seqproc.runs.summary import RunSummary
+
+if TYPE_CHECKING:
+    from seqproc.runs.run_folder import RunFolder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunResult:
     """Where a run is, and what it amounts to."""
 
-    path: Path  # its folder
+    url: str  # its folder, or the URL of one in an object store
     manifest: Manifest  # as the folder has it
     summary: RunSummary
+    quarantined: Sequence[Failed] = ()  # draws that always failed, and why
+
+    @classmethod
+    def of(cls, run: RunFolder) -> Self:
+        """The result of a run that has ended."""
+        return cls(
+            url=run.folder.url,
+            manifest=run.manifest,
+            summary=run.summary.result(),
+            quarantined=tuple(run.quarantine),
+        )
+
+    @property
+    def path(self) -> Path:
+        """Its folder, where that is on a local disk."""
+        return Path(self.url)
 
     def open(self) -> Run:
         """The run, for reading."""
-        return open_run(self.path)
+        return open_run(self.url)

@@ -1,32 +1,42 @@
 """`score_run`: score sequences that are given, and keep them in a folder like any run's.
 
 Everything that a user can get wrong is refused before the model's weights load, and nothing is
-left behind then. Memory does not grow with the number of sequences.
+left behind then. Called again with the same arguments it goes on where the folder stands.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NoReturn
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
-from seqproc.config import require_count
-from seqproc.engines.base import Completion, Request
-from seqproc.processor.assembly import batched_sequences
+from seqproc._util import strict_json
+from seqproc.config import require_count, require_flag
 from seqproc.rewards.rewarder import require_comparable
+from seqproc.runs.describe import planned_run, with_weights
+from seqproc.runs.going_on import going_on
+from seqproc.runs.interruption import raising_on_termination
+from seqproc.runs.lock import RunLock
+from seqproc.runs.merging import merge_parts
+from seqproc.runs.progress import Progress
 from seqproc.runs.result import RunResult
-from seqproc.runs.rows import rows_table
-from seqproc.runs.sources import GivenSequence, open_source
-from seqproc.runs.steps import Stopwatch, chunks, describe_run, score_and_reward
-from seqproc.runs.summary import SummaryAccumulator
-from seqproc.runs.writer import RunWriter, require_free
+from seqproc.runs.run_folder import (
+    RunFolder,
+    open_for_writing,
+    read_manifest,
+    require_ready,
+    require_same,
+)
+from seqproc.runs.schema import DEFAULT_TOKEN_COLUMNS, check_token_columns
+from seqproc.runs.scoring import ScoringStage, rewarded
+from seqproc.runs.sources import SequenceSource, open_source
+from seqproc.runs.tables import Sample, samples_table
 
 if TYPE_CHECKING:
     from seqproc.processor import SequenceProcessor
-    from seqproc.types import BatchedSequences
 
 CHUNK_SIZE = 256  # sequences scored and committed together
 
@@ -38,64 +48,68 @@ def score_run(
     *,
     chat: bool = False,
     chunk_size: int = CHUNK_SIZE,
+    token_columns: Sequence[str] = DEFAULT_TOKEN_COLUMNS,
+    fresh: bool = False,
 ) -> RunResult:
     """Score given sequences under the processor's model, policy and precision.
 
     Args:
         processor: what scores. Its engine is not started.
         source: another run's folder, or a file of JSON lines (see `seqproc.runs.file_source`).
-        out: the new run's folder; must not exist, or be empty.
+        out: the new run's folder: new, empty or of the same run.
         chat: wrap the prompts of a file as turns of the model's chat template.
         chunk_size: sequences that are scored and committed together.
+        token_columns: see `sample_run`.
+        fresh: see `sample_run`.
 
     Raises:
-        RunError: no such source, a run of another tokenizer, or a folder that is occupied.
+        RunMismatchError: the folder holds another run; the error says how it differs.
+        RunError: no such source, a run of another tokenizer, or a folder that holds no run.
         DatasetError: a broken line of a file, naming its number.
         SequenceError: token ids outside the vocabulary, or more than the context holds.
         MissingDependencyError: pyarrow, or what the rewards need, is not installed.
     """
     require_count("chunk_size", chunk_size)
-    require_free(out)
+    require_flag("fresh", fresh)
+    columns = check_token_columns(token_columns)
+    folder = require_ready(out)
     given = open_source(source, processor.source, chat=chat)
     require_comparable((one.entry.answer for one in given), processor.reward)
-    manifest = describe_run(processor, "score", given.describe(), given.check())
-    summary, watch = SummaryAccumulator(), Stopwatch()
-    with RunWriter.create(out, manifest) as run, _progress(manifest.num_draws) as bar:
-        for chunk in chunks(given, chunk_size):
-            draws, entries = [one.draw for one in chunk], [one.entry for one in chunk]
-            sequences = _as_batch(chunk)
-            results, diagnostics = score_and_reward(processor, sequences, entries, watch)
-            rows = rows_table(draws, entries, sequences, results, diagnostics)
-            summary.add(rows, **watch.lap())
-            run.commit(rows, summary.result())
-            bar.update(len(chunk))
-    return RunResult(path=run.path, manifest=run.manifest, summary=summary.result())
+    num_draws, digest = given.check(), _digest(given)
+    planned = planned_run(processor, "score", given.describe(), num_draws, digest, columns)
+    if not fresh and (existing := read_manifest(folder)) is not None:
+        require_same(existing, planned, folder, leave_out=("model",))
+    manifest = with_weights(planned, processor)
+    with raising_on_termination(), RunLock(folder) as lock:
+        run = open_for_writing(folder, manifest, lock, fresh=fresh)
+        if not run.is_done or run.manifest.state != "complete":
+            with going_on(run):
+                _score(run, processor, given, chunk_size)
+    return RunResult.of(run)
 
 
-def _progress(total: int) -> tqdm[NoReturn]:
-    return tqdm(total=total, desc="run", unit="seq", disable=None)
+def _score(
+    run: RunFolder, processor: SequenceProcessor, given: SequenceSource, chunk_size: int
+) -> None:
+    with Progress(run, unit="seq") as progress, ScoringStage(run, processor, "now") as scoring:
+        left = (one for one in given if not run.has(one.draw.index))
+        for samples in _chunks(left, chunk_size):
+            rows = samples_table(rewarded(processor, samples))
+            scoring.add(run.add_samples(rows, {}))
+            progress.advance(len(samples), sum(len(one.response_ids) for one in samples))
+    if not run.is_done:
+        merge_parts(run)
 
 
-def _as_batch(chunk: Sequence[GivenSequence]) -> BatchedSequences:
-    """The chunk as one batch with one response per prompt."""
-    batch = batched_sequences(
-        [Request(index=i, prompt_ids=one.prompt_ids, seed=0) for i, one in enumerate(chunk)],
-        [_completion(i, one) for i, one in enumerate(chunk)],
-        num_responses=1,
-        pad_id=0,
-    )
-    reasons = [one.finish_reason for one in chunk]
-    known = [[reason] for reason in reasons if reason is not None]
-    return dataclasses.replace(
-        batch, finish_reasons=known if len(known) == len(reasons) else None, seeds=None
-    )
+def _chunks(samples: Iterator[Sample], size: int) -> Iterator[list[Sample]]:
+    """Lists of at most ``size`` samples, each by rising draw."""
+    while some := list(islice(samples, size)):
+        yield sorted(some, key=lambda one: one.draw.index)
 
 
-def _completion(index: int, given: GivenSequence) -> Completion:
-    return Completion(
-        index=index,
-        token_ids=given.response_ids,
-        text=given.response_text,
-        finish_reason=given.finish_reason or "length",  # dropped again where unknown
-        logqs=given.engine_logqs,
-    )
+def _digest(given: SequenceSource) -> str:
+    """Of everything that is to be scored."""
+    hashed = hashlib.sha256()
+    for one in given:
+        hashed.update(strict_json.dumps(dataclasses.asdict(one)).encode())
+    return hashed.hexdigest()[:32]

@@ -1,6 +1,6 @@
 """Sources of given sequences: another run's folder, or a file of JSON lines.
 
-Both come out as `GivenSequence`s, one at a time, checked against the model that is to score them.
+Both come out as `Sample`s, one at a time, checked against the model that is to score them.
 Knows files and token ids; nothing of scoring.
 """
 
@@ -8,41 +8,25 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seqproc.errors import RunError, SequenceError
-from seqproc.prompts import PromptEntry
-from seqproc.runs.plan import Draw
 from seqproc.runs.reader import Run, open_run
+from seqproc.runs.tables import Sample, sample_of
 
 if TYPE_CHECKING:
     from seqproc.engines import ModelSource
-    from seqproc.types import FinishReason
 
 _ROWS_COMPARED = 64  # responses decoded to see whether a tokenizer is the run's
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class GivenSequence:
-    """A prompt and a response to score; their ids are the model's, and fit its context."""
-
-    draw: Draw
-    entry: PromptEntry
-    prompt_ids: tuple[int, ...]  # at least one
-    response_ids: tuple[int, ...]
-    response_text: str
-    finish_reason: FinishReason | None = None  # None: unknown
-    engine_logqs: tuple[float, ...] | None = None  # nats, of the engine that sampled it
 
 
 class SequenceSource(ABC):
     """Sequences to score, in a fixed order; may be iterated any number of times."""
 
     @abstractmethod
-    def __iter__(self) -> Iterator[GivenSequence]:
+    def __iter__(self) -> Iterator[Sample]:
         """Read the sequences, raising a `SeqprocError` that names the first that cannot be used."""
 
     @abstractmethod
@@ -133,7 +117,9 @@ class RunSource(SequenceSource):
         "response_ids",
         "response_text",
         "finish_reason",
+        "stop_string",
         "engine_logqs",
+        "reward",
     )
 
     def __init__(self, run: Run, model: ModelSource) -> None:
@@ -141,40 +127,25 @@ class RunSource(SequenceSource):
         self._model = model
         _require_same_tokenizer(run, model)
 
-    def __iter__(self) -> Iterator[GivenSequence]:
+    def __iter__(self) -> Iterator[Sample]:
         """Every row, as a sequence."""
         for batch in self._run.batches(self._COLUMNS):
             for row in batch.to_pylist():
                 try:
                     check_ids([*row["prompt_ids"], *row["response_ids"]], self._model)
                 except SequenceError as error:
-                    raise SequenceError(
-                        f"draw {row['draw']} of {self._run.path}: {error}"
-                    ) from None
-                yield _from_row(row)
+                    raise SequenceError(f"draw {row['draw']} of {self._run.url}: {error}") from None
+                yield sample_of(row)
 
     def describe(self) -> dict[str, Any]:
         """The run's folder, and what made the run."""
         manifest = self._run.manifest
         kept = ("spec", "model", "policy", "stopping", "engine", "seqproc_version")
         return {
-            "source": str(self._run.path),
+            "source": self._run.url,
             "format": "run",
             "run": {name: getattr(manifest, name) for name in kept},
         }
-
-
-def _from_row(row: Mapping[str, Any]) -> GivenSequence:
-    logqs = row["engine_logqs"]
-    return GivenSequence(
-        draw=Draw(index=row["draw"], prompt_index=row["prompt_index"], seed=row["seed"]),
-        entry=PromptEntry(text=row["prompt_text"], question=row["question"], answer=row["answer"]),
-        prompt_ids=tuple(row["prompt_ids"]),
-        response_ids=tuple(row["response_ids"]),
-        response_text=row["response_text"],
-        finish_reason=row["finish_reason"],
-        engine_logqs=None if logqs is None else tuple(logqs),
-    )
 
 
 def _require_same_tokenizer(run: Run, model: ModelSource) -> None:
@@ -185,7 +156,7 @@ def _require_same_tokenizer(run: Run, model: ModelSource) -> None:
     differing = sum(not _reads_as(model, row["response_ids"], row["response_text"]) for row in rows)
     if 2 * differing > len(rows):
         raise RunError(
-            f"{differing} of the first {len(rows)} responses of {run.path} read differently with "
+            f"{differing} of the first {len(rows)} responses of {run.url} read differently with "
             f"the tokenizer of {model.name!r}: the run was made with another tokenizer. Score it "
             "with a model that has the same one"
         )

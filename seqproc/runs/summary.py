@@ -18,15 +18,22 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from seqproc.errors import RunError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 UNKNOWN_REASON = "unknown"
+
+# What a summary is made of.
+SAMPLE_COLUMNS = ("draw", "gen_len", "finish_reason", "answer", "reward")
+SCORE_COLUMNS = ("rb_entropy_sum", "sequence_logprob", "inside_logq", "out_of_support")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,8 +62,8 @@ class RunSummary:
     logq_per_token: Estimate  # log q, over the tokens inside the support
     rb_entropy_per_token: Estimate
     rb_entropy_per_sequence: Estimate  # Σ_t H(q_t)
-    reward: Estimate  # over the draws that have a gold answer
-    num_rewarded: int  # draws that have one
+    reward: Estimate  # over the draws that are rewarded: of tag_pref those with a gold answer
+    num_rewarded: int
     num_out_of_support: int  # tokens with log q = −∞
 
 
@@ -112,7 +119,8 @@ class Moments:
 class SummaryAccumulator:
     """Takes rows chunk by chunk; tells the summary of all of them at any time."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, all_rewarded: bool = False) -> None:
+        self._all_rewarded = all_rewarded
         # Components: tokens, Σ H, Σ log p, Σ log q inside the support, tokens inside the support.
         self._draws = Moments(5)
         self._rewards = Moments(1)
@@ -125,18 +133,29 @@ class SummaryAccumulator:
         self._scoring_seconds = 0.0
 
     def add(
-        self, rows: pa.Table, *, scoring_seconds: float, generation_seconds: float | None = None
+        self,
+        samples: pa.Table,
+        scores: pa.Table,
+        *,
+        scoring_seconds: float,
+        generation_seconds: float | None = None,
     ) -> None:
-        """Take rows of `ROWS_SCHEMA` and the time [s] that went into them."""
-        lengths = _numbers(rows, "gen_len")
-        logqs, inside = _inside_support(rows, lengths)
-        entropies, logprobs = _numbers(rows, "rb_entropy_sum"), _numbers(rows, "sequence_logprob")
-        self._draws.add(np.column_stack([lengths, entropies, logprobs, logqs, inside]))
-        has_answer = np.array(rows["answer"].is_valid())
-        self._rewards.add(_numbers(rows, "reward")[has_answer, None])
+        """Take samples, their scores row by row, and the time [s] that went into them.
+
+        Args:
+            samples: at least `SAMPLE_COLUMNS`.
+            scores: at least `SCORE_COLUMNS`.
+            scoring_seconds: of these rows.
+            generation_seconds: of these rows; None where they were given.
+        """
+        lengths, outside = _numbers(samples, "gen_len"), _numbers(scores, "out_of_support")
+        sums = [_numbers(scores, name) for name in SCORE_COLUMNS[:3]]
+        self._draws.add(np.column_stack([lengths, *sums, lengths - outside]))
+        is_rewarded = self._all_rewarded | np.array(samples["answer"].is_valid())
+        self._rewards.add(_numbers(samples, "reward")[is_rewarded, None])
         self._add_lengths(lengths)
-        self._reasons.update(x or UNKNOWN_REASON for x in rows["finish_reason"].to_pylist())
-        self._num_out_of_support += int(_numbers(rows, "out_of_support").sum())
+        self._reasons.update(x or UNKNOWN_REASON for x in samples["finish_reason"].to_pylist())
+        self._num_out_of_support += int(outside.sum())
         self._scoring_seconds += scoring_seconds
         if generation_seconds is not None:
             self._generation_seconds = (self._generation_seconds or 0.0) + generation_seconds
@@ -171,19 +190,33 @@ class SummaryAccumulator:
         )
 
 
+def accumulator(reward: Mapping[str, Any]) -> SummaryAccumulator:
+    """An accumulator for a run, given the reward of its manifest."""
+    return SummaryAccumulator(all_rewarded=reward.get("name") != "tag_pref")
+
+
 def _numbers(rows: pa.Table, name: str) -> np.ndarray:
     return np.asarray(rows[name].to_numpy(), dtype=np.float64)
 
 
-def _inside_support(rows: pa.Table, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Per draw: Σ log q over the tokens inside the support, and how many they are."""
-    flat = rows["logqs"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    owner = np.repeat(np.arange(len(lengths)), lengths.astype(np.int64))
-    inside = np.isfinite(flat)
-    num = np.bincount(owner[inside], minlength=len(lengths))
-    total = np.bincount(owner[inside], weights=flat[inside], minlength=len(lengths))
-    return total, num
-
-
 def _rate(num_tokens: int, seconds: float | None) -> float | None:
     return num_tokens / seconds if seconds else None
+
+
+def summary_of(values: Mapping[str, Any]) -> RunSummary:
+    """A summary as a manifest holds it.
+
+    Raises:
+        RunError: it lacks or does not know a key.
+    """
+    estimates = {
+        name: Estimate(**value)
+        for name, value in values.items()
+        if isinstance(value, Mapping) and set(value) == {"mean", "standard_error"}
+    }
+    try:
+        return RunSummary(**{**values, **estimates})
+    except TypeError as error:
+        raise RunError(
+            f"the manifest's summary is not one that seqproc writes ({error})"
+        ) from error

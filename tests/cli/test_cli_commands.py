@@ -19,9 +19,9 @@ from seqproc._util.versions import vllm_build
 from seqproc.cli.app import app
 from seqproc.cli.build import build_config, parse_engine_options
 from seqproc.cli.options import EngineOptions, PolicyOptions
-from seqproc.engines import Request, ScriptedEngine, register_engine
-from seqproc.engines.base import Completion
-from seqproc.errors import ConfigError
+from seqproc.engines import ModelSource, Request, ScriptedEngine, register_engine
+from seqproc.engines.base import Completion, StoppingRule
+from seqproc.errors import ConfigError, EngineError
 from seqproc.runs import open_run
 
 TEMPLATE = "{% for m in messages %}[{{ m.role }}] {{ m.content }}\n{% endfor %}[assistant]"
@@ -197,7 +197,7 @@ def test_an_occupied_folder_is_refused_before_the_model_is_opened(run: Run, tmp_
     ):
         result = run(*command, "--out", tmp_path)
         assert result.exit_code == 1
-        assert "is not empty, and a run overwrites nothing" in result.stderr
+        assert "is not empty and holds no run" in result.stderr
 
 
 def test_a_broken_line_is_named(run: Run, model: Path, tmp_path: Path) -> None:
@@ -246,9 +246,76 @@ def test_what_is_done_is_kept_and_said(
     result = run(*sample_arguments(model, prompts, out), "--engine", name, "--draws", 310)
     assert result.exit_code == code, result.output
     assert result.stderr.startswith(message)
-    assert result.stderr.endswith(f"; 256 of 310 draws are kept in {out}\n")
-    assert open_run(out).manifest.state == "failed"
+    kept = f"; 300 of 310 draws are kept in {out}; the same command goes on from there\n"
+    assert result.stderr.endswith(kept)
+    assert open_run(out).manifest.state == ("interrupted" if code == 130 else "failed")
     assert open_run(out).num_rows == 256
+
+
+def test_a_command_that_is_given_again_goes_on_and_another_is_refused(
+    run: Run, model: Path, prompts: str, tmp_path: Path
+) -> None:
+    command = (*sample_arguments(model, prompts, tmp_path / "out"), "--engine", "hf", "--draws", 6)
+    assert run(*command).exit_code == 0
+    rows = open_run(tmp_path / "out").rows()
+    assert run(*command).exit_code == 0
+    assert open_run(tmp_path / "out").rows().equals(rows)
+    other = run(*command, "--seed", 7, "--top-p", 0.5)
+    assert other.exit_code == 2
+    error, *differing = other.stderr.splitlines()
+    assert "holds another run than the one asked for" in error
+    assert "  spec.seed: the folder has 0, asked for was 7" in differing
+    assert any(line.startswith("  policy.top_p: ") for line in differing)
+    fresh = run(*command, "--seed", 7, "--fresh", "--token-column", "logqs", "--score", "later")
+    assert fresh.exit_code == 0, fresh.output
+    assert open_run(tmp_path / "out").manifest.spec["seed"] == 7
+    assert "rb_entropies" not in open_run(tmp_path / "out").columns
+    assert run(*command, "--token-column", "logqz").exit_code == 2
+
+
+def test_scores_are_kept_beside_the_samples_of_a_run(
+    run: Run, model: Path, prompts: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    assert run(*sample_arguments(model, prompts, out)).exit_code == 0
+    scoring = ("score", out, "--model", model, "--temperature", 2)
+    result = run(*scoring, "--name", "warm")
+    assert result.exit_code == 0, result.output
+    assert "6 draws are scored, 0 cannot be" in result.stdout
+    assert open_run(out).scores("warm").num_rows == 6
+    for refused in (
+        (),
+        ("--name", "x", "--out", tmp_path / "x"),
+        ("--out", tmp_path / "x", "--eta", 1),
+    ):
+        assert run(*scoring, *refused).exit_code == 2
+
+
+class _Picky(ScriptedEngine):
+    """Cannot make draw 2."""
+
+    name = "picky"
+
+    @classmethod
+    def from_source(cls, source: ModelSource, **_: Any) -> _Picky:
+        return cls(lambda _: [5, 0], source.tokenizer)
+
+    def _complete(self, request: Request, stopping: StoppingRule) -> Completion:
+        if request.index == 2:
+            raise EngineError("cannot make this one")
+        return super()._complete(request, stopping)
+
+
+def test_draws_that_always_fail_have_an_exit_code(
+    run: Run, model: Path, prompts: str, tmp_path: Path
+) -> None:
+    register_engine("picky", _Picky)
+    out = tmp_path / "out"
+    result = run(*sample_arguments(model, prompts, out), "--engine", "picky", "--draws", 5)
+    assert result.exit_code == 4, result.output
+    assert "1 draws always failed" in result.stderr
+    assert "draw 2 (generation): cannot make this one" in result.stderr
+    assert open_run(out).num_rows == 4
 
 
 def test_traceback_shows_where(run: Run, tmp_path: Path) -> None:

@@ -98,6 +98,7 @@ def refusals(folder: Path) -> dict[str, Callable[[], object]]:
     from seqproc.models.weights import read_weights
     from seqproc.parity import check_engine
     from seqproc.parity.run import EngineChoice, run_parity
+    from seqproc.runs.folder import open_folder
 
     processor = make_processor(engine=NEVER_STARTS)
     spec = runs.RunSpec(dataset="arithmetic", draws=2, seed=0)
@@ -121,6 +122,7 @@ def refusals(folder: Path) -> dict[str, Callable[[], object]]:
         "parity: run": lambda: run_parity(
             processor, engines, PROMPTS, [processor.policy], num_draws=4
         ),
+        "remote: open": lambda: open_folder("s3://bucket/run"),
     }
 
 

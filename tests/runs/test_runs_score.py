@@ -13,7 +13,7 @@ import pytest
 
 from helpers.engine_stubs import NEVER_STARTS
 from seqproc import SequenceProcessor
-from seqproc.errors import DatasetError, RunError, SequenceError
+from seqproc.errors import DatasetError, RunError, RunMismatchError, SequenceError
 from seqproc.runs import RunSpec, open_run, sample_run, score_run
 
 CONFIG = {"generation": {"max_new_tokens": 6, "top_p": 0.9}}
@@ -203,7 +203,7 @@ def test_nothing_to_score(make: MakeProcessor, tmp_path: Path) -> None:
 def test_a_run_of_another_tokenizer_is_refused(
     make: MakeProcessor, sampled: Path, tiny_tokenizer: Any, tmp_path: Path
 ) -> None:
-    with pytest.raises(RunError, match="is not empty"):
+    with pytest.raises(RunMismatchError, match='kind: the folder has "sample", asked for was "sc'):
         score_run(make(), sampled, sampled)
     shuffled = _shuffled(tiny_tokenizer)
     with pytest.raises(RunError, match="the run was made with another tokenizer"):

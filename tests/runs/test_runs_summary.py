@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,25 +11,24 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from seqproc.runs import SummaryAccumulator
-from seqproc.runs.schema import ROWS_SCHEMA
-from seqproc.runs.summary import Moments
-
-NEEDED = (
-    "answer",
-    "finish_reason",
-    "gen_len",
-    "logqs",
-    "sequence_logprob",
-    "rb_entropy_sum",
-    "out_of_support",
-    "reward",
+from seqproc.runs.schema import rows_schema
+from seqproc.runs.summary import (
+    SAMPLE_COLUMNS,
+    SCORE_COLUMNS,
+    Moments,
+    SummaryAccumulator,
+    summary_of,
 )
 
 
-def table(rows: Sequence[dict[str, Any]]) -> pa.Table:
-    schema = pa.schema([ROWS_SCHEMA.field(name) for name in NEEDED])
-    return pa.Table.from_pylist(list(rows), schema=schema)
+def tables(rows: Sequence[dict[str, Any]]) -> tuple[pa.Table, pa.Table]:
+    """Samples and their scores."""
+
+    def table(columns: Sequence[str]) -> pa.Table:
+        schema = pa.schema([rows_schema().field(name) for name in columns])
+        return pa.Table.from_pylist([{name: row[name] for name in columns} for row in rows], schema)
+
+    return table(SAMPLE_COLUMNS), table(SCORE_COLUMNS)
 
 
 def random_rows(rng: np.random.Generator, num: int) -> list[dict[str, Any]]:
@@ -38,12 +39,14 @@ def random_rows(rng: np.random.Generator, num: int) -> list[dict[str, Any]]:
         logqs[rng.random(length) < 0.1] = -np.inf
         rows.append(
             {
+                "draw": i,
                 "answer": None if i % 3 == 0 else "5",
                 "finish_reason": ("eos", "stop", "length", None)[i % 4],
                 "gen_len": length,
                 "logqs": logqs.tolist(),
                 "sequence_logprob": float(-rng.exponential(size=length).sum()),
                 "rb_entropy_sum": float(rng.random(length).sum()),
+                "inside_logq": float(logqs[np.isfinite(logqs)].sum()),
                 "out_of_support": int(np.isneginf(logqs).sum()),
                 "reward": float(rng.choice([0.0, 0.5, 1.0])),
             }
@@ -55,7 +58,8 @@ def test_chunks_add_up_to_what_numpy_says_of_all_rows() -> None:
     rows = random_rows(np.random.default_rng(0), 101)
     summary = SummaryAccumulator()
     for start in range(0, 101, 17):
-        summary.add(table(rows[start : start + 17]), scoring_seconds=0.5, generation_seconds=0.25)
+        some = tables(rows[start : start + 17])
+        summary.add(*some, scoring_seconds=0.5, generation_seconds=0.25)
     got = summary.result()
 
     lengths = np.array([row["gen_len"] for row in rows])
@@ -143,8 +147,8 @@ def test_what_one_draw_or_none_does_not_determine_is_none() -> None:
     assert empty.rb_entropy_per_token.mean is None
     assert empty.generation_tokens_per_second is None
 
-    row = random_rows(np.random.default_rng(4), 2)[1] | {"gen_len": 0, "logqs": []}
-    summary.add(table([row]), scoring_seconds=0.0)
+    row = random_rows(np.random.default_rng(4), 2)[1] | {"gen_len": 0, "inside_logq": 0.0}
+    summary.add(*tables([row]), scoring_seconds=0.0)
     one = summary.result()
     assert one.length_mean == 0
     assert one.rb_entropy_per_token.mean is None
@@ -157,6 +161,18 @@ def test_rewards_count_only_where_there_is_an_answer() -> None:
     base = random_rows(np.random.default_rng(5), 1)[0]
     rows = [base | {"answer": "1", "reward": 1.0}, base | {"answer": None, "reward": 0.0}]
     summary = SummaryAccumulator()
-    summary.add(table(rows), scoring_seconds=0.0)
+    summary.add(*tables(rows), scoring_seconds=0.0)
     assert summary.result().reward.mean == 1.0
     assert summary.result().num_rewarded == 1
+    every = SummaryAccumulator(all_rewarded=True)  # by a reward of one's own
+    every.add(*tables(rows), scoring_seconds=0.0)
+    assert every.result().reward.mean == 0.5
+    assert every.result().num_rewarded == 2
+
+
+def test_a_summary_is_read_back_as_it_was() -> None:
+    summary = SummaryAccumulator()
+    rows = random_rows(np.random.default_rng(6), 7)
+    summary.add(*tables(rows), scoring_seconds=1.0, generation_seconds=2.0)
+    written = json.loads(json.dumps(dataclasses.asdict(summary.result())))
+    assert summary_of(written) == summary.result()

@@ -14,6 +14,7 @@ from torch import nn
 
 from helpers.devices import everywhere
 from helpers.scorer_helpers import distance, float64_profiles, random_sequences
+from seqproc._util.memory import is_out_of_memory
 from seqproc.errors import ScoringError
 from seqproc.policy import SamplingPolicy
 from seqproc.scorers import (
@@ -24,7 +25,7 @@ from seqproc.scorers import (
     budget,
     teacher_forcing,
 )
-from seqproc.scorers.budget import Schedule, default_tokens, free_memory, is_out_of_memory
+from seqproc.scorers.budget import Schedule, default_tokens, free_memory
 
 CPU = torch.device("cpu")
 POLICY = SamplingPolicy(temperature=0.8, top_p=0.95)

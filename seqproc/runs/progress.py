@@ -1,0 +1,73 @@
+"""Says how far a run is: a line that is renewed on a terminal, or a new line now and then."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from seqproc.engines import Engine
+    from seqproc.runs.run_folder import RunFolder
+
+_LINE_SECONDS = 60.0  # between lines where there is no terminal
+
+
+class Progress:
+    """The progress of one run.
+
+    Args:
+        run: how many draws there are, and are done.
+        engine: tells how many requests are running.
+        unit: what a draw is called.
+    """
+
+    def __init__(self, run: RunFolder, engine: Engine | None = None, unit: str = "draw") -> None:
+        self._engine, self._unit = engine, unit
+        done = int(run.is_sampled.sum())
+        self._bar = tqdm(
+            total=run.manifest.num_own_draws, initial=done, desc="run", unit=unit, disable=None
+        )
+        self._is_terminal = not self._bar.disable
+        self._num, self._total = done, run.manifest.num_own_draws
+        self._num_finished = self._num_tokens = 0
+        self._began = self._said = time.perf_counter()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.close()
+
+    def advance(self, draws: int, tokens: int) -> None:
+        """Count draws that are finished, and their tokens."""
+        self._num += draws
+        self._num_finished += draws
+        self._num_tokens += tokens
+        if self._is_terminal:
+            self._bar.set_postfix_str(self._rates(), refresh=False)
+            self._bar.update(draws)
+        elif time.perf_counter() - self._said >= _LINE_SECONDS:
+            self._said = time.perf_counter()
+            print(f"run: {self._num}/{self._total} {self._unit}s, {self._rates()}", file=sys.stderr)
+
+    def _rates(self) -> str:
+        seconds = time.perf_counter() - self._began
+        running = None if self._engine is None else self._engine.num_running
+        left = (self._total - self._num) * seconds / self._num_finished
+        return ", ".join(
+            [
+                f"{self._num_tokens / seconds:.0f} tokens/s",
+                f"{self._num_tokens / self._num_finished:.0f} tokens each",
+                *([] if running is None else [f"{running} running"]),
+                *([] if self._is_terminal else [f"about {left:.0f} s left"]),
+            ]
+        )

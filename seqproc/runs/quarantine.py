@@ -1,0 +1,125 @@
+"""Draws that always fail: each with the step that failed and why, in a file of their own."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Literal
+
+from seqproc.errors import RunError
+from seqproc.runs.folder import Folder
+from seqproc.runs.manifest import utc_now
+
+if TYPE_CHECKING:
+    from seqproc.runs.plan import Draw
+
+QUARANTINE = "quarantine.parquet"
+
+Step = Literal["prompt", "generation", "scoring"]
+
+_MAX_REASON_CHARS = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed:
+    """A draw that failed again when it was tried alone."""
+
+    draw: int
+    prompt_index: int
+    seed: int | None
+    step: Step  # what failed: its prompt cannot be read, or its generation or scoring
+    reason: str  # on one line
+    time: str  # ISO 8601, UTC
+
+
+def failed(draw: Draw, step: Step, error: BaseException) -> Failed:
+    """The record of a draw and the error that it fails with."""
+    return Failed(
+        draw=draw.index,
+        prompt_index=draw.prompt_index,
+        seed=draw.seed,
+        step=step,
+        reason=" ".join(str(error).split())[:_MAX_REASON_CHARS] or type(error).__name__,
+        time=utc_now(),
+    )
+
+
+class Quarantine:
+    """The draws of a run that are left out because they always fail.
+
+    Args:
+        folder: the run's.
+    """
+
+    def __init__(self, folder: Folder) -> None:
+        self._folder = folder
+        self._failed = {one.draw: one for one in read_quarantine(folder)}
+
+    def __len__(self) -> int:
+        return len(self._failed)
+
+    def __iter__(self) -> Iterator[Failed]:
+        return iter(sorted(self._failed.values(), key=lambda one: one.draw))
+
+    def __contains__(self, draw: int) -> bool:
+        return draw in self._failed
+
+    def add(self, some: Iterable[Failed]) -> None:
+        """Keep these as well."""
+        self._write(self._failed | {one.draw: one for one in some})
+
+    def replace(self, some: Iterable[Failed]) -> None:
+        """Keep these, and no others."""
+        self._write({one.draw: one for one in some})
+
+    def clear(self) -> list[Failed]:
+        """Let all go, to be tried again."""
+        former = list(self)
+        self._write({})
+        return former
+
+    def _write(self, records: dict[int, Failed]) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        if records == self._failed:
+            return
+        self._failed = records
+        rows = pa.Table.from_pylist([asdict(one) for one in self], schema=_schema())
+        buffer = io.BytesIO()
+        pq.write_table(rows, buffer)
+        self._folder.write(QUARANTINE, lambda file: file.write(buffer.getvalue()))
+
+
+def read_quarantine(folder: Folder) -> list[Failed]:
+    """The records of a folder; none where there is no such file.
+
+    Raises:
+        RunError: the file cannot be read.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not folder.exists(QUARANTINE):
+        return []
+    try:
+        rows = pq.read_table(io.BytesIO(folder.read(QUARANTINE)), schema=_schema())
+        return [Failed(**row) for row in rows.to_pylist()]
+    except (OSError, pa.ArrowException, TypeError) as error:
+        raise RunError(f"cannot read {folder.url}/{QUARANTINE}: {error}") from error
+
+
+def _schema() -> object:
+    import pyarrow as pa
+
+    return pa.schema(
+        [
+            pa.field("draw", pa.int64(), nullable=False),
+            pa.field("prompt_index", pa.int64(), nullable=False),
+            pa.field("seed", pa.uint64()),
+            pa.field("step", pa.string(), nullable=False),
+            pa.field("reason", pa.string(), nullable=False),
+            pa.field("time", pa.string(), nullable=False),
+        ]
+    )

@@ -1,0 +1,476 @@
+"""A run's folder while it is written, by the one process that holds its lock.
+
+    manifest.json                     what made the run, and how far it is; written first
+    parts/samples/part-000000.*       samples as they finished: a Parquet file and its note
+    parts/scores/policy/part-000000.* their scores
+    samples/rows-1-00000.*            at the end: few files, in the order of the draws
+    scores/policy/rows-1-00000.*
+    quarantine.parquet                draws that always fail, and why
+    events.jsonl                      what happened, and when
+    set-aside/                        what was found broken, or was replaced by a fresh start
+    shards/00-of-08/                  runs that are to become this one
+
+Each file appears whole. What is committed is never changed, only moved together at the end.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import secrets
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from seqproc.errors import RunError, RunMismatchError
+from seqproc.runs.events import Events
+from seqproc.runs.folder import LOCK_PREFIX, Folder, open_folder
+from seqproc.runs.holder import is_alive
+from seqproc.runs.lock import RunLock, holder_of
+from seqproc.runs.manifest import (
+    MANIFEST,
+    Manifest,
+    differences,
+    from_json,
+    to_json,
+    utc_now,
+    with_key,
+)
+from seqproc.runs.parts import Part, Parts, is_merged_name
+from seqproc.runs.quarantine import Failed, Quarantine
+from seqproc.runs.schema import require_pyarrow
+from seqproc.runs.shard import shard_draws
+from seqproc.runs.summary import SAMPLE_COLUMNS, SCORE_COLUMNS, accumulator
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+SAMPLES, SCORES = "samples", "scores/policy"
+EndState = Literal["interrupted", "failed", "complete"]
+ASIDE = "set-aside"
+SHARDS = "shards"
+
+_LOGGER = logging.getLogger("seqproc")
+
+
+class RunFolder:
+    """Made by `open_for_writing`.
+
+    Args:
+        folder: where.
+        manifest: as it stands there.
+        lock: held by this process; looked at before each commit.
+    """
+
+    def __init__(self, folder: Folder, manifest: Manifest, lock: RunLock) -> None:
+        self.folder = folder
+        self.manifest = manifest
+        self._lock = lock
+        self.samples = Parts(folder, SAMPLES, manifest.key)
+        self.scores = Parts(folder, SCORES, manifest.key)
+        self.quarantine = Quarantine(folder)
+        self.events = Events(folder)
+        self._next = 0
+        self._mutex = threading.RLock()  # scoring may go on in a thread of its own
+        self._know_nothing()
+        self._take_in()
+
+    def _know_nothing(self) -> None:
+        self.is_sampled = np.zeros(self.manifest.num_draws, dtype=bool)  # by draw
+        self.sampled: list[Part] = []
+        self.scored: dict[str, Part] = {}  # by the name of the samples' part
+        self.summary = accumulator(self.manifest.reward)
+
+    # ------------------------------------------------------------------ what is there
+
+    def _take_in(self) -> None:
+        """Read every note, and every file once; set aside what is not as it was written."""
+        for name in self.samples.names(self.manifest.merge):
+            self._next = max(self._next, _number(name) + 1)
+            part = self._sound(self.samples, name)
+            if part is None:
+                continue
+            if self._is_merged(part):
+                self._drop(name)
+            elif self._repeats(part):
+                self._set_aside(self.samples, name, "its draws are in another part already")
+            else:
+                self._mark(part)
+        known = {part.name: part for part in self.sampled}
+        for name in self.scores.names(self.manifest.merge):
+            part = self._sound(self.scores, name)
+            if part is None:
+                continue
+            if name in known and np.isin(part.indices(), known[name].indices()).all():
+                self._count(known[name], part)
+            else:
+                self._set_aside(self.scores, name, f"the samples of {name}'s scores are not there")
+
+    def _sound(self, parts: Parts, name: str) -> Part | None:
+        """The part, if its file is the one that was committed."""
+        try:
+            part = parts.read_note(name)
+            parts.check(part)
+        except RunError as error:
+            self._set_aside(parts, name, str(error))
+            return None
+        return part
+
+    def _is_merged(self, part: Part) -> bool:
+        """Whether a part was merged by a process that was stopped before it removed the part."""
+        draws = part.indices()
+        if not self.manifest.merge or not len(draws) or draws[-1] >= len(self.is_sampled):
+            return False
+        return bool(self.is_sampled[draws].all())
+
+    def _drop(self, name: str) -> None:
+        for parts in (self.scores, self.samples):
+            parts.drop(name)
+
+    def _repeats(self, part: Part) -> bool:
+        draws = part.indices()
+        return bool(self.is_sampled[draws[draws < len(self.is_sampled)]].any())
+
+    def _mark(self, part: Part) -> None:
+        draws = part.indices()
+        if len(draws) and draws[-1] >= len(self.is_sampled):  # of a source with gaps
+            self.is_sampled = np.pad(self.is_sampled, (0, draws[-1] + 1 - len(self.is_sampled)))
+        self.is_sampled[draws] = True
+        self.sampled.append(part)
+
+    def _count(self, samples: Part, scores: Part) -> None:
+        """Take a part's scores into the summary."""
+        rows = self.samples.read(samples, SAMPLE_COLUMNS)
+        if scores.num_rows < samples.num_rows:
+            rows = rows.filter(np.isin(rows["draw"].to_numpy(), scores.indices()))
+        self.summary.add(
+            rows,
+            self.scores.read(scores, SCORE_COLUMNS),
+            generation_seconds=samples.seconds.get("generation"),
+            scoring_seconds=scores.seconds.get("scoring", 0.0),
+        )
+        self.scored[samples.name] = scores
+
+    @property
+    def num_done(self) -> int:
+        """Draws that are sampled and scored."""
+        return sum(part.num_rows for part in self.scored.values())
+
+    def _set_aside(self, parts: Parts, name: str, reason: str) -> None:
+        _LOGGER.warning("%s; set aside, and its draws are made again", reason)
+        set_aside(self.folder, [parts.note(name), parts.file(name)])
+        self.events.tell("set_aside", table=parts.table, part=name, reason=reason)
+
+    def has(self, draw: int) -> bool:
+        """Whether a draw is sampled or in quarantine."""
+        return self._is_sampled(draw) or draw in self.quarantine
+
+    def _is_sampled(self, draw: int) -> bool:
+        return draw < len(self.is_sampled) and bool(self.is_sampled[draw])
+
+    def todo(self) -> np.ndarray:
+        """Draws of the shard that are neither sampled nor in quarantine, rising."""
+        draws = shard_draws(self.manifest.shard, self.manifest.num_draws)
+        is_left = ~self.is_sampled
+        is_left[[one.draw for one in self.quarantine]] = False
+        return draws[is_left[draws]]
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing is left to be sampled, scored or merged."""
+        num_failed = sum(not self._is_sampled(one.draw) for one in self.quarantine)
+        is_left = int(self.is_sampled.sum()) + num_failed < self.manifest.num_own_draws
+        is_merged = all(is_merged_name(part.name) for part in self.sampled)
+        return not (is_left or self.unscored()) and is_merged and self.manifest.merge > 0
+
+    def unscored(self) -> list[Part]:
+        """Samples that have no scores yet, in the order they were committed."""
+        return [part for part in self.sampled if part.name not in self.scored]
+
+    # ------------------------------------------------------------------ what is added
+
+    def add_samples(self, rows: pa.Table, seconds: Mapping[str, float]) -> Part:
+        """Commit samples, by rising draw."""
+        with self._mutex:
+            self._lock.check()
+            part = self.samples.write(f"part-{self._next:06d}", [rows], seconds)
+            self._next += 1
+            self._mark(part)
+            tokens = int(rows["gen_len"].to_numpy().sum())
+            self.events.tell("committed", part=part.name, rows=part.num_rows, tokens=tokens)
+            return part
+
+    def add_scores(self, part: Part, rows: pa.Table, seconds: Mapping[str, float]) -> None:
+        """Commit the scores of a part of the samples; draws that failed have none."""
+        with self._mutex:
+            self._lock.check()
+            self._count(part, self.scores.write(part.name, [rows], seconds))
+            self.update()
+            self.events.tell("scored", part=part.name, rows=rows.num_rows)
+
+    def add_failed(self, some: Iterable[Failed]) -> None:
+        """Commit draws that always fail."""
+        with self._mutex:
+            self._lock.check()
+            added = list(some)
+            self.quarantine.add(added)
+            for one in added:
+                self.events.tell("quarantined", draw=one.draw, step=one.step, reason=one.reason)
+
+    def replace_parts(self, samples: Sequence[Part], scores: Sequence[Part], merge: int) -> None:
+        """Let merged parts, which are written, take the place of all that were there.
+
+        Args:
+            samples: the merged samples.
+            scores: their scores, part by part of the same draws.
+            merge: the number of the merge.
+        """
+        with self._mutex:
+            self._know_nothing()
+            for part, scored in zip(samples, scores, strict=True):
+                self._mark(part)
+                self._count(part, scored)
+            self.update(merge=merge)
+            self.events.tell("merged", rows=self.num_done)
+
+    def retry_quarantined(self) -> None:
+        """Take the draws in quarantine for draws to be made, or scored where they are sampled."""
+        released = np.array([one.draw for one in self.quarantine], dtype=np.int64)
+        if not len(released):
+            return
+        with self._mutex:
+            self._lock.check()
+            for part in self.sampled:
+                if np.isin(released, part.indices()).any():
+                    self._drop_scores(part)
+            self.quarantine.clear()
+            self.update(state="running")
+            self.events.tell("retried", draws=len(released))
+
+    def _drop_scores(self, samples: Part) -> None:
+        """Remove the scores of a part, so that all of it is scored again."""
+        self.scores.drop(samples.name)
+        others = {part.name: part for part in self.sampled if part is not samples}
+        scored, self.scored = self.scored, {}
+        self.summary = accumulator(self.manifest.reward)
+        for name, scores in scored.items():
+            if name in others:
+                self._count(others[name], scores)
+
+    def update(self, **changes: Any) -> None:
+        """Say in the manifest how far the run is, and what else has changed."""
+        with self._mutex:
+            self._lock.check()
+            now: dict[str, Any] = {
+                "num_draws_done": self.num_done,
+                "num_quarantined": len(self.quarantine),
+                "summary": dataclasses.asdict(self.summary.result()) if self.scored else None,
+                "updated": utc_now(),
+            }
+            self.manifest = dataclasses.replace(self.manifest, **{**now, **changes})
+            write_manifest(self.folder, self.manifest)
+
+    def end(self, state: EndState, error: str | None = None) -> None:
+        """Say that the run has ended, and how."""
+        self.update(state=state, error=error)
+        self.events.tell(state, **({} if error is None else {"error": error}))
+
+
+def open_for_writing(
+    folder: Folder,
+    manifest: Manifest,
+    lock: RunLock,
+    *,
+    fresh: bool = False,
+    with_shards: bool = False,
+) -> RunFolder:
+    """Begin a run, or take up the one that the folder holds.
+
+    Args:
+        folder: the run's.
+        manifest: what is asked for.
+        lock: held.
+        fresh: begin anew, after everything that the folder holds was set aside.
+        with_shards: shards that the folder holds are to become the run, and stay.
+
+    Raises:
+        RunMismatchError: the folder holds another run.
+        RunError: it holds something that is no run, or cannot be read.
+    """
+    manifest = with_key(manifest)
+    folder.remove_unfinished()
+    existing = read_manifest(folder)
+    if fresh and existing is not None:
+        begin_anew(folder, keep_shards=with_shards)
+        existing = None
+    if existing is None:
+        require_usable(folder, with_shards=with_shards)
+        write_manifest(folder, manifest)
+        run = RunFolder(folder, manifest, lock)
+        run.events.tell("started", draws=manifest.num_own_draws)
+        return run
+    require_same(existing, manifest, folder)
+    run = RunFolder(folder, existing, lock)
+    if existing.state != "complete" or run.num_done != existing.num_draws_done:
+        run.update(state="running", error=None, engine_details=manifest.engine_details)
+        sampled = int(run.is_sampled.sum())
+        draws = existing.num_own_draws
+        run.events.tell("resumed", draws=draws, sampled=sampled, done=run.num_done)
+    return run
+
+
+def require_same(
+    existing: Manifest, asked: Manifest, folder: Folder, *, leave_out: Sequence[str] = ()
+) -> None:
+    """Refuse to go on with a run that differs from what is asked for.
+
+    Raises:
+        RunMismatchError: with a line for each difference.
+    """
+    mine, other = (_without(m.identity(), leave_out) for m in (existing, asked))
+    if existing.kind != asked.kind:
+        mine, other = {"kind": existing.kind}, {"kind": asked.kind}
+    if lines := differences(mine, other):
+        raise RunMismatchError(
+            f"{folder.url} holds another run than the one asked for. Ask for what the folder has, "
+            "name another folder, or begin anew with fresh=True (--fresh), which sets the old rows "
+            "aside. They differ in:",
+            lines,
+        )
+
+
+def require_ready(path: str | os.PathLike[str], *, with_shards: bool = False) -> Folder:
+    """The folder that a run is to be kept in, before anything is loaded or started for it.
+
+    Args:
+        path: of the folder.
+        with_shards: see `require_usable`.
+
+    Raises:
+        RunError: it holds something but no run, is no folder, or another process is at work in it.
+        MissingDependencyError: pyarrow is not installed.
+    """
+    require_pyarrow()
+    folder = open_folder(path)
+    require_usable(folder, with_shards=with_shards)
+    require_unlocked(folder)
+    return folder
+
+
+def require_usable(folder: Folder, *, with_shards: bool = False) -> None:
+    """Refuse a folder that holds something, but no run.
+
+    Args:
+        folder: where.
+        with_shards: it may hold shards of the run that is to be there.
+
+    Raises:
+        RunError: naming what is in it.
+    """
+    if folder.exists(MANIFEST):
+        return
+    strange = [
+        name
+        for name in folder.all_names()
+        if not _is_beside_a_run(name) and not (with_shards and _is_of_a_shard(name))
+    ]
+    if strange and _is_of_a_shard(strange[0]):
+        raise RunError(
+            f"{folder.url} holds shards of a run that an executor makes: go on with that executor, "
+            "merge the shards once they are complete (seqproc merge), or name another folder"
+        )
+    if strange:
+        raise RunError(
+            f"{folder.url} is not empty and holds no run ({strange[0]!r} is in it): name another "
+            "folder, or move what is there away"
+        )
+
+
+def require_unlocked(folder: Folder) -> None:
+    """Refuse a folder that another process is at work in, before anything is started.
+
+    Raises:
+        RunError: naming the process.
+    """
+    holder = holder_of(folder)
+    if holder is not None and is_alive(holder):
+        raise RunError(
+            f"{folder.url} is in use by {holder.described()}: wait for it, stop it, or name "
+            "another folder"
+        )
+
+
+def read_manifest(folder: Folder) -> Manifest | None:
+    """The manifest of a folder; None where there is none.
+
+    Raises:
+        RunError: it cannot be read.
+    """
+    if not folder.exists(MANIFEST):
+        return None
+    try:
+        return from_json(folder.read(MANIFEST).decode())
+    except (RunError, UnicodeDecodeError) as error:
+        raise RunError(f"{folder.url}/{MANIFEST}: {error}") from error
+
+
+def require_manifest(folder: Folder) -> Manifest:
+    """The manifest of a folder that must hold a run.
+
+    Raises:
+        RunError: there is none, or it cannot be read.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise RunError(
+            f"there is no run in {folder.url}: it has no {MANIFEST}. Name the folder that --out "
+            "named"
+        )
+    return manifest
+
+
+def write_manifest(folder: Folder, manifest: Manifest) -> None:
+    """Replace the manifest."""
+    content = to_json(manifest).encode()
+    folder.write(MANIFEST, lambda file: file.write(content))
+
+
+def set_aside(folder: Folder, names: Iterable[str]) -> None:
+    """Move files, where they are there, to a place where nothing reads them."""
+    for name in names:
+        if folder.exists(name):
+            folder.move(name, f"{ASIDE}/{utc_now().replace(':', '')}-{secrets.token_hex(3)}/{name}")
+
+
+def begin_anew(folder: Folder, *, keep_shards: bool = False) -> None:
+    """Set aside everything that a folder holds, or all but the shards, the manifest last."""
+    place = f"{ASIDE}/{utc_now().replace(':', '')}-{secrets.token_hex(3)}"
+    names = [
+        name
+        for name in folder.all_names()
+        if not _is_beside_a_run(name) and not (keep_shards and _is_of_a_shard(name))
+    ]
+    for name in sorted(names, key=lambda name: name == MANIFEST):
+        folder.move(name, f"{place}/{name}")
+
+
+def _is_beside_a_run(name: str) -> bool:
+    """Whether a file is of the lock, or was set aside."""
+    return name.startswith(f"{ASIDE}/") or ("/" not in name and name.startswith(LOCK_PREFIX))
+
+
+def _is_of_a_shard(name: str) -> bool:
+    return name.startswith(f"{SHARDS}/")
+
+
+def _number(name: str) -> int:
+    """Of a part that is not merged; -1 of any other."""
+    digits = name.removeprefix("part-")
+    return int(digits) if digits.isdigit() else -1
+
+
+def _without(identity: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {name: value for name, value in identity.items() if name not in names}

@@ -1,0 +1,165 @@
+"""Scores that are added to a run: what made them is recorded, and samples stay as they are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from seqproc import SequenceProcessor
+from seqproc.errors import ConfigError, OverrideError, RunError, RunMismatchError, ScoringError
+from seqproc.runs import RunSpec, add_scores, open_run, sample_run, verify_run
+
+CONFIG = {"generation": {"max_new_tokens": 6, "top_p": 0.9}}
+DRAWS = 9
+
+MakeProcessor = Callable[..., SequenceProcessor]
+
+
+@pytest.fixture
+def make(tiny_llama: Any, tiny_tokenizer: Any) -> MakeProcessor:
+    model = tiny_llama()
+
+    def make(config: Any = CONFIG) -> SequenceProcessor:
+        return SequenceProcessor(model, tiny_tokenizer, config=config)
+
+    return make
+
+
+@pytest.fixture
+def folder(make: MakeProcessor, tmp_path: Path) -> Path:
+    spec = RunSpec(dataset="arithmetic", draws=DRAWS, seed=2)
+    return sample_run(make(), spec, tmp_path / "run", chunk_size=4).path
+
+
+@pytest.fixture
+def direction(make: MakeProcessor, tmp_path: Path) -> Path:
+    drawn = torch.Generator().manual_seed(0)
+    model = make().model
+    v = {name: torch.randn(p.shape, generator=drawn) for name, p in model.named_parameters()}
+    save_file(v, tmp_path / "v.safetensors")
+    return tmp_path / "v.safetensors"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def test_scores_at_an_override_are_the_processors(
+    make: MakeProcessor, folder: Path, direction: Path
+) -> None:
+    before = contents(folder)
+    found = add_scores(make(), folder, "eta-0.01", override=direction, eta=0.01, chunk_size=4)
+    assert (found.num_draws_done, found.is_complete) == (DRAWS, True)
+    after = contents(folder)
+    assert {name: after[name] for name in before} == before
+    run, processor = open_run(folder), make()
+    assert run.score_sets == ["eta-0.01"]
+    rows = run.scores("eta-0.01")
+    assert rows["draw"].to_pylist() == list(range(DRAWS))
+    shifted = processor.build_params_override(load_file(direction), 0.01)
+    sequences = run.to_batched_sequences()
+    expected = processor.teacher_force_logprobs(sequences, params_override=shifted)
+    for logqs, (one,) in zip(rows["logqs"].to_pylist(), expected.token_logqs, strict=True):
+        assert logqs == one.double().tolist()
+    assert rows["sequence_logq"].to_pylist() != run.rows()["sequence_logq"].to_pylist()
+    assert verify_run(folder) == []
+
+
+def test_another_policy_and_columns_of_ones_choice(make: MakeProcessor, folder: Path) -> None:
+    warm = make({"generation": {"temperature": 2.0, "max_new_tokens": 6}})
+    add_scores(warm, folder, "warm", token_columns=["margin", "logqs"])
+    rows = open_run(folder).scores("warm")
+    assert {"margin", "logqs"} < set(rows.column_names)
+    assert "head_mass" not in rows.column_names
+    made_by = json.loads((folder / "scores/warm/set.json").read_text())["made_by"]
+    assert made_by["policy"] == {"temperature": 2.0, "top_p": 1.0, "do_sample": True}
+    assert made_by["override"] is None
+
+
+def test_the_same_call_goes_on_and_another_is_refused(
+    make: MakeProcessor, folder: Path, direction: Path, monkeypatch: Any
+) -> None:
+    processor = make()
+    scored: list[int] = []
+    score = processor.teacher_force_logprobs_with_diagnostics
+
+    def stopped(sequences: Any, **options: Any) -> Any:
+        if len(scored) == 1:
+            raise KeyboardInterrupt
+        scored.append(sequences.num_prompts)
+        return score(sequences, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(processor, "teacher_force_logprobs_with_diagnostics", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            add_scores(processor, folder, "late", override=direction, eta=0.5, chunk_size=4)
+    with pytest.raises(RunError, match="are not complete"):
+        open_run(folder).scores("late")
+    with pytest.raises(RunMismatchError, match="made by something else") as caught:
+        add_scores(make(), folder, "late", override=direction, eta=0.25)
+    assert list(caught.value.differences) == [
+        "override.eta: the folder has 0.5, asked for was 0.25"
+    ]
+    add_scores(make(), folder, "late", override=direction, eta=0.5, chunk_size=4)
+    add_scores(make(), folder, "whole", override=direction, eta=0.5)
+    run = open_run(folder)
+    assert run.scores("late").equals(run.scores("whole"))
+    assert verify_run(folder) == []
+
+
+def test_draws_that_cannot_be_scored_so_are_named(
+    make: MakeProcessor, folder: Path, monkeypatch: Any
+) -> None:
+    processor = make()
+    score = processor.teacher_force_logprobs_with_diagnostics
+    seed = open_run(folder).rows(["seed"])["seed"][3].as_py()
+
+    def scored(sequences: Any, **options: Any) -> Any:
+        if [seed] in sequences.seeds:
+            raise ScoringError("not a number")
+        return score(sequences, **options)
+
+    monkeypatch.setattr(processor, "teacher_force_logprobs_with_diagnostics", scored)
+    found = add_scores(processor, folder, "some")
+    assert [dict(one) for one in found.failed] == [{"draw": 3, "reason": "not a number"}]
+    assert 3 not in open_run(folder).scores("some")["draw"].to_pylist()
+
+
+def test_what_cannot_be_is_refused(make: MakeProcessor, folder: Path, tmp_path: Path) -> None:
+    for name in ("policy", "../out", "", "a/b", ".x"):
+        with pytest.raises(RunError, match="name"):
+            add_scores(make(), folder, name)
+    with pytest.raises(ConfigError, match="eta is a step along a direction"):
+        add_scores(make(), folder, "x", eta=0.1)
+    with pytest.raises(OverrideError, match=r"cannot read .*none.safetensors as safetensors"):
+        add_scores(make(), folder, "x", override=tmp_path / "none.safetensors", eta=0.1)
+    (tmp_path / "pickled.safetensors").write_bytes(b"\x80\x04K\x01.")
+    with pytest.raises(OverrideError, match="as safetensors"):
+        add_scores(make(), folder, "x", override=tmp_path / "pickled.safetensors", eta=0.1)
+    save_file({"nope": torch.zeros(2)}, tmp_path / "nope.safetensors")
+    with pytest.raises(OverrideError, match="nope"):
+        add_scores(make(), folder, "x", override=tmp_path / "nope.safetensors")
+    with pytest.raises(RunError, match="has no scores 'x'; it has none"):
+        open_run(folder).scores("x")
+
+
+def test_a_changed_set_is_found(make: MakeProcessor, folder: Path) -> None:
+    add_scores(make(), folder, "again")
+    file = folder / "scores/again/rows-1-00000.parquet"
+    content = file.read_bytes()
+    file.write_bytes(content[:200] + bytes([content[200] ^ 1]) + content[201:])
+    (fault,) = verify_run(folder)
+    assert fault.file == "scores/again/rows-1-00000.parquet"
+    file.write_bytes(content)
+    note = folder / "scores/again/set.json"
+    note.write_text(note.read_text().replace('"temperature": 1.0', '"temperature": 0.9'))
+    assert "scores/again/set.json" in [fault.file for fault in verify_run(folder)]
+    assert np.isfinite(open_run(folder).rows()["sequence_logprob"].to_numpy()).all()
