@@ -60,7 +60,7 @@ _HEAD_ELEMENTS = ByDevice(cpu=33_000_000, accelerator=1 << 27)
 _HEAD_ELEMENTS_WITH_GRAD = ByDevice(cpu=1 << 22, accelerator=1 << 26)
 
 ScoreBatch = Callable[..., TokenScores]  # of a Batch; further options as of `score_batch`
-Progress = Callable[[int], None]  # called with the number of sequences just scored
+Progress = Callable[[int], object]  # called with the number of sequences just scored
 
 
 class TeacherForcingScorer:

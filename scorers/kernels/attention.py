@@ -49,7 +49,7 @@ _MOST_MASKED = 4096  # elements of masks per query: what they add to memory
 _DTYPES = (torch.float32, torch.float64)
 
 # Plans by mask tensor, of which a forward has one for all its layers; dropped with the mask.
-_PLANS = WeakTensorKeyDictionary()
+_PLANS: Any = WeakTensorKeyDictionary()
 
 
 @contextlib.contextmanager

@@ -76,10 +76,8 @@ def _wrong_support(rows: pa.Table, lengths: NDArray[np.int64]) -> Iterator[str]:
 def _unequal_lengths(
     rows: pa.Table, name: str, draws: NDArray[np.int64], lengths: NDArray[np.int64]
 ) -> Iterator[str]:
-    import pyarrow.compute as pc
-
     found = _list_lengths(rows, name)
-    is_there = pc.is_valid(rows[name]).to_numpy()
+    is_there = rows[name].is_valid().to_numpy()
     yield from _said(
         draws,
         is_there & (found != lengths),
@@ -130,14 +128,13 @@ def _finite(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _flat(rows: pa.Table, name: str) -> NDArray[np.float64]:
-    import pyarrow.compute as pc
-
-    return np.asarray(pc.list_flatten(rows[name]).to_numpy(), dtype=np.float64)
+    values = rows[name].combine_chunks().flatten()
+    return np.asarray(values.to_numpy(zero_copy_only=False), dtype=np.float64)
 
 
 def _list_lengths(rows: pa.Table, name: str) -> NDArray[np.int64]:
     """Of each row; 0 for one that has no list."""
     import pyarrow.compute as pc
 
-    lengths = pc.fill_null(pc.list_value_length(rows[name]), 0)
+    lengths = pc.call_function("list_value_length", [rows[name]]).fill_null(0)
     return np.asarray(lengths.to_numpy(), dtype=np.int64)
