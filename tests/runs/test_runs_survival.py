@@ -438,10 +438,18 @@ def test_responses_without_tokens_or_all_cut_off_give_a_summary_without_nan(
 ) -> None:
     engine = ScriptedEngine(lambda _: [tiny_tokenizer.eos_token_id], tiny_tokenizer)
     cut = ScriptedEngine(lambda _: [5] * 6, tiny_tokenizer)
-    for name, one in (("ends at once", engine), ("cut off", cut)):
-        result = sample_run(make(one), spec(), tmp_path / name)
-        assert "NaN" not in (tmp_path / name / "manifest.json").read_text()
+    greedy = {"generation": {"max_new_tokens": 6, "do_sample": False}}  # the support is not [5]
+    for name, one, config in (
+        ("ends at once", engine, CONFIG),
+        ("cut off", cut, CONFIG),
+        ("outside the support", cut, greedy),
+    ):
+        result = sample_run(make(one, config), spec(), tmp_path / name)
+        text = (tmp_path / name / "manifest.json").read_text()
+        assert '"nan"' not in text.lower()  # which is how strict JSON would spell it
         assert result.summary.num_draws == DRAWS
+    assert result.summary.num_out_of_support == result.summary.num_tokens
+    assert result.summary.logq_per_token.mean is None
 
 
 # ---------------------------------------------------------------------- signals and kills
