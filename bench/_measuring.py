@@ -56,13 +56,20 @@ class Row:
         return {name: value for name, value in asdict(self).items() if value not in (None, [], {})}
 
 
-def interleaved(runs: Mapping[str, Run], repeats: int) -> dict[str, list[float]]:
+def interleaved(
+    runs: Mapping[str, Run], repeats: int, warm_up: Mapping[str, Run] | None = None
+) -> dict[str, list[float]]:
     """Seconds of every run in every round, after one warm-up of each.
 
     A round has every run once, so that drift of the machine hits all alike. Rounds start with
     another run each, and every other one goes backwards: nothing always follows the same.
+
+    Args:
+        runs: by name.
+        repeats: rounds.
+        warm_up: what to warm up with in the place of the runs, where those are long.
     """
-    for run in runs.values():
+    for run in (warm_up or runs).values():
         run()
     names, seconds = list(runs), {name: list[float]() for name in runs}
     for number in range(repeats):
@@ -88,9 +95,15 @@ def _finish() -> None:
         torch.accelerator.synchronize()
 
 
-def timed_rows(part: str, runs: Mapping[str, Run], repeats: int, baseline: str) -> dict[str, Row]:
-    """Time runs; ratios are to the baseline, round by round."""
-    seconds = interleaved(runs, repeats)
+def timed_rows(
+    part: str,
+    runs: Mapping[str, Run],
+    repeats: int,
+    baseline: str,
+    warm_up: Mapping[str, Run] | None = None,
+) -> dict[str, Row]:
+    """Time runs as `interleaved` does; ratios are to the baseline, round by round."""
+    seconds = interleaved(runs, repeats, warm_up)
     rows = {name: _row(part, name, own) for name, own in seconds.items()}
     for row in rows.values():
         row.relate(rows[baseline])

@@ -17,8 +17,10 @@ one line of JSON.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import shutil
+import statistics
 import sys
 import tempfile
 import threading
@@ -38,6 +40,7 @@ from seqproc.runs.prompts import DrawnPrompts
 from seqproc.scorers import TokenSequence, keep_freed_memory
 
 DRAINED = 256  # draws asked for at a time
+WARM_UP = 128  # draws, at most
 POINTS = 20  # of a curve
 _SECONDS = 0.1  # between looks at the process
 
@@ -49,6 +52,10 @@ class Watch:
         self._engine = processor.engine
         self.resident: list[int] = []
         self.running: list[int] = []
+
+    def forget(self) -> None:
+        """Begin anew."""
+        self.resident, self.running = [], []
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -69,9 +76,16 @@ class Watch:
             thread.join()
 
     def growth(self) -> float:
-        """Of the resident memory from 10 % to the end of the run."""
-        early = max(self.resident[: max(1, len(self.resident) // 10)])
-        return max(self.resident) / early - 1
+        """Of the resident memory (median) from the run's second tenth to its last."""
+        tenth = max(1, len(self.resident) // 10)
+        early, late = self.resident[tenth : 2 * tenth], self.resident[-tenth:]
+        return statistics.median(late) / statistics.median(early or self.resident) - 1
+
+    def peaks(self) -> list[float]:
+        """The most that was resident in each tenth of the run [MB]."""
+        tenth = max(1, len(self.resident) // 10)
+        starts = range(0, 10 * tenth, tenth)
+        return [round(max(self.resident[i : i + tenth], default=0) / 1e6, 1) for i in starts]
 
 
 def _resident() -> int:
@@ -147,6 +161,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--gen-batch-size", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=2, help="rounds, after a warm-up")
+    parser.add_argument("--without", nargs="*", default=[], choices=["drained"], metavar="NAME")
     parser.add_argument("--only-run", action="store_true", help="one run, for its curves alone")
     return parser.parse_args()
 
@@ -162,35 +177,43 @@ def main() -> None:
     watch = Watch(processor)
     folder = Path(tempfile.mkdtemp(prefix="seqproc-bench-"))
 
-    def run() -> None:
+    def run(spec: RunSpec) -> None:
         shutil.rmtree(folder)
+        watch.forget()
         with watch.watching():
             sample_run(processor, spec, folder)
 
-    contestants: dict[str, Callable[[], Any]] = {
-        "raw": lambda: raw(processor, prompts, options.draws, options.draws),
-        "run": run,
-        "drained": lambda: raw(processor, prompts, options.draws, DRAINED),
-    }
+    def contestants(draws: int) -> dict[str, Callable[[], Any]]:
+        these = {
+            "raw": lambda: raw(processor, prompts, draws, draws),
+            "drained": lambda: raw(processor, prompts, draws, DRAINED),
+            "run": lambda: run(dataclasses.replace(spec, draws=draws)),
+        }
+        return {name: one for name, one in these.items() if name not in options.without}
+
     if options.only_run:
         start = time.perf_counter()
-        run()
+        run(spec)
         rows = [Row(part="run", name="run", median_s=time.perf_counter() - start)]
     else:
-        rows = list(timed_rows("run", contestants, options.repeats, "raw").values())
+        warm_up = contestants(min(options.draws, WARM_UP))
+        timed = timed_rows("run", contestants(options.draws), options.repeats, "raw", warm_up)
+        rows = list(timed.values())
     summary = sample_run(processor, spec, folder).summary
     megabytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6
     shutil.rmtree(folder)
     console.print(table("run", rows))
     console.print(f"{summary.num_tokens} tokens, {megabytes:.1f} MB in the folder")
     console.print(f"resident memory (MB): {curve(watch.resident, 1e6)}")
-    console.print(f"grows by {watch.growth():.1%} from 10 % of the run to its end")
+    console.print(f"grows by {watch.growth():.1%} from the second tenth of the run to the last")
+    console.print(f"most in each tenth (MB): {watch.peaks()}")
     console.print(f"running requests: {curve(watch.running)}")
     settings = vars(options) | {
         "tokens": summary.num_tokens,
         "megabytes": megabytes,
         "resident_mb": curve(watch.resident, 1e6),
         "resident_growth": watch.growth(),
+        "resident_peaks_mb": watch.peaks(),
         "running": curve(watch.running),
     }
     print(json_line(settings, rows))

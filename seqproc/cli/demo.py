@@ -36,7 +36,7 @@ def demo(
     """Sample and score a small model on arithmetic problems, and show what comes out."""
     from seqproc.cli.report import print_result
     from seqproc.runs import RunSpec, sample_run
-    from seqproc.runs.run_folder import require_ready
+    from seqproc.runs.opening import require_ready
 
     spec = RunSpec(dataset="arithmetic", draws=draws, seed=0, model=model, chat=True)
     folder = out or Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S")

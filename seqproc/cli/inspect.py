@@ -91,7 +91,7 @@ def _print_json(run: Run, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def _print_totals(run: Run) -> None:
     from seqproc.cli.report import print_lines, summary_lines
-    from seqproc.runs.summary import summary_of
+    from seqproc.runs.format.summary import summary_of
 
     manifest = run.manifest
     planned = f"{run.num_rows} of {manifest.num_own_draws} draws"

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from seqproc.runs import RunResult, RunSummary
-    from seqproc.runs.summary import Estimate
+    from seqproc.runs.format.summary import Estimate
 
 
 def end_run(result: RunResult) -> None:

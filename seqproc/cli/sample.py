@@ -31,6 +31,13 @@ Score = Annotated[
 RetryQuarantined = Annotated[
     bool, typer.Option("--retry-quarantined", help="Try draws again that always failed before.")
 ]
+Track = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME[:PROJECT]",
+        help="Tell an experiment tracker how the run goes: trackio, wandb or mlflow.",
+    ),
+]
 ShardOption = Annotated[
     str | None,
     typer.Option(
@@ -56,6 +63,7 @@ def sample(
     token_column: TokenColumns = None,
     fresh: Fresh = False,
     retry_quarantined: RetryQuarantined = False,
+    track: Track = None,
 ) -> None:
     """Sample independent draws of a dataset, score every token, and keep the rows.
 
@@ -63,12 +71,13 @@ def sample(
     """
     from seqproc.cli.report import end_run
     from seqproc.runs import DEFAULT_TOKEN_COLUMNS, RunSpec, sample_run
-    from seqproc.runs.run_folder import require_ready
-    from seqproc.runs.shard import parse_shard
+    from seqproc.runs.opening import require_ready
+    from seqproc.runs.shards.shard import parse_shard
+    from seqproc.runs.watch.tracking import require_tracker
 
-    require_ready(
-        out, with_shards=executor.executor != "local"
-    )  # before a model is opened for nothing
+    # Before a model is opened for nothing.
+    require_ready(out, with_shards=executor.executor != "local")
+    require_tracker(track)
     spec = RunSpec(
         **vars(draw),
         model=model.model,
@@ -86,6 +95,7 @@ def sample(
             token_columns=token_column or DEFAULT_TOKEN_COLUMNS,
             fresh=fresh,
             retry_quarantined=retry_quarantined,
+            track=track,
             **vars(executor),
         )
     end_run(result)

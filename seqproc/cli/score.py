@@ -82,7 +82,7 @@ def score(
     assert out is not None
     from seqproc.cli.report import end_run
     from seqproc.runs import DEFAULT_TOKEN_COLUMNS, score_run
-    from seqproc.runs.run_folder import require_ready
+    from seqproc.runs.opening import require_ready
 
     require_ready(out)
     with build_processor(model, policy, reward_weights=reward_weights) as processor:

@@ -12,7 +12,7 @@ from seqproc.cli.display import console
 from seqproc.cli.options import RunPath
 
 if TYPE_CHECKING:
-    from seqproc.runs.status import RunStatus
+    from seqproc.runs.watch.status import RunStatus
 
 Watch = Annotated[
     float | None,
@@ -22,7 +22,7 @@ Watch = Annotated[
 
 def status(run: RunPath, watch: Watch = None) -> None:
     """Show how far a run is, and which process is at work on it."""
-    from seqproc.runs.status import run_status
+    from seqproc.runs.watch.status import run_status
 
     while True:
         found = run_status(run)
@@ -35,7 +35,7 @@ def status(run: RunPath, watch: Watch = None) -> None:
 
 def _show(found: RunStatus) -> None:
     from seqproc.cli.report import print_lines, summary_lines
-    from seqproc.runs.summary import summary_of
+    from seqproc.runs.format.summary import summary_of
 
     summary = found.manifest.summary
     means = [] if summary is None else list(summary_lines(summary_of(summary)))

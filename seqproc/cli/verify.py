@@ -18,7 +18,7 @@ def verify(run: RunPath, verbose: Verbose = False) -> None:
 
     Every file is compared with its checksum, and every row with the plan and with itself.
     """
-    from seqproc.runs.verify import examine_run
+    from seqproc.runs.verify.verify import examine_run
 
     out = console()
     found = examine_run(run, lambda line: out.print(printable(line)) if verbose else None)

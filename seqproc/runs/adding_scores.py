@@ -17,20 +17,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from seqproc._util import strict_json
+from seqproc._util.clock import utc_now
 from seqproc._util.versions import library_versions
 from seqproc.errors import ConfigError, OverrideError, RunError, RunMismatchError
-from seqproc.runs.folder import Folder, open_folder
+from seqproc.runs.format.manifest import Manifest, differences
+from seqproc.runs.format.parts import Part, Parts
+from seqproc.runs.format.quarantine import Failed
+from seqproc.runs.format.schema import DEFAULT_TOKEN_COLUMNS, check_token_columns, scores_schema
+from seqproc.runs.format.score_set import ScoreSet, digest, read_score_set, set_file, set_table
+from seqproc.runs.format.tables import samples_of
 from seqproc.runs.interruption import raising_on_termination
-from seqproc.runs.lock import RunLock
-from seqproc.runs.manifest import Manifest, differences, utc_now
 from seqproc.runs.merging import merge_table
-from seqproc.runs.parts import Part, Parts
-from seqproc.runs.quarantine import Failed
 from seqproc.runs.reader import Run, open_run
-from seqproc.runs.schema import DEFAULT_TOKEN_COLUMNS, check_token_columns, scores_schema
-from seqproc.runs.score_set import ScoreSet, digest, read_score_set, set_file, set_table
 from seqproc.runs.scoring import score_all
-from seqproc.runs.tables import samples_of
+from seqproc.runs.store.folder import Folder, open_folder
+from seqproc.runs.store.lock import RunLock
 
 if TYPE_CHECKING:
     from torch import Tensor

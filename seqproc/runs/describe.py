@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from seqproc._util.versions import library_versions
-from seqproc.runs.manifest import Kind, Manifest
+from seqproc.runs.format.manifest import Kind, Manifest
 
 if TYPE_CHECKING:
     from seqproc.processor import SequenceProcessor

@@ -16,9 +16,9 @@ from seqproc.errors import DatasetError, PromptError, SequenceError
 from seqproc.models.tokenization import as_chat, encode_prompts
 from seqproc.prompts import PromptEntry
 from seqproc.prompts.jsonlines import read_json_lines
+from seqproc.runs.format.tables import Sample
 from seqproc.runs.plan import Draw
 from seqproc.runs.sources import SequenceSource, check_ids, decode
-from seqproc.runs.tables import Sample
 
 if TYPE_CHECKING:
     from seqproc.engines import ModelSource

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from seqproc.runs.parts import Part, Parts, merged_name
-from seqproc.runs.schema import samples_schema, scores_schema
+from seqproc.runs.format.parts import Part, Parts, merged_name
+from seqproc.runs.format.schema import samples_schema, scores_schema
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -80,9 +80,10 @@ def _merge(
 ) -> None:
     per_file = ROWS_IN_FILE // ROWS_IN_MEMORY * rows_in_memory
     seconds = total_seconds(sources)
+    owners = _owners(sources, draws)
     for number, start in enumerate(range(0, max(len(draws), 1), per_file)):
-        some = draws[start : start + per_file]
-        tables = _rows(parts, sources, schema, some, rows_in_memory)
+        some = slice(start, start + per_file)
+        tables = _rows(parts, sources, schema, draws[some], owners[some], rows_in_memory)
         parts.write(
             merged_name(merge, number),
             tables,
@@ -91,11 +92,23 @@ def _merge(
         )
 
 
+def _owners(sources: Sequence[Part], draws: np.ndarray) -> np.ndarray:
+    """Which source has each draw, ``[len(draws)]``."""
+    owners = np.full(len(draws), -1, dtype=np.int32)
+    for number, source in enumerate(sources):
+        places = np.searchsorted(draws, indices := source.indices())
+        places, indices = places[places < len(draws)], indices[places < len(draws)]
+        owners[places[draws[places] == indices]] = number
+    assert (owners >= 0).all()
+    return owners
+
+
 def _rows(
     parts: Parts,
     sources: Sequence[Part],
     schema: pa.Schema,
     draws: np.ndarray,
+    owners: np.ndarray,
     rows_in_memory: int,
 ) -> Iterator[pa.Table]:
     """Rows of these draws, some at a time, in their order."""
@@ -103,19 +116,9 @@ def _rows(
 
     for start in range(0, max(len(draws), 1), rows_in_memory):
         some = draws[start : start + rows_in_memory]
-        tables = [_only(parts.read(source), some) for source in sources if _has_any(source, some)]
-        rows = [table.cast(schema) for table in tables]
-        yield pa.concat_tables([schema.empty_table(), *rows]).combine_chunks().sort_by("draw")
-
-
-def _only(rows: pa.Table, draws: np.ndarray) -> pa.Table:
-    return rows.filter(np.isin(rows["draw"].to_numpy(), draws))
-
-
-def _has_any(part: Part, draws: np.ndarray) -> bool:
-    if not len(draws):
-        return False
-    return any(start <= draws[-1] and draws[0] < stop for start, stop, *_ in part.draws)
+        having = np.unique(owners[start : start + rows_in_memory])
+        tables = [parts.read_draws(sources[number], some).cast(schema) for number in having]
+        yield pa.concat_tables([schema.empty_table(), *tables]).combine_chunks().sort_by("draw")
 
 
 def total_seconds(parts: Iterable[Part]) -> dict[str, float]:

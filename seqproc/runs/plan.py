@@ -16,7 +16,7 @@ from seqproc._util.arguments import require
 from seqproc.config import require_count
 from seqproc.errors import ConfigError
 from seqproc.prompts import choose_prompts, draw_seed, replacement_indices
-from seqproc.runs.shard import require_shard, shard_draws
+from seqproc.runs.shards.shard import require_shard, shard_draws
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from seqproc._util import strict_json
 from seqproc.engines.base import Request
 from seqproc.errors import PromptError
 from seqproc.models import tokenization
@@ -60,7 +60,7 @@ class DrawnPrompts:
         hashed = hashlib.sha256()
         for i, entry in self._entries.items():
             line = [i, entry.text, entry.question, entry.answer, self._ids[i]]
-            hashed.update(strict_json.dumps(line).encode())
+            hashed.update(json.dumps(line).encode())
         return hashed.hexdigest()[:32]
 
     def draw(self, index: int) -> Draw:

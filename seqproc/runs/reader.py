@@ -7,7 +7,7 @@ them, and of a run that goes on neither are those that are not scored yet.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +16,14 @@ import numpy as np
 from seqproc._util.arguments import require_path
 from seqproc._util.optional import require_package
 from seqproc.errors import RunError, did_you_mean
-from seqproc.runs.folder import Folder, open_folder
-from seqproc.runs.manifest import Manifest
-from seqproc.runs.parts import Part, Parts, is_merged_name
-from seqproc.runs.quarantine import Failed, read_quarantine
-from seqproc.runs.run_folder import SAMPLES, SCORES, require_manifest
-from seqproc.runs.schema import require_pyarrow, rows_schema
-from seqproc.runs.score_set import read_score_set, score_set_names, set_table
+from seqproc.runs.format.layout import SAMPLES, SCORES
+from seqproc.runs.format.manifest import Manifest
+from seqproc.runs.format.manifest_file import require_manifest
+from seqproc.runs.format.parts import Part, Parts, is_merged_name
+from seqproc.runs.format.quarantine import Failed, read_quarantine
+from seqproc.runs.format.schema import require_pyarrow, rows_schema
+from seqproc.runs.format.score_set import read_score_set, score_set_names, set_table
+from seqproc.runs.store.folder import Folder, open_folder
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -53,14 +54,13 @@ class Run:
         scored = set(self._scores.names(merge))
         names = [name for name in self._samples.names(merge) if name in scored]
         parts = [(self._samples.read_note(n), self._scores.read_note(n)) for n in names]
-        merged = {
-            draws for samples, _ in parts if is_merged_name(samples.name) for draws in samples.draws
-        }
-        return [
-            (samples, scores)
-            for samples, scores in parts
-            if is_merged_name(samples.name) or not _lie_in(samples, merged)
-        ]
+        unmerged = [pair for pair in parts if not is_merged_name(pair[0].name)]
+        if not merge or not unmerged:
+            return parts
+        merged = [pair for pair in parts if is_merged_name(pair[0].name)]
+        draws = np.concatenate([samples.indices() for samples, _ in merged])
+        # A process that was killed may not have removed the parts that it had merged.
+        return merged + [p for p in unmerged if not np.isin(p[0].indices(), draws).any()]
 
     @property
     def path(self) -> Path:
@@ -109,7 +109,7 @@ class Run:
     def batches(
         self, columns: Sequence[str] | None = None, *, batch_size: int = 256
     ) -> Iterator[pa.RecordBatch]:
-        """The rows in batches of at most ``batch_size``, one part in memory at a time.
+        """The rows in batches of at most ``batch_size``, some thousand in memory at a time.
 
         In the order of the draws once the run is complete, and until then as they finished.
 
@@ -124,7 +124,7 @@ class Run:
         """What was drawn, without scores, at most ``batch_size`` rows at a time."""
         import pyarrow as pa
 
-        from seqproc.runs.schema import samples_schema
+        from seqproc.runs.format.schema import samples_schema
 
         schema = samples_schema()
         for batch in self.batches(schema.names, batch_size=batch_size):
@@ -165,9 +165,8 @@ class Run:
         names = self._selected(columns).names
         for pair in self._parts:
             if any(start <= draw < stop for start, stop in pair[1].draws):
-                rows = self._table(*pair, list(dict.fromkeys(["draw", *names])))
-                row = rows.filter(rows["draw"].to_numpy() == draw).to_pylist()[0]
-                return {name: row[name] for name in names}
+                found = self._table(*pair, names, np.array([draw])).to_pylist()
+                return dict(found[0])
         raise RunError(f"the run in {self.url} has no row of draw {draw}{self._why(draw)}")
 
     def _why(self, draw: int) -> str:
@@ -205,11 +204,16 @@ class Run:
         Raises:
             RunError: there is no such draw.
         """
-        from seqproc.runs.schema import samples_schema
-        from seqproc.runs.tables import batch_of, samples_of
+        from seqproc.runs.format.schema import samples_schema
+        from seqproc.runs.format.tables import batch_of, samples_of
 
-        samples = {s.draw.index: s for s in samples_of(self.rows(samples_schema().names))}
-        chosen = list(samples) if draws is None else [int(draw) for draw in draws]
+        names = samples_schema().names
+        if draws is None:
+            tables = self._tables(names)
+        else:
+            tables = self._tables_of([draw for draw in map(int, draws) if 0 <= draw < 2**63], names)
+        samples = {s.draw.index: s for table in tables for s in samples_of(table)}
+        chosen = sorted(samples) if draws is None else [int(draw) for draw in draws]
         if missing := [draw for draw in chosen if draw not in samples]:
             raise RunError(f"the run in {self.url} has no row of draw {missing[0]}")
         if not chosen:
@@ -218,19 +222,43 @@ class Run:
 
     def _tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         """Rows of part after part, samples and scores beside each other."""
+        of_samples, of_scores = _by_table(columns)
         for samples, scores in self._parts:
-            yield self._table(samples, scores, columns)
+            if scores.num_rows < samples.num_rows:
+                yield self._table(samples, scores, columns)
+                continue
+            groups = self._samples.row_groups(samples, of_samples)
+            more = self._scores.row_groups(scores, of_scores)
+            for rows, others in zip(groups, more, strict=True):
+                yield self._joined(rows, others, columns)
 
-    def _table(self, samples: Part, scores: Part, columns: Sequence[str]) -> pa.Table:
-        of_samples = [name for name in columns if name in _sample_columns()]
-        of_scores = [name for name in columns if name not in _sample_columns()]
-        rows = self._samples.read(samples, list(dict.fromkeys(["draw", *of_samples])))
-        if scores.num_rows < samples.num_rows:
-            rows = rows.filter(np.isin(rows["draw"].to_numpy(), scores.indices()))
-        if of_scores:
-            more = self._scores.read(scores, of_scores)
-            for name in of_scores:
-                rows = rows.append_column(self._schema.field(name), more[name])
+    def _tables_of(self, draws: Sequence[int], columns: Sequence[str]) -> Iterator[pa.Table]:
+        """Rows of some draws, part after part."""
+        rising = np.unique(np.array(draws, dtype=np.int64))
+        for samples, scores in self._parts:
+            if np.isin(scores.indices(), rising).any():
+                yield self._table(samples, scores, columns, rising)
+
+    def _table(
+        self, samples: Part, scores: Part, columns: Sequence[str], draws: np.ndarray | None = None
+    ) -> pa.Table:
+        """Rows of one part, of some draws or of all that have scores."""
+        of_samples, of_scores = _by_table(columns)
+        scored = scores.indices()
+        kept = scored if draws is None else draws[np.isin(draws, scored)]
+        rows = self._samples.read_draws(samples, kept, of_samples)
+        return self._joined(rows, self._scores.read_draws(scores, kept, of_scores), columns)
+
+    def _joined(self, rows: pa.Table, scores: pa.Table, columns: Sequence[str]) -> pa.Table:
+        """Samples and their scores, beside each other."""
+        if not np.array_equal(rows["draw"].to_numpy(), scores["draw"].to_numpy()):
+            raise RunError(
+                f"samples and scores of the run in {self.url} do not fit together: "
+                "`seqproc verify` tells which"
+            )
+        for name in scores.column_names:
+            if name not in rows.column_names:
+                rows = rows.append_column(self._schema.field(name), scores[name])
         return rows.select(list(columns))
 
     def _selected(self, columns: Sequence[str] | None) -> pa.Schema:
@@ -273,15 +301,11 @@ def open_run(path: str | os.PathLike[str]) -> Run:
     return run
 
 
-def _lie_in(part: Part, merged: Iterable[tuple[int, int]]) -> bool:
-    """Whether a part was merged by a process that has not removed it yet."""
-    return any(
-        start < last and first < stop for first, last in merged for start, stop in part.draws
-    )
+def _by_table(columns: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Which columns the samples have, and which their scores; the draw is in both."""
+    from seqproc.runs.format.schema import samples_schema
 
-
-def _sample_columns() -> list[str]:
-    from seqproc.runs.schema import samples_schema
-
-    names: list[str] = samples_schema().names
-    return names
+    names = samples_schema().names
+    of_samples = [name for name in columns if name in names and name != "draw"]
+    of_scores = [name for name in columns if name not in names]
+    return ["draw", *of_samples], ["draw", *of_scores]

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from seqproc.runs.manifest import Manifest
-from seqproc.runs.quarantine import Failed
+from seqproc.runs.format.manifest import Manifest
+from seqproc.runs.format.quarantine import Failed
+from seqproc.runs.format.summary import RunSummary
 from seqproc.runs.reader import Run, open_run
-from seqproc.runs.summary import RunSummary
 
 if TYPE_CHECKING:
     from seqproc.runs.run_folder import RunFolder

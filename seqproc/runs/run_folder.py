@@ -1,15 +1,5 @@
 """A run's folder while it is written, by the one process that holds its lock.
 
-    manifest.json                     what made the run, and how far it is; written first
-    parts/samples/part-000000.*       samples as they finished: a Parquet file and its note
-    parts/scores/policy/part-000000.* their scores
-    samples/rows-1-00000.*            at the end: few files, in the order of the draws
-    scores/policy/rows-1-00000.*
-    quarantine.parquet                draws that always fail, and why
-    events.jsonl                      what happened, and when
-    set-aside/                        what was found broken, or was replaced by a fresh start
-    shards/00-of-08/                  runs that are to become this one
-
 Each file appears whole. What is committed is never changed, only moved together at the end.
 """
 
@@ -17,47 +7,35 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
-import secrets
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from seqproc.errors import RunError, RunMismatchError
-from seqproc.runs.events import Events
-from seqproc.runs.folder import LOCK_PREFIX, Folder, open_folder
-from seqproc.runs.holder import is_alive
-from seqproc.runs.lock import RunLock, holder_of
-from seqproc.runs.manifest import (
-    MANIFEST,
-    Manifest,
-    differences,
-    from_json,
-    to_json,
-    utc_now,
-    with_key,
-)
-from seqproc.runs.parts import Part, Parts, is_merged_name
-from seqproc.runs.quarantine import Failed, Quarantine
-from seqproc.runs.schema import require_pyarrow
-from seqproc.runs.shard import shard_draws
-from seqproc.runs.summary import SAMPLE_COLUMNS, SCORE_COLUMNS, accumulator
+from seqproc._util.clock import utc_now
+from seqproc.errors import RunError
+from seqproc.runs.format.events import Events
+from seqproc.runs.format.layout import SAMPLES, SCORES, set_aside
+from seqproc.runs.format.manifest import Manifest
+from seqproc.runs.format.manifest_file import write_manifest
+from seqproc.runs.format.parts import Part, Parts, is_merged_name
+from seqproc.runs.format.quarantine import Failed, Quarantine
+from seqproc.runs.format.summary import SAMPLE_COLUMNS, SCORE_COLUMNS, accumulator
+from seqproc.runs.shards.shard import shard_draws
+from seqproc.runs.store.folder import Folder
+from seqproc.runs.store.lock import RunLock
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SAMPLES, SCORES = "samples", "scores/policy"
 EndState = Literal["interrupted", "failed", "complete"]
-ASIDE = "set-aside"
-SHARDS = "shards"
 
 _LOGGER = logging.getLogger("seqproc")
 
 
 class RunFolder:
-    """Made by `open_for_writing`.
+    """Made by `seqproc.runs.opening.open_for_writing`.
 
     Args:
         folder: where.
@@ -89,7 +67,9 @@ class RunFolder:
     def _take_in(self) -> None:
         """Read every note, and every file once; set aside what is not as it was written."""
         for name in self.samples.names(self.manifest.merge):
-            self._next = max(self._next, _number(name) + 1)
+            # One number stays free: a holder elsewhere that was taken for dead, and is not, may
+            # still be writing one part, and must not write over one of ours.
+            self._next = max(self._next, _number(name) + 2)
             part = self._sound(self.samples, name)
             if part is None:
                 continue
@@ -279,198 +259,7 @@ class RunFolder:
         self.events.tell(state, **({} if error is None else {"error": error}))
 
 
-def open_for_writing(
-    folder: Folder,
-    manifest: Manifest,
-    lock: RunLock,
-    *,
-    fresh: bool = False,
-    with_shards: bool = False,
-) -> RunFolder:
-    """Begin a run, or take up the one that the folder holds.
-
-    Args:
-        folder: the run's.
-        manifest: what is asked for.
-        lock: held.
-        fresh: begin anew, after everything that the folder holds was set aside.
-        with_shards: shards that the folder holds are to become the run, and stay.
-
-    Raises:
-        RunMismatchError: the folder holds another run.
-        RunError: it holds something that is no run, or cannot be read.
-    """
-    manifest = with_key(manifest)
-    folder.remove_unfinished()
-    existing = read_manifest(folder)
-    if fresh and existing is not None:
-        begin_anew(folder, keep_shards=with_shards)
-        existing = None
-    if existing is None:
-        require_usable(folder, with_shards=with_shards)
-        write_manifest(folder, manifest)
-        run = RunFolder(folder, manifest, lock)
-        run.events.tell("started", draws=manifest.num_own_draws)
-        return run
-    require_same(existing, manifest, folder)
-    run = RunFolder(folder, existing, lock)
-    if existing.state != "complete" or run.num_done != existing.num_draws_done:
-        run.update(state="running", error=None, engine_details=manifest.engine_details)
-        sampled = int(run.is_sampled.sum())
-        draws = existing.num_own_draws
-        run.events.tell("resumed", draws=draws, sampled=sampled, done=run.num_done)
-    return run
-
-
-def require_same(
-    existing: Manifest, asked: Manifest, folder: Folder, *, leave_out: Sequence[str] = ()
-) -> None:
-    """Refuse to go on with a run that differs from what is asked for.
-
-    Raises:
-        RunMismatchError: with a line for each difference.
-    """
-    mine, other = (_without(m.identity(), leave_out) for m in (existing, asked))
-    if existing.kind != asked.kind:
-        mine, other = {"kind": existing.kind}, {"kind": asked.kind}
-    if lines := differences(mine, other):
-        raise RunMismatchError(
-            f"{folder.url} holds another run than the one asked for. Ask for what the folder has, "
-            "name another folder, or begin anew with fresh=True (--fresh), which sets the old rows "
-            "aside. They differ in:",
-            lines,
-        )
-
-
-def require_ready(path: str | os.PathLike[str], *, with_shards: bool = False) -> Folder:
-    """The folder that a run is to be kept in, before anything is loaded or started for it.
-
-    Args:
-        path: of the folder.
-        with_shards: see `require_usable`.
-
-    Raises:
-        RunError: it holds something but no run, is no folder, or another process is at work in it.
-        MissingDependencyError: pyarrow is not installed.
-    """
-    require_pyarrow()
-    folder = open_folder(path)
-    require_usable(folder, with_shards=with_shards)
-    require_unlocked(folder)
-    return folder
-
-
-def require_usable(folder: Folder, *, with_shards: bool = False) -> None:
-    """Refuse a folder that holds something, but no run.
-
-    Args:
-        folder: where.
-        with_shards: it may hold shards of the run that is to be there.
-
-    Raises:
-        RunError: naming what is in it.
-    """
-    if folder.exists(MANIFEST):
-        return
-    strange = [
-        name
-        for name in folder.all_names()
-        if not _is_beside_a_run(name) and not (with_shards and _is_of_a_shard(name))
-    ]
-    if strange and _is_of_a_shard(strange[0]):
-        raise RunError(
-            f"{folder.url} holds shards of a run that an executor makes: go on with that executor, "
-            "merge the shards once they are complete (seqproc merge), or name another folder"
-        )
-    if strange:
-        raise RunError(
-            f"{folder.url} is not empty and holds no run ({strange[0]!r} is in it): name another "
-            "folder, or move what is there away"
-        )
-
-
-def require_unlocked(folder: Folder) -> None:
-    """Refuse a folder that another process is at work in, before anything is started.
-
-    Raises:
-        RunError: naming the process.
-    """
-    holder = holder_of(folder)
-    if holder is not None and is_alive(holder):
-        raise RunError(
-            f"{folder.url} is in use by {holder.described()}: wait for it, stop it, or name "
-            "another folder"
-        )
-
-
-def read_manifest(folder: Folder) -> Manifest | None:
-    """The manifest of a folder; None where there is none.
-
-    Raises:
-        RunError: it cannot be read.
-    """
-    if not folder.exists(MANIFEST):
-        return None
-    try:
-        return from_json(folder.read(MANIFEST).decode())
-    except (RunError, UnicodeDecodeError) as error:
-        raise RunError(f"{folder.url}/{MANIFEST}: {error}") from error
-
-
-def require_manifest(folder: Folder) -> Manifest:
-    """The manifest of a folder that must hold a run.
-
-    Raises:
-        RunError: there is none, or it cannot be read.
-    """
-    manifest = read_manifest(folder)
-    if manifest is None:
-        raise RunError(
-            f"there is no run in {folder.url}: it has no {MANIFEST}. Name the folder that --out "
-            "named"
-        )
-    return manifest
-
-
-def write_manifest(folder: Folder, manifest: Manifest) -> None:
-    """Replace the manifest."""
-    content = to_json(manifest).encode()
-    folder.write(MANIFEST, lambda file: file.write(content))
-
-
-def set_aside(folder: Folder, names: Iterable[str]) -> None:
-    """Move files, where they are there, to a place where nothing reads them."""
-    for name in names:
-        if folder.exists(name):
-            folder.move(name, f"{ASIDE}/{utc_now().replace(':', '')}-{secrets.token_hex(3)}/{name}")
-
-
-def begin_anew(folder: Folder, *, keep_shards: bool = False) -> None:
-    """Set aside everything that a folder holds, or all but the shards, the manifest last."""
-    place = f"{ASIDE}/{utc_now().replace(':', '')}-{secrets.token_hex(3)}"
-    names = [
-        name
-        for name in folder.all_names()
-        if not _is_beside_a_run(name) and not (keep_shards and _is_of_a_shard(name))
-    ]
-    for name in sorted(names, key=lambda name: name == MANIFEST):
-        folder.move(name, f"{place}/{name}")
-
-
-def _is_beside_a_run(name: str) -> bool:
-    """Whether a file is of the lock, or was set aside."""
-    return name.startswith(f"{ASIDE}/") or ("/" not in name and name.startswith(LOCK_PREFIX))
-
-
-def _is_of_a_shard(name: str) -> bool:
-    return name.startswith(f"{SHARDS}/")
-
-
 def _number(name: str) -> int:
     """Of a part that is not merged; -1 of any other."""
     digits = name.removeprefix("part-")
     return int(digits) if digits.isdigit() else -1
-
-
-def _without(identity: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    return {name: value for name, value in identity.items() if name not in names}

@@ -20,29 +20,26 @@ from seqproc.errors import ConfigError, RunError
 from seqproc.rewards.rewarder import require_comparable
 from seqproc.runs.asking import Answer, Asking, GivenUp
 from seqproc.runs.describe import planned_run, with_engine
-from seqproc.runs.executors import ExecutorName, choose_executor
-from seqproc.runs.folder import Folder
+from seqproc.runs.format.manifest import Manifest
+from seqproc.runs.format.manifest_file import read_manifest
+from seqproc.runs.format.parts import Part
+from seqproc.runs.format.quarantine import failed
+from seqproc.runs.format.schema import DEFAULT_TOKEN_COLUMNS, check_token_columns
+from seqproc.runs.format.tables import Sample, samples_table
 from seqproc.runs.going_on import going_on
 from seqproc.runs.interruption import raising_on_termination
-from seqproc.runs.lock import RunLock
-from seqproc.runs.manifest import Manifest
 from seqproc.runs.merging import merge_parts
-from seqproc.runs.parts import Part
+from seqproc.runs.opening import open_for_writing, require_ready, require_same
 from seqproc.runs.plan import RunSpec
-from seqproc.runs.progress import Progress
 from seqproc.runs.prompts import DrawnPrompts
-from seqproc.runs.quarantine import failed
 from seqproc.runs.result import RunResult
-from seqproc.runs.run_folder import (
-    RunFolder,
-    open_for_writing,
-    read_manifest,
-    require_ready,
-    require_same,
-)
-from seqproc.runs.schema import DEFAULT_TOKEN_COLUMNS, check_token_columns
-from seqproc.runs.scoring import ScoringStage, rewarded
-from seqproc.runs.tables import Sample, samples_table
+from seqproc.runs.run_folder import RunFolder
+from seqproc.runs.scoring import ScoringStage, reward_all
+from seqproc.runs.shards.executors import ExecutorName, choose_executor
+from seqproc.runs.store.folder import Folder
+from seqproc.runs.store.lock import RunLock
+from seqproc.runs.watch.progress import Progress
+from seqproc.runs.watch.tracking import require_tracker, tracked
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -73,6 +70,7 @@ def sample_run(
     token_columns: Sequence[str] = DEFAULT_TOKEN_COLUMNS,
     fresh: bool = False,
     retry_quarantined: bool = False,
+    track: str | None = None,
     executor: ExecutorName = "local",
     num_workers: int | None = None,
     num_gpus: float | None = None,
@@ -99,6 +97,9 @@ def sample_run(
         token_columns: what to keep per token, of `seqproc.runs.TOKEN_COLUMNS`.
         fresh: begin anew, after all that the folder holds was set aside.
         retry_quarantined: try draws again that are in quarantine.
+        track: an experiment tracker to tell how the run goes, "trackio", "wandb" or "mlflow", or
+            one of them and a project of it, such as "wandb:my-project". With an executor it is
+            told of each shard.
         executor: "local": this process makes the draws; "ray": workers on a Ray cluster do, each
             with a processor of its own that it opens as this one was opened, by
             `SequenceProcessor.from_pretrained`. They make shards below ``out``, which all of them
@@ -121,16 +122,17 @@ def sample_run(
     columns = check_token_columns(token_columns)
     require_flag("fresh", fresh)
     require_flag("retry_quarantined", retry_quarantined)
+    require_tracker(track)
     spec = _with_model(spec, processor)
     if chosen := choose_executor(executor, num_workers, num_gpus, num_shards):
-        from seqproc.runs.sharded import sample_in_shards
+        from seqproc.runs.shards.sharded import sample_in_shards
 
         return sample_in_shards(
             processor,
             spec,
             out,
             *chosen,
-            {**dataclasses.asdict(options), "token_columns": columns},
+            {**dataclasses.asdict(options), "token_columns": columns, "track": track},
             fresh=fresh,
             retry_quarantined=retry_quarantined,
         )
@@ -142,7 +144,7 @@ def sample_run(
         if retry_quarantined:
             run.retry_quarantined()
         if not run.is_done or run.manifest.state != "complete":
-            with going_on(run):
+            with tracked(run, track, processor.engine), going_on(run):
                 _sample(run, processor, prompts, options)
     return RunResult.of(run)
 
@@ -251,8 +253,9 @@ class _Collected:
     def commit(self) -> Part:
         """Reward and commit what is collected."""
         samples = sorted(self._samples, key=lambda sample: sample.draw.index)
-        rows = samples_table(rewarded(self._processor, samples))
-        part = self._run.add_samples(rows, {"generation": self._seconds})
+        rewarded, failures = reward_all(self._processor, samples)
+        part = self._run.add_samples(samples_table(rewarded), {"generation": self._seconds})
+        self._run.add_failed(failures)
         self._samples, self._seconds = [], 0.0
         return part
 

@@ -17,23 +17,19 @@ from seqproc._util import strict_json
 from seqproc.config import require_count, require_flag
 from seqproc.rewards.rewarder import require_comparable
 from seqproc.runs.describe import planned_run, with_weights
+from seqproc.runs.format.manifest_file import read_manifest
+from seqproc.runs.format.schema import DEFAULT_TOKEN_COLUMNS, check_token_columns
+from seqproc.runs.format.tables import Sample, samples_table
 from seqproc.runs.going_on import going_on
 from seqproc.runs.interruption import raising_on_termination
-from seqproc.runs.lock import RunLock
 from seqproc.runs.merging import merge_parts
-from seqproc.runs.progress import Progress
+from seqproc.runs.opening import open_for_writing, require_ready, require_same
 from seqproc.runs.result import RunResult
-from seqproc.runs.run_folder import (
-    RunFolder,
-    open_for_writing,
-    read_manifest,
-    require_ready,
-    require_same,
-)
-from seqproc.runs.schema import DEFAULT_TOKEN_COLUMNS, check_token_columns
-from seqproc.runs.scoring import ScoringStage, rewarded
+from seqproc.runs.run_folder import RunFolder
+from seqproc.runs.scoring import ScoringStage, reward_all
 from seqproc.runs.sources import SequenceSource, open_source
-from seqproc.runs.tables import Sample, samples_table
+from seqproc.runs.store.lock import RunLock
+from seqproc.runs.watch.progress import Progress
 
 if TYPE_CHECKING:
     from seqproc.processor import SequenceProcessor
@@ -94,8 +90,9 @@ def _score(
     with Progress(run, unit="seq") as progress, ScoringStage(run, processor, "now") as scoring:
         left = (one for one in given if not run.has(one.draw.index))
         for samples in _chunks(left, chunk_size):
-            rows = samples_table(rewarded(processor, samples))
-            scoring.add(run.add_samples(rows, {}))
+            rows, failures = reward_all(processor, samples)
+            run.add_failed(failures)
+            scoring.add(run.add_samples(samples_table(rows), {}))
             progress.advance(len(samples), sum(len(one.response_ids) for one in samples))
     if not run.is_done:
         merge_parts(run)

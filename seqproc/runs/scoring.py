@@ -1,4 +1,4 @@
-"""Scores samples, and finds those that cannot be scored.
+"""Rewards and scores samples, and finds those that cannot be rewarded or scored.
 
 Knows samples and their scores; nothing of where they come from or are kept.
 """
@@ -13,10 +13,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from seqproc.errors import ScoringError, SequenceError
-from seqproc.runs.parts import Part
-from seqproc.runs.quarantine import Failed, failed
-from seqproc.runs.schema import scores_schema
-from seqproc.runs.tables import Sample, batch_of, samples_of, scores_table
+from seqproc.runs.format.parts import Part
+from seqproc.runs.format.quarantine import Failed, failed
+from seqproc.runs.format.schema import scores_schema
+from seqproc.runs.format.tables import Sample, batch_of, samples_of, scores_table
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -115,8 +115,38 @@ def score_part(run: RunFolder, processor: SequenceProcessor, part: Part) -> None
     run.add_scores(part, rows, {"scoring": seconds})
 
 
-def rewarded(processor: SequenceProcessor, samples: Sequence[Sample]) -> list[Sample]:
-    """The samples with the rewards of the processor."""
+def reward_all(
+    processor: SequenceProcessor, samples: Sequence[Sample]
+) -> tuple[list[Sample], list[Failed]]:
+    """The samples with their rewards, in their order, and those that have none.
+
+    Raises:
+        Exception: of a user's reward, when it fails on every sample: the reward is at fault then.
+    """
+    try:
+        return _rewarded(processor, samples), []
+    except Exception as error:
+        with_reward, failures = _rewarded_alone(processor, samples)
+        if not with_reward:
+            error.add_note(f"the reward failed on each of {len(samples)} draws")
+            raise
+        return with_reward, failures
+
+
+def _rewarded_alone(
+    processor: SequenceProcessor, samples: Sequence[Sample]
+) -> tuple[list[Sample], list[Failed]]:
+    """As `reward_all`, one sample after the other."""
+    with_reward, failures = [], []
+    for sample in samples:
+        try:
+            with_reward += _rewarded(processor, [sample])
+        except Exception as error:
+            failures.append(failed(sample.draw, "reward", error))
+    return with_reward, failures
+
+
+def _rewarded(processor: SequenceProcessor, samples: Sequence[Sample]) -> list[Sample]:
     entries = [sample.entry for sample in samples]
     graded = processor.reward is not None or any(entry.answer is not None for entry in entries)
     rewards = processor.compute_rewards(batch_of(samples), entries if graded else None)

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from seqproc.errors import RunError, SequenceError
+from seqproc.runs.format.tables import Sample, sample_of
 from seqproc.runs.reader import Run, open_run
-from seqproc.runs.tables import Sample, sample_of
 
 if TYPE_CHECKING:
     from seqproc.engines import ModelSource

@@ -20,10 +20,10 @@ from seqproc._util.processes import process_start
 from seqproc.cli.app import app
 from seqproc.errors import EngineError
 from seqproc.runs import open_run, sample_run
-from seqproc.runs.events import Events
-from seqproc.runs.holder import this_process
-from seqproc.runs.local_folder import LocalFolder
-from seqproc.runs.status import Session, run_status
+from seqproc.runs.format.events import Events
+from seqproc.runs.store.holder import this_process
+from seqproc.runs.store.local import LocalFolder
+from seqproc.runs.watch.status import Session, run_status
 
 Command = Callable[..., Any]
 SAMPLES = "samples/rows-1-00000"

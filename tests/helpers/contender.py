@@ -19,8 +19,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from seqproc.errors import RunError
-from seqproc.runs.folder import open_folder
-from seqproc.runs.lock import RunLock
+from seqproc.runs.store.folder import open_folder
+from seqproc.runs.store.lock import RunLock
 
 REFUSED = 12
 

@@ -98,7 +98,7 @@ def refusals(folder: Path) -> dict[str, Callable[[], object]]:
     from seqproc.models.weights import read_weights
     from seqproc.parity import check_engine
     from seqproc.parity.run import EngineChoice, run_parity
-    from seqproc.runs.folder import open_folder
+    from seqproc.runs.store.folder import open_folder
 
     processor = make_processor(engine=NEVER_STARTS)
     spec = runs.RunSpec(dataset="arithmetic", draws=2, seed=0)

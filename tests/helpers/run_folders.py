@@ -18,7 +18,7 @@ from seqproc import SequenceProcessor
 from seqproc.engines import Request, ScriptedEngine
 from seqproc.errors import ScoringError
 from seqproc.runs import RunSpec, sample_run
-from seqproc.runs.parts import FOOTER
+from seqproc.runs.format.parts import FOOTER
 
 FIELDS = {
     "hidden_size": 32,

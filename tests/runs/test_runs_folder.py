@@ -16,21 +16,22 @@ import pytest
 from seqproc._util.atomic import write_atomically
 from seqproc.errors import RunError, RunMismatchError
 from seqproc.runs import ROWS_SCHEMA, Manifest, open_run
-from seqproc.runs.folder import open_folder
-from seqproc.runs.going_on import going_on
-from seqproc.runs.lock import RunLock
-from seqproc.runs.manifest import from_json, to_json, with_key
-from seqproc.runs.merging import merge_parts
-from seqproc.runs.plan import Draw
-from seqproc.runs.quarantine import failed
-from seqproc.runs.run_folder import RunFolder, open_for_writing
-from seqproc.runs.schema import (
+from seqproc.runs.format.manifest import from_json, to_json, with_key
+from seqproc.runs.format.quarantine import failed
+from seqproc.runs.format.schema import (
     DEFAULT_TOKEN_COLUMNS,
     TOKEN_COLUMNS,
     rows_schema,
     samples_schema,
     scores_schema,
 )
+from seqproc.runs.going_on import going_on
+from seqproc.runs.merging import merge_parts
+from seqproc.runs.opening import open_for_writing
+from seqproc.runs.plan import Draw
+from seqproc.runs.run_folder import RunFolder
+from seqproc.runs.store.folder import open_folder
+from seqproc.runs.store.lock import RunLock
 
 LISTS = {"logprobs", "logqs", "rb_entropies", "head_mass", "engine_logqs"}
 FLIPS = 40

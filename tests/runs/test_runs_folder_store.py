@@ -16,9 +16,9 @@ import pytest
 
 from helpers.stores import BUCKET, s3_server
 from seqproc.errors import MissingDependencyError, MissingFileError, RunError
-from seqproc.runs.folder import Folder, open_folder
-from seqproc.runs.local_folder import LocalFolder
-from seqproc.runs.remote_folder import RemoteFolder
+from seqproc.runs.store.folder import Folder, open_folder
+from seqproc.runs.store.local import LocalFolder
+from seqproc.runs.store.remote import RemoteFolder
 
 NAMES = (
     "",
@@ -298,7 +298,7 @@ class TestLocalFolder:
         put(local, "a", b"before")
         script = (
             "import resource, sys\n"
-            "from seqproc.runs.folder import open_folder\n"
+            "from seqproc.runs.store.folder import open_folder\n"
             "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
             "open_folder(sys.argv[1]).write('a', lambda file: file.write(b'x' * 5000))\n"
         )
@@ -311,7 +311,7 @@ class TestLocalFolder:
     def test_a_killed_writer_leaves_what_the_owner_removes(self, local: LocalFolder) -> None:
         script = (
             "import os, signal, sys\n"
-            "from seqproc.runs.folder import open_folder\n"
+            "from seqproc.runs.store.folder import open_folder\n"
             "die = lambda file: (file.write(b'half'), os.kill(os.getpid(), signal.SIGKILL))\n"
             "open_folder(sys.argv[1]).write(sys.argv[2], die)\n"
         )
@@ -528,11 +528,11 @@ def said_by_s3(code: str) -> OSError:
 class TestRemoteFolder:
     @pytest.fixture
     def remote(self, monkeypatch: pytest.MonkeyPatch) -> Any:
-        monkeypatch.setattr("seqproc.runs.remote_folder._PAUSES", (0.0, 0.0))
+        monkeypatch.setattr("seqproc.runs.store.remote._PAUSES", (0.0, 0.0))
 
         def make(store: Store, scheme: str = "s3") -> RemoteFolder:
             opened = (store, "bucket/run")
-            monkeypatch.setattr("seqproc.runs.remote_folder._open_store", lambda *_: opened)
+            monkeypatch.setattr("seqproc.runs.store.remote._open_store", lambda *_: opened)
             return RemoteFolder(f"{scheme}://bucket/run")
 
         return make

@@ -23,9 +23,9 @@ from helpers import contender
 from helpers.stores import BUCKET, s3_server
 from seqproc._util import processes
 from seqproc.errors import ConfigError, MissingFileError, RunError
-from seqproc.runs.folder import Folder, open_folder
-from seqproc.runs.holder import Entry, Holder, is_alive, this_process
-from seqproc.runs.lock import LOCK, RunLock, holder_of
+from seqproc.runs.store.folder import Folder, open_folder
+from seqproc.runs.store.holder import Entry, Holder, is_alive, this_process
+from seqproc.runs.store.lock import LOCK, RunLock, holder_of
 
 QUICK: dict[str, Any] = {"heartbeat_s": 0.05, "expires_s": 0.4}
 
@@ -127,8 +127,8 @@ class TestOneProcess:
     def test_a_forked_process_leaves_it_to_its_parent(self, folder: Folder) -> None:
         script = (
             "import os, sys\n"
-            "from seqproc.runs.folder import open_folder\n"
-            "from seqproc.runs.lock import RunLock\n"
+            "from seqproc.runs.store.folder import open_folder\n"
+            "from seqproc.runs.store.lock import RunLock\n"
             "with RunLock(open_folder(sys.argv[1])) as lock:\n"
             "    if os.fork() == 0:\n"
             "        lock.release()\n"
@@ -495,7 +495,7 @@ class TestProcesses:
     ) -> None:
         mine = this_process(token())
         assert is_alive(dataclasses.replace(mine, process_started=""))
-        monkeypatch.setattr("seqproc.runs.holder.process_start", lambda pid: "")
+        monkeypatch.setattr("seqproc.runs.store.holder.process_start", lambda pid: "")
         assert is_alive(mine)
 
 

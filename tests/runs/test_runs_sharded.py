@@ -20,9 +20,9 @@ from seqproc.engines import ScriptedEngine
 from seqproc.errors import ConfigError, MissingDependencyError, RunError, RunMismatchError
 from seqproc.processor.recipe import ProcessorRecipe
 from seqproc.runs import DEFAULT_TOKEN_COLUMNS, RunResult, RunSpec, merge_runs, sample_run
-from seqproc.runs.executors import choose_executor
-from seqproc.runs.shard_worker import MOST_DEATHS, Outcome, ShardTask, ShardWorker
-from seqproc.runs.sharded import sample_in_shards
+from seqproc.runs.shards.executors import choose_executor
+from seqproc.runs.shards.sharded import sample_in_shards
+from seqproc.runs.shards.worker import MOST_DEATHS, Outcome, ShardTask, ShardWorker
 
 HARNESS = Path(__file__).parents[1] / "helpers" / "ray_harness.py"
 CONFIG = {"generation": {"max_new_tokens": 6, "top_p": 0.9, "gen_batch_size": 4}}
@@ -226,8 +226,8 @@ def test_a_shard_is_not_made_of_shards(processor: SequenceProcessor, tmp_path: P
         sample(processor, tmp_path / "out", FakeExecutor(), shard=(0, 2))
 
 
-@pytest.mark.skipif(is_installed("ray"), reason="Ray is installed")
-def test_ray_is_named_where_it_is_missing() -> None:
+def test_ray_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("seqproc._util.optional.is_installed", lambda module: module != "ray")
     with pytest.raises(MissingDependencyError, match=r"seqproc\[ray\]"):
         choose_executor("ray", 2, None, None)
 

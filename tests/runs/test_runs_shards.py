@@ -24,12 +24,13 @@ from helpers.kill_harness import differences
 from seqproc import SequenceProcessor
 from seqproc.engines import Request, ScriptedEngine
 from seqproc.errors import ConfigError, RunError, RunMismatchError
-from seqproc.runs import RunSpec, merge_runs, open_run, plan_draws, sample_run, shard_merge
-from seqproc.runs.local_folder import LocalFolder
-from seqproc.runs.parts import Parts, as_written
-from seqproc.runs.shard import parse_shard, shard_draws
-from seqproc.runs.status import run_status
-from seqproc.runs.verify import verify_run
+from seqproc.runs import RunSpec, merge_runs, open_run, plan_draws, sample_run
+from seqproc.runs.format.parts import Parts, as_written
+from seqproc.runs.shards import merge
+from seqproc.runs.shards.shard import parse_shard, shard_draws
+from seqproc.runs.store.local import LocalFolder
+from seqproc.runs.verify.verify import verify_run
+from seqproc.runs.watch.status import run_status
 
 NUM_DRAWS, NUM_SHARDS = 11, 3
 
@@ -249,8 +250,8 @@ def test_a_merge_takes_the_place_of_a_run_in_one_that_was_stopped(
 def test_merging_goes_block_by_block_and_file_by_file(
     processor: SequenceProcessor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shard_merge, "ROWS_IN_MEMORY", 8)
-    monkeypatch.setattr(shard_merge, "ROWS_IN_FILE", 16)
+    monkeypatch.setattr(merge, "ROWS_IN_MEMORY", 8)
+    monkeypatch.setattr(merge, "ROWS_IN_FILE", 16)
     whole = sample_run(scripted(processor), spec(draws=50), tmp_path / "whole").open().rows()
     folders = [tmp_path / f"{i}" for i in range(3)]
     for i, folder in enumerate(folders):

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from seqproc.runs.schema import rows_schema
-from seqproc.runs.summary import (
+from seqproc.runs.format.schema import rows_schema
+from seqproc.runs.format.summary import (
     SAMPLE_COLUMNS,
     SCORE_COLUMNS,
     Moments,

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from helpers import kill_harness
+from helpers import kill_harness, kill_vllm
+from helpers.stores import BUCKET, s3_server
 from seqproc import SequenceProcessor
 from seqproc.engines import Completion, Engine, Request, ScriptedEngine
 from seqproc.errors import (
@@ -30,10 +31,10 @@ from seqproc.errors import (
 )
 from seqproc.runs import RunSpec, merging, open_run, sample_run, scoring
 from seqproc.runs.asking import MOST_GIVEN_UP
-from seqproc.runs.folder import open_folder
-from seqproc.runs.local_folder import LocalFolder
-from seqproc.runs.lock import RunLock
-from seqproc.runs.manifest import to_json
+from seqproc.runs.format.manifest import to_json
+from seqproc.runs.store.folder import open_folder
+from seqproc.runs.store.local import LocalFolder
+from seqproc.runs.store.lock import RunLock
 
 CONFIG = {"generation": {"max_new_tokens": 6, "top_p": 0.9, "tf_batch_size": 4}}
 DRAWS = 20
@@ -414,6 +415,63 @@ def test_a_draw_that_cannot_be_scored_is_left_out(
     assert result.open().rows().equals(kept)
 
 
+class Rewarding:
+    """A reward that fails on some texts, as long as it is told to."""
+
+    def __init__(self) -> None:
+        self.fails_on: set[str] | None = set()  # None: on all
+
+    def __call__(self, texts: Sequence[str], entry: Any) -> list[float]:
+        if self.fails_on is None or self.fails_on & set(texts):
+            raise ZeroDivisionError("no answer in the text")
+        return [float(len(text)) for text in texts]
+
+
+def test_a_draw_whose_reward_fails_is_left_out_and_made_when_it_no_longer_does(
+    tiny_llama: Any, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    reward = Rewarding()
+    processor = SequenceProcessor(
+        tiny_llama(),
+        tiny_tokenizer,
+        config=CONFIG,
+        engine=Faulty(tiny_tokenizer),
+        reward=reward,
+    )
+    whole = sample_run(processor, spec(), tmp_path / "whole").open().rows()
+    reward.fails_on = {whole["response_text"][4].as_py()}
+    failing = np.isin(whole["response_text"].to_pylist(), list(reward.fails_on))
+    result = sample_run(processor, spec(), tmp_path / "run", chunk_size=7)
+    assert [one.draw for one in result.quarantined] == np.flatnonzero(failing).tolist()
+    assert {(one.step, one.reason) for one in result.quarantined} == {
+        ("reward", "no answer in the text")
+    }
+    assert result.open().rows().equals(whole.filter(~failing))
+    reward.fails_on = set()
+    retried = sample_run(processor, spec(), tmp_path / "run", retry_quarantined=True)
+    assert retried.open().rows().equals(whole)
+
+
+def test_a_reward_that_fails_on_everything_is_at_fault_and_no_draw(
+    tiny_llama: Any, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    reward = Rewarding()
+    reward.fails_on = None
+    processor = SequenceProcessor(
+        tiny_llama(),
+        tiny_tokenizer,
+        config=CONFIG,
+        engine=Faulty(tiny_tokenizer),
+        reward=reward,
+    )
+    with pytest.raises(ZeroDivisionError) as caught:
+        sample_run(processor, spec(), tmp_path / "run", chunk_size=7)
+    assert "the reward failed on each of 7 draws" in " ".join(caught.value.__notes__)
+    assert not open_run(tmp_path / "run").quarantined
+    reward.fails_on = set()
+    assert sample_run(processor, spec(), tmp_path / "run").manifest.num_draws_done == DRAWS
+
+
 def test_prompts_that_are_too_long_are_left_out(
     make: MakeProcessor, tiny_tokenizer: Any, tmp_path: Path
 ) -> None:
@@ -478,10 +536,34 @@ def test_a_run_in_a_thread_leaves_signals_alone(
     assert open_run(tmp_path / "run").rows().equals(whole)
 
 
+def last_line(*command: Any) -> dict[str, Any]:
+    """What a harness prints."""
+    done = subprocess.run(
+        [sys.executable, *map(str, command)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return report
+
+
 @pytest.mark.slow
 def test_a_run_that_is_killed_at_any_moment_ends_with_the_same_rows(tmp_path: Path) -> None:
     """25 times with SIGKILL, at random times and right before random operations on files."""
-    command = [sys.executable, kill_harness.__file__, str(tmp_path), "--kills", "25"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1])["kills"] >= 25
+    assert last_line(kill_harness.__file__, tmp_path, "--kills", 25)["kills"] >= 25
+
+
+@pytest.mark.slow
+def test_a_run_in_an_object_store_that_is_killed_ends_with_the_same_rows(tmp_path: Path) -> None:
+    with s3_server():
+        found = last_line(kill_harness.__file__, f"s3://{BUCKET}/{tmp_path.name}", "--kills", 6)
+    assert found["kills"] >= 6
+
+
+@pytest.mark.slow
+@pytest.mark.vllm
+@pytest.mark.parametrize("sampler", ["coupled", "native"])
+def test_a_run_of_vllm_that_is_killed_is_whole_in_the_end(tmp_path: Path, sampler: str) -> None:
+    """Coupled it has the same rows, and native every draw once, from the right distribution."""
+    found = last_line(kill_vllm.__file__, tmp_path, "--kills", 3, "--sampler", sampler)
+    assert found["kills"] >= 3
+    assert found.get("parity_holds", True)

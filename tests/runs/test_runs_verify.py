@@ -20,12 +20,12 @@ import pytest
 from helpers.run_folders import CHUNK, DRAWS, SPEC, Maker, edit, rewrite, with_column
 from seqproc.errors import EngineError, RunError
 from seqproc.runs import open_run, sample_run, score_run, verify_run
-from seqproc.runs.coverage import Coverage
-from seqproc.runs.folder import open_folder
-from seqproc.runs.holder import this_process
-from seqproc.runs.manifest import with_key
-from seqproc.runs.run_folder import read_manifest, write_manifest
-from seqproc.runs.verify import examine_run
+from seqproc.runs.format.manifest import with_key
+from seqproc.runs.format.manifest_file import read_manifest, write_manifest
+from seqproc.runs.store.folder import open_folder
+from seqproc.runs.store.holder import this_process
+from seqproc.runs.verify.coverage import Coverage
+from seqproc.runs.verify.verify import examine_run
 
 SAMPLES, SCORES = "samples/rows-1-00000", "scores/policy/rows-1-00000"
 PART = "parts/samples/part-00000"

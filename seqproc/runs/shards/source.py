@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 
 from seqproc.errors import RunError, RunMismatchError
-from seqproc.runs.folder import Folder
-from seqproc.runs.manifest import MANIFEST, Manifest, differences
-from seqproc.runs.parts import Part, Parts
-from seqproc.runs.quarantine import read_quarantine
-from seqproc.runs.run_folder import SAMPLES, SCORES, read_manifest
-from seqproc.runs.shard import Shard, shard_draws, shown
+from seqproc.runs.format.layout import MANIFEST, SAMPLES, SCORES
+from seqproc.runs.format.manifest import Manifest, differences
+from seqproc.runs.format.manifest_file import read_manifest
+from seqproc.runs.format.parts import Part, Parts
+from seqproc.runs.format.quarantine import read_quarantine
+from seqproc.runs.shards.shard import Shard, shard_draws, shown
+from seqproc.runs.store.folder import Folder
 
 _MOST_SHOWN = 10  # shards or draws that an error names
 

@@ -13,8 +13,8 @@ from functools import cached_property
 from typing import Any
 
 from seqproc._util import strict_json
+from seqproc._util.clock import utc_now
 from seqproc._util.processes import boot_id, pid_namespace, process_start
-from seqproc.runs.manifest import utc_now
 
 _TOKEN = re.compile(r"[0-9a-f]{32}")
 

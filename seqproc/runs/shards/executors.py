@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 from seqproc.config import require_count
 from seqproc.errors import ConfigError
-from seqproc.runs.shard_worker import Executor
+from seqproc.runs.shards.worker import Executor
 
 SHARDS_PER_WORKER = 4  # a worker that is done early takes another one
 
@@ -33,7 +33,7 @@ def choose_executor(
     require_count("num_workers", num_workers)
     if num_shards is not None:
         require_count("num_shards", num_shards)
-    from seqproc.runs.ray_executor import RayExecutor
+    from seqproc.runs.shards.ray_executor import RayExecutor
 
     executor = RayExecutor(num_workers=num_workers, num_gpus=_checked_gpus(num_gpus))
     return executor, num_shards or SHARDS_PER_WORKER * num_workers

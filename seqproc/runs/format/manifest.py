@@ -11,7 +11,6 @@ import functools
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -19,22 +18,16 @@ from pydantic.dataclasses import dataclass
 
 from seqproc import __version__
 from seqproc._util import strict_json
+from seqproc._util.clock import utc_now
 from seqproc.errors import RunError
-from seqproc.runs.schema import FORMAT_VERSION
-from seqproc.runs.shard import Shard, shard_range
+from seqproc.runs.format.schema import FORMAT_VERSION
+from seqproc.runs.shards.shard import Shard, shard_range
 
 Kind = Literal["sample", "score"]
 State = Literal["running", "interrupted", "failed", "complete"]
 Count = Annotated[int, pydantic.Field(ge=0)]
 
-MANIFEST = "manifest.json"
-
 _ABSENT = "nothing"
-
-
-def utc_now() -> str:
-    """The time as ISO 8601 in UTC, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, config={"extra": "forbid", "strict": True})

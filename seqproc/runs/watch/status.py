@@ -10,12 +10,12 @@ from typing import Any, Self
 
 from seqproc._util.arguments import require_path
 from seqproc.errors import RunError
-from seqproc.runs.events import read_events
-from seqproc.runs.folder import open_folder
-from seqproc.runs.holder import Holder, is_alive
-from seqproc.runs.lock import holder_of
-from seqproc.runs.manifest import Manifest
-from seqproc.runs.run_folder import require_manifest
+from seqproc.runs.format.events import read_events
+from seqproc.runs.format.manifest import Manifest
+from seqproc.runs.format.manifest_file import require_manifest
+from seqproc.runs.store.folder import open_folder
+from seqproc.runs.store.holder import Holder, is_alive
+from seqproc.runs.store.lock import holder_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from seqproc.errors import RunError
-from seqproc.runs.folder import Folder
-from seqproc.runs.parts import FOOTER, Part, Parts
+from seqproc.runs.format.parts import FOOTER, Part, Parts
+from seqproc.runs.store.folder import Folder
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -1,6 +1,6 @@
 """Whether rows agree with themselves: lengths with lists, sums with what they are sums of.
 
-Knows tables as `seqproc.runs.schema` describes them; nothing of the files that they are from.
+Knows tables as `seqproc.runs.format.schema` describes them; nothing of the files they are from.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from seqproc.runs.schema import TOKEN_COLUMNS
+from seqproc.runs.format.schema import TOKEN_COLUMNS
 
 if TYPE_CHECKING:
     import pyarrow as pa

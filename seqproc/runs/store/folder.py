@@ -1,6 +1,6 @@
 """Where a run is kept: named files that appear whole, in a local folder or in an object store.
 
-Knows nothing of what the files hold. `seqproc.runs.local_folder` and `seqproc.runs.remote_folder`
+Knows nothing of what the files hold. `seqproc.runs.store.local` and `seqproc.runs.store.remote`
 are the two kinds; `open_folder` chooses by the path.
 """
 
@@ -165,7 +165,7 @@ def _at_url(url: str) -> Folder:
             f"the run's folder must be a bucket and a prefix, such as 's3://bucket/runs/first', "
             f"got {url!r:.100}"
         )
-    from seqproc.runs.remote_folder import RemoteFolder
+    from seqproc.runs.store.remote import RemoteFolder
 
     return RemoteFolder(url)
 
@@ -178,6 +178,6 @@ def _path_of(url: str) -> str:
 
 
 def _local(path: str) -> Folder:
-    from seqproc.runs.local_folder import LocalFolder
+    from seqproc.runs.store.local import LocalFolder
 
     return LocalFolder(Path(path))

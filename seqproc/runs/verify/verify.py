@@ -18,21 +18,22 @@ import numpy as np
 
 from seqproc._util.arguments import require_path
 from seqproc.errors import RunError
-from seqproc.runs.contents import faults_of_samples, faults_of_scores
-from seqproc.runs.coverage import Coverage
-from seqproc.runs.events import EVENTS, EVENTS_FOLDER
-from seqproc.runs.folder import LOCK_PREFIX, Folder, open_folder
-from seqproc.runs.holder import is_alive
-from seqproc.runs.lock import holder_of
-from seqproc.runs.manifest import MANIFEST, Manifest
-from seqproc.runs.parts import Part, Parts
-from seqproc.runs.quarantine import QUARANTINE, Failed, read_quarantine
-from seqproc.runs.rereading import in_folder, reread
-from seqproc.runs.run_folder import ASIDE, SAMPLES, SCORES, SHARDS, require_manifest
-from seqproc.runs.schema import require_pyarrow, samples_schema, scores_schema
-from seqproc.runs.score_set import read_score_set, score_set_names, set_file, set_table
-from seqproc.runs.shard import shard_range
-from seqproc.runs.summary import SAMPLE_COLUMNS, SCORE_COLUMNS, accumulator
+from seqproc.runs.format.events import EVENTS, EVENTS_FOLDER
+from seqproc.runs.format.layout import ASIDE, MANIFEST, SAMPLES, SCORES, SHARDS
+from seqproc.runs.format.manifest import Manifest
+from seqproc.runs.format.manifest_file import require_manifest
+from seqproc.runs.format.parts import Part, Parts
+from seqproc.runs.format.quarantine import QUARANTINE, Failed, read_quarantine
+from seqproc.runs.format.schema import require_pyarrow, samples_schema, scores_schema
+from seqproc.runs.format.score_set import read_score_set, score_set_names, set_file, set_table
+from seqproc.runs.format.summary import SAMPLE_COLUMNS, SCORE_COLUMNS, accumulator
+from seqproc.runs.shards.shard import shard_range
+from seqproc.runs.store.folder import LOCK_PREFIX, Folder, open_folder
+from seqproc.runs.store.holder import is_alive
+from seqproc.runs.store.lock import holder_of
+from seqproc.runs.verify.contents import faults_of_samples, faults_of_scores
+from seqproc.runs.verify.coverage import Coverage
+from seqproc.runs.verify.rereading import in_folder, reread
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -21,7 +21,7 @@ import numpy as np
 
 from seqproc._util import strict_json
 from seqproc.errors import MissingFileError, RunError
-from seqproc.runs.folder import Folder
+from seqproc.runs.store.folder import Folder
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 FOOTER = b"seqproc.run"  # names the run's key in a Parquet file's metadata
 
 _COMPRESSION = "zstd"
+_BYTES_IN_MEMORY = 8 * 2**20  # of a file that is compared with its checksum
 
 # Of what a note says.
 _KINDS = {
@@ -176,19 +177,25 @@ class Parts:
         Raises:
             RunError: the file is missing, or is not the one that was committed.
         """
-        where = f"{self._folder.url}/{self.file(part.name)}"
-        content = self._content(part)
-        if hashlib.sha256(content).hexdigest() != part.sha256:
+        name = self.file(part.name)
+        where = f"{self._folder.url}/{name}"
+        if not self._folder.exists(name):
+            raise RunError(f"{where} is missing")
+        size = self._folder.size(name)
+        if size != part.size:
+            raise RunError(f"{where} has {size} bytes, and had {part.size} when written")
+        if self._digest(name) != part.sha256:
             raise RunError(f"{where} was changed after it was written: its checksum differs")
 
-    def _content(self, part: Part) -> bytes:
-        where = f"{self._folder.url}/{self.file(part.name)}"
-        if not self._folder.exists(self.file(part.name)):
-            raise RunError(f"{where} is missing")
-        content = self._folder.read(self.file(part.name))
-        if len(content) != part.size:
-            raise RunError(f"{where} has {len(content)} bytes, and had {part.size} when written")
-        return content
+    def _digest(self, name: str) -> str:
+        digest = hashlib.sha256()
+        try:
+            with self._folder.open(name) as file:
+                while piece := file.read(_BYTES_IN_MEMORY):
+                    digest.update(piece)
+        except OSError as error:
+            raise RunError(f"cannot read {self._folder.url}/{name}: {error}") from error
+        return digest.hexdigest()
 
     def read(self, part: Part, columns: Sequence[str] | None = None) -> pa.Table:
         """The rows of a part, some columns or all.
@@ -196,24 +203,50 @@ class Parts:
         Raises:
             RunError: the file is not the one that was committed, or lacks a column.
         """
+        rows = self._read(part, columns=None if columns is None else list(columns))
+        self._require_count(part, rows.num_rows)
+        return rows
+
+    def _require_count(self, part: Part, num_rows: int) -> None:
+        if num_rows != part.num_rows:
+            raise RunError(
+                f"{self._folder.url}/{self.file(part.name)} has {num_rows} rows, and had "
+                f"{part.num_rows} when written"
+            )
+
+    def read_draws(
+        self, part: Part, draws: np.ndarray, columns: Sequence[str] | None = None
+    ) -> pa.Table:
+        """The rows of some draws, those that the part has; skips row groups that have none.
+
+        Args:
+            part: which.
+            draws: rising.
+            columns: which, ``"draw"`` among them; None for all.
+
+        Raises:
+            RunError: the file cannot be read.
+        """
+        if not len(draws):
+            return self.read(part, columns).slice(0, 0)
+        between = [("draw", ">=", int(draws[0])), ("draw", "<=", int(draws[-1]))]
+        named = None if columns is None else list(columns)
+        rows = self._read(part, columns=named, filters=between)
+        return rows.filter(np.isin(rows["draw"].to_numpy(), draws))
+
+    def _read(self, part: Part, **options: Any) -> pa.Table:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        where = f"{self._folder.url}/{self.file(part.name)}"
         try:
             with self._folder.open(self.file(part.name)) as file:
-                rows = pq.read_table(file, columns=None if columns is None else list(columns))
+                return pq.read_table(file, **options)
         except (OSError, pa.ArrowException, KeyError) as error:
-            reason = " ".join(str(error).split())
-            raise RunError(f"cannot read {where}: {reason}") from error
-        if rows.num_rows != part.num_rows:
-            raise RunError(
-                f"{where} has {rows.num_rows} rows, and had {part.num_rows} when written"
-            )
-        return rows
+            where = f"{self._folder.url}/{self.file(part.name)}"
+            raise RunError(f"cannot read {where}: {' '.join(str(error).split())}") from error
 
-    def row_groups(self, part: Part) -> Iterator[pa.Table]:
-        """The rows of a part, a row group in memory at a time.
+    def row_groups(self, part: Part, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """The rows of a part, some columns or all, a row group in memory at a time.
 
         Raises:
             RunError: the file cannot be read.
@@ -224,8 +257,12 @@ class Parts:
         try:
             with self._folder.open(self.file(part.name)) as file:
                 reader = pq.ParquetFile(file)
+                self._require_count(part, reader.metadata.num_rows)
+                found = reader.schema_arrow.names
+                if missing := [name for name in columns or () if name not in found]:
+                    raise RunError(f"{self._folder.url}/{self.file(part.name)} lacks {missing[0]}")
                 for number in range(reader.num_row_groups):
-                    yield reader.read_row_group(number)
+                    yield reader.read_row_group(number, None if columns is None else list(columns))
         except (OSError, pa.ArrowException) as error:
             where = f"{self._folder.url}/{self.file(part.name)}"
             raise RunError(f"cannot read {where}: {' '.join(str(error).split())}") from error

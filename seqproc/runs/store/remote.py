@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 from seqproc._util.atomic import cannot_write, is_unfinished
 from seqproc._util.optional import require_package
 from seqproc.errors import MissingDependencyError, MissingFileError, RunError, SeqprocError
-from seqproc.runs.folder import Folder, require_name
+from seqproc.runs.store.folder import Folder, require_name
 
 _DIRECT = 16 * 2**20  # bytes up to which a file goes up in one request
 _EXCLUSIVE = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory"}  # put only what is new

@@ -19,23 +19,18 @@ from typing import TYPE_CHECKING, Any
 
 from seqproc.errors import ConfigError, RunError
 from seqproc.processor.recipe import ProcessorRecipe
-from seqproc.runs.folder import Folder, open_folder
+from seqproc.runs.format.layout import SHARDS
+from seqproc.runs.format.manifest import Manifest
+from seqproc.runs.format.manifest_file import read_manifest
 from seqproc.runs.interruption import raising_on_termination
-from seqproc.runs.lock import RunLock
-from seqproc.runs.manifest import Manifest
+from seqproc.runs.opening import begin_anew, open_for_writing, require_ready, require_same
 from seqproc.runs.plan import RunSpec
 from seqproc.runs.result import RunResult
-from seqproc.runs.run_folder import (
-    SHARDS,
-    begin_anew,
-    open_for_writing,
-    read_manifest,
-    require_ready,
-    require_same,
-)
-from seqproc.runs.shard_merge import merge_into
-from seqproc.runs.shard_source import open_shards
-from seqproc.runs.shard_worker import Executor, ShardTask, forget_attempts
+from seqproc.runs.shards.merge import merge_into
+from seqproc.runs.shards.source import open_shards
+from seqproc.runs.shards.worker import Executor, ShardTask, forget_attempts
+from seqproc.runs.store.folder import Folder, open_folder
+from seqproc.runs.store.lock import RunLock
 
 if TYPE_CHECKING:
     from seqproc.processor import SequenceProcessor

@@ -21,8 +21,8 @@ from typing import Self
 
 from seqproc._util.arguments import require
 from seqproc.errors import ConfigError, MissingFileError, RunError, SeqprocError
-from seqproc.runs.folder import LOCK_PREFIX, Folder
-from seqproc.runs.holder import Entry, Holder, is_alive, this_process
+from seqproc.runs.store.folder import LOCK_PREFIX, Folder
+from seqproc.runs.store.holder import Entry, Holder, is_alive, this_process
 
 LOCK = f"{LOCK_PREFIX}.json"
 

@@ -12,11 +12,12 @@ import os
 import re
 import socket
 import threading
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 from seqproc._util import strict_json
-from seqproc.runs.folder import Folder
+from seqproc.runs.store.folder import Folder
 
 EVENTS = "events.jsonl"
 EVENTS_FOLDER = "events"  # of an object store
@@ -49,9 +50,13 @@ class Events:
 
     Args:
         folder: the run's.
+
+    Attributes:
+        listeners: each is called with an event's name and details once it is kept.
     """
 
     def __init__(self, folder: Folder) -> None:
+        self.listeners: list[Callable[[EventName, Mapping[str, Any]], object]] = []
         self._folder = folder
         self._who = {"host": socket.gethostname(), "pid": os.getpid()}
         self._mutex = threading.Lock()
@@ -67,12 +72,17 @@ class Events:
         """
         line = strict_json.dumps_line({"time": _now(), "event": event, **self._who, **details})
         with self._mutex:
-            if self._folder.grows:
-                self._append(line)
-                return
-            self._lines.append(line)
-            if event in _WRITTEN_AT_ONCE or event in _ENDS:
-                self._write_object()
+            self._keep(event, line)
+        for listener in self.listeners:
+            listener(event, details)
+
+    def _keep(self, event: EventName, line: str) -> None:
+        if self._folder.grows:
+            self._append(line)
+            return
+        self._lines.append(line)
+        if event in _WRITTEN_AT_ONCE or event in _ENDS:
+            self._write_object()
 
     def _append(self, line: str) -> None:
         start = "\n" if self._is_first and _is_torn(self._folder) else ""

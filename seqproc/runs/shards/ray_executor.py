@@ -13,7 +13,7 @@ from typing import Any
 
 from seqproc._util.optional import require_package
 from seqproc.processor.recipe import ProcessorRecipe
-from seqproc.runs.shard_worker import Outcome, ShardTask, ShardWorker
+from seqproc.runs.shards.worker import Outcome, ShardTask, ShardWorker
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

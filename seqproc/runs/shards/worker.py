@@ -11,10 +11,10 @@ from typing import Any
 
 from seqproc.errors import RunError, SeqprocError
 from seqproc.processor.recipe import ProcessorRecipe
-from seqproc.runs.folder import Folder, open_folder
+from seqproc.runs.format.layout import SHARDS
 from seqproc.runs.plan import RunSpec
-from seqproc.runs.run_folder import SHARDS
-from seqproc.runs.shard import shown
+from seqproc.runs.shards.shard import shown
+from seqproc.runs.store.folder import Folder, open_folder
 
 MOST_DEATHS = 8  # of workers at one shard, after which the shard is taken for the cause
 

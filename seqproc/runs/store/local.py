@@ -19,7 +19,7 @@ from seqproc._util.atomic import (
     write_atomically,
 )
 from seqproc.errors import MissingFileError, RunError
-from seqproc.runs.folder import LOCK_PREFIX, Folder, require_name
+from seqproc.runs.store.folder import LOCK_PREFIX, Folder, require_name
 
 
 class LocalFolder(Folder):

@@ -16,25 +16,22 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from seqproc._util.arguments import require_path
+from seqproc._util.clock import utc_now
 from seqproc.config import require_flag
 from seqproc.errors import RunError
-from seqproc.runs.folder import Folder, open_folder
+from seqproc.runs.format.manifest import Manifest, with_key
+from seqproc.runs.format.manifest_file import read_manifest
+from seqproc.runs.format.parts import Part, Parts, merged_name
+from seqproc.runs.format.schema import samples_schema, scores_schema
 from seqproc.runs.going_on import going_on
 from seqproc.runs.interruption import raising_on_termination
-from seqproc.runs.lock import RunLock
-from seqproc.runs.manifest import Manifest, utc_now, with_key
 from seqproc.runs.merging import ROWS_IN_FILE, ROWS_IN_MEMORY, drop_merged, total_seconds
-from seqproc.runs.parts import Part, Parts, merged_name
+from seqproc.runs.opening import open_for_writing, require_ready, require_same
 from seqproc.runs.result import RunResult
-from seqproc.runs.run_folder import (
-    RunFolder,
-    open_for_writing,
-    read_manifest,
-    require_ready,
-    require_same,
-)
-from seqproc.runs.schema import samples_schema, scores_schema
-from seqproc.runs.shard_source import ShardSource, open_shards
+from seqproc.runs.run_folder import RunFolder
+from seqproc.runs.shards.source import ShardSource, open_shards
+from seqproc.runs.store.folder import Folder, open_folder
+from seqproc.runs.store.lock import RunLock
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from seqproc.prompts import PromptEntry
+from seqproc.runs.format.schema import AGGREGATES, samples_schema, scores_schema
 from seqproc.runs.plan import Draw
-from seqproc.runs.schema import AGGREGATES, samples_schema, scores_schema
 
 if TYPE_CHECKING:
     import pyarrow as pa

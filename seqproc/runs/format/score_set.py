@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from seqproc._util import strict_json
+from seqproc._util.clock import utc_now
 from seqproc.errors import RunError
-from seqproc.runs.folder import Folder
-from seqproc.runs.manifest import utc_now
+from seqproc.runs.store.folder import Folder
 
 SET = "set.json"
 

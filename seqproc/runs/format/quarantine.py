@@ -7,16 +7,16 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
 
+from seqproc._util.clock import utc_now
 from seqproc.errors import RunError
-from seqproc.runs.folder import Folder
-from seqproc.runs.manifest import utc_now
+from seqproc.runs.store.folder import Folder
 
 if TYPE_CHECKING:
     from seqproc.runs.plan import Draw
 
 QUARANTINE = "quarantine.parquet"
 
-Step = Literal["prompt", "generation", "scoring"]
+Step = Literal["prompt", "generation", "reward", "scoring"]
 
 _MAX_REASON_CHARS = 1000
 
@@ -28,7 +28,7 @@ class Failed:
     draw: int
     prompt_index: int
     seed: int | None
-    step: Step  # what failed: its prompt cannot be read, or its generation or scoring
+    step: Step  # what failed: reading its prompt, its generation, its reward or its scoring
     reason: str  # on one line
     time: str  # ISO 8601, UTC
 

@@ -1,0 +1,1 @@
+"""A run dealt out to several processes or machines, and made one again."""

@@ -1,0 +1,4 @@
+"""Where a run is kept: files that appear whole, and one writer at a time.
+
+Knows nothing of runs.
+"""
