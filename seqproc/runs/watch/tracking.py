@@ -246,11 +246,11 @@ def _parsed(choice: str) -> tuple[str, str]:
 
 
 def _as_tracked(run: RunFolder, project: str) -> TrackedRun:
-    manifest = run.manifest
-    made = hashlib.sha256(f"{manifest.key} {manifest.created}".encode())
+    manifest, name = run.manifest, PurePosixPath(run.folder.url).name or "run"
+    made = hashlib.sha256(f"{manifest.key} {manifest.created} {name}".encode())
     return TrackedRun(
         project=project,
-        name=PurePosixPath(run.folder.url).name or "run",
+        name=name,
         id=made.hexdigest()[:32],
         config=_flat(manifest),
     )
