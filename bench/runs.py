@@ -139,8 +139,8 @@ def open_processor(options: argparse.Namespace) -> SequenceProcessor:
 
     tokenizer = byte_tokenizer()
     fields = {
-        "hidden_size": 32,
-        "intermediate_size": 64,
+        "hidden_size": 128,  # heads of 32, which vLLM has on a CPU
+        "intermediate_size": 256,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
