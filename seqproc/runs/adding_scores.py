@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,8 +21,9 @@ from seqproc._util import strict_json
 from seqproc._util.clock import utc_now
 from seqproc._util.versions import library_versions
 from seqproc.errors import ConfigError, OverrideError, RunError, RunMismatchError
+from seqproc.runs.format.layout import set_aside
 from seqproc.runs.format.manifest import Manifest, differences
-from seqproc.runs.format.parts import Part, Parts
+from seqproc.runs.format.parts import Part, Parts, part_number
 from seqproc.runs.format.quarantine import Failed
 from seqproc.runs.format.schema import DEFAULT_TOKEN_COLUMNS, check_token_columns, scores_schema
 from seqproc.runs.format.score_set import ScoreSet, digest, read_score_set, set_file, set_table
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
     from seqproc.processor import SequenceProcessor
 
 CHUNK_SIZE = 256  # draws scored and committed together
+
+_LOGGER = logging.getLogger("seqproc")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,99}")
 _OWN = "policy"  # the set that a run has from the start
@@ -84,6 +88,7 @@ def add_scores(
                 rows, failures = score_all(processor, samples, columns, override=mapping)
                 scoring.commit(rows, failures)
             scoring.merge(columns)
+        scoring.tidy()
     return scoring.set
 
 
@@ -102,13 +107,40 @@ class _Scoring:
                 "choose another name. They differ in:",
                 lines,
             )
+        folder.remove_unfinished()
         self._parts = Parts(folder, set_table(name), new.key)
         self._done: list[Part] = []
-        for part_name in self._parts.names(self.set.merge):
-            part = self._parts.read_note(part_name)
-            self._parts.check(part)
-            self._done.append(part)
+        self._take_in()
         self._write()
+
+    def _take_in(self) -> None:
+        """Read every note, and every file once; set aside what is not as it was written.
+
+        A part whose draws are there already was merged by a process that was killed before it
+        removed the part: `tidy` does.
+        """
+        self._next = 1 + max(map(part_number, self._parts.all_names()), default=-1)
+        scored = np.zeros(0, dtype=np.int64)
+        for part_name in self._parts.names(self.set.merge):
+            try:
+                part = self._parts.read_note(part_name)
+                self._parts.check(part)
+            except RunError as error:
+                _LOGGER.warning("%s; set aside, and its draws are scored again", error)
+                names = [self._parts.note(part_name), self._parts.file(part_name)]
+                set_aside(self._folder, names)
+                continue
+            if not np.isin(part.indices(), scored).any():
+                self._done.append(part)
+                scored = np.concatenate([scored, part.indices()])
+
+    def tidy(self) -> None:
+        """Remove the parts that a merge has replaced, and what an unfinished merge left."""
+        self._lock.check()
+        kept = {part.name for part in self._done}
+        for name in self._parts.all_names():
+            if name not in kept:
+                self._parts.drop(name)
 
     def is_done(self, run: Run) -> bool:
         """Whether nothing is left."""
@@ -132,22 +164,19 @@ class _Scoring:
         """Keep scores, and those draws that have none."""
         self._lock.check()
         failed = [*self.set.failed, *({"draw": f.draw, "reason": f.reason} for f in failures)]
-        number = sum(not part.name.startswith("rows-") for part in self._done)
         if rows.num_rows:
-            self._done.append(self._parts.write(f"part-{number:06d}", [rows]))
+            self._done.append(self._parts.write(f"part-{self._next:06d}", [rows]))
+            self._next += 1
         self.set = dataclasses.replace(self.set, failed=failed)
         self._write()
 
     def merge(self, columns: Sequence[str]) -> None:
         """Put the scores in the order of the draws."""
         self._lock.check()
-        merge, former = self.set.merge + 1, [part.name for part in self._done]
-        schema = scores_schema(tuple(columns))
-        merge_table(self._parts, self._done, schema, merge)
+        merge = self.set.merge + 1
+        self._done = merge_table(self._parts, self._done, scores_schema(tuple(columns)), merge)
         self.set = dataclasses.replace(self.set, merge=merge)
         self._write()
-        for name in former:
-            self._parts.drop(name)
 
     def _write(self) -> None:
         done = sum(part.num_rows for part in self._done)

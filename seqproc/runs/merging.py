@@ -47,8 +47,8 @@ def merge_parts(run: RunFolder, *, rows_in_memory: int = ROWS_IN_MEMORY) -> None
     drop_merged(run)
 
 
-def merge_table(parts: Parts, sources: Sequence[Part], schema: pa.Schema, merge: int) -> None:
-    """Write the merged parts of one table; the sources stay.
+def merge_table(parts: Parts, sources: Sequence[Part], schema: pa.Schema, merge: int) -> list[Part]:
+    """Write the merged parts of one table, which are returned; the sources stay.
 
     Args:
         parts: the table's.
@@ -57,7 +57,7 @@ def merge_table(parts: Parts, sources: Sequence[Part], schema: pa.Schema, merge:
         merge: the number of this merge.
     """
     draws = np.sort(np.concatenate([np.zeros(0, np.int64), *(s.indices() for s in sources)]))
-    _merge(parts, sources, schema, draws, merge, ROWS_IN_MEMORY, ROWS_IN_MEMORY)
+    return _merge(parts, sources, schema, draws, merge, ROWS_IN_MEMORY, ROWS_IN_MEMORY)
 
 
 def drop_merged(run: RunFolder) -> None:
@@ -77,19 +77,22 @@ def _merge(
     merge: int,
     rows_in_memory: int,
     rows_in_group: int,
-) -> None:
+) -> list[Part]:
     per_file = ROWS_IN_FILE // ROWS_IN_MEMORY * rows_in_memory
     seconds = total_seconds(sources)
     owners = _owners(sources, draws)
+    merged = []
     for number, start in enumerate(range(0, max(len(draws), 1), per_file)):
         some = slice(start, start + per_file)
         tables = _rows(parts, sources, schema, draws[some], owners[some], rows_in_memory)
-        parts.write(
+        part = parts.write(
             merged_name(merge, number),
             tables,
             {} if number else seconds,
             rows_in_group=rows_in_group,
         )
+        merged.append(part)
+    return merged
 
 
 def _owners(sources: Sequence[Part], draws: np.ndarray) -> np.ndarray:

@@ -21,8 +21,14 @@ from seqproc.runs.format.manifest import Manifest
 from seqproc.runs.format.manifest_file import require_manifest
 from seqproc.runs.format.parts import Part, Parts, is_merged_name
 from seqproc.runs.format.quarantine import Failed, read_quarantine
-from seqproc.runs.format.schema import require_pyarrow, rows_schema
-from seqproc.runs.format.score_set import read_score_set, score_set_names, set_table
+from seqproc.runs.format.schema import require_pyarrow, rows_schema, scores_schema
+from seqproc.runs.format.score_set import (
+    ScoreSet,
+    committed_parts,
+    read_score_set,
+    score_set_names,
+    set_table,
+)
 from seqproc.runs.store.folder import Folder, open_folder
 
 if TYPE_CHECKING:
@@ -145,16 +151,24 @@ class Run:
         if found is None:
             known = ", ".join(self.score_sets) or "none"
             raise RunError(f"the run in {self.url} has no scores {name!r}; it has {known}")
-        if not found.is_complete:
+        import pyarrow as pa
+
+        parts = Parts(self._folder, set_table(name), found.key)
+        committed = committed_parts(parts, found.merge)
+        if not found.is_complete or self._has_more_draws(found, committed):
             raise RunError(
                 f"the scores {name!r} of {self.url} are not complete: give the command again that "
                 "began them"
             )
-        import pyarrow as pa
+        schema = scores_schema(tuple(found.made_by["token_columns"]))
+        rows = pa.concat_tables([schema.empty_table(), *(parts.read(one) for one in committed)])
+        return rows.sort_by("draw")
 
-        parts = Parts(self._folder, set_table(name), found.key)
-        tables = [parts.read(parts.read_note(one)) for one in parts.names(found.merge)]
-        return pa.concat_tables(tables)
+    def _has_more_draws(self, found: ScoreSet, committed: Sequence[Part]) -> bool:
+        """Whether the run has draws that a set neither scores nor names as failed."""
+        failed = np.array([one["draw"] for one in found.failed], dtype=np.int64)
+        there = np.concatenate([failed, *(part.indices() for part in committed)])
+        return not all(np.isin(scores.indices(), there).all() for _, scores in self._parts)
 
     def row(self, draw: int, columns: Sequence[str] | None = None) -> dict[str, Any]:
         """One draw's row, by column; reads the part that has it, and no other.

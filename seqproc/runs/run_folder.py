@@ -19,9 +19,10 @@ from seqproc.runs.format.events import Events
 from seqproc.runs.format.layout import SAMPLES, SCORES, set_aside
 from seqproc.runs.format.manifest import Manifest
 from seqproc.runs.format.manifest_file import write_manifest
-from seqproc.runs.format.parts import Part, Parts, is_merged_name
+from seqproc.runs.format.parts import Part, Parts, is_merged_name, part_number
 from seqproc.runs.format.quarantine import Failed, Quarantine
 from seqproc.runs.format.summary import SAMPLE_COLUMNS, SCORE_COLUMNS, accumulator
+from seqproc.runs.format.tables import Sample, samples_of
 from seqproc.runs.shards.shard import shard_draws
 from seqproc.runs.store.folder import Folder
 from seqproc.runs.store.lock import RunLock
@@ -69,7 +70,7 @@ class RunFolder:
         for name in self.samples.names(self.manifest.merge):
             # One number stays free: a holder elsewhere that was taken for dead, and is not, may
             # still be writing one part, and must not write over one of ours.
-            self._next = max(self._next, _number(name) + 2)
+            self._next = max(self._next, part_number(name) + 2)
             part = self._sound(self.samples, name)
             if part is None:
                 continue
@@ -170,6 +171,17 @@ class RunFolder:
         """Samples that have no scores yet, in the order they were committed."""
         return [part for part in self.sampled if part.name not in self.scored]
 
+    def first_sampled(self) -> list[int]:
+        """The first draw that is sampled; none where there is none."""
+        return np.flatnonzero(self.is_sampled)[:1].tolist()
+
+    def first_sample(self) -> Sample | None:
+        """A sample that is kept, and so was rewarded; None where there is none."""
+        for part in self.sampled:
+            if part.num_rows:
+                return samples_of(self.samples.read_draws(part, part.indices()[:1]))[0]
+        return None
+
     # ------------------------------------------------------------------ what is added
 
     def add_samples(self, rows: pa.Table, seconds: Mapping[str, float]) -> Part:
@@ -257,9 +269,3 @@ class RunFolder:
         """Say that the run has ended, and how."""
         self.update(state=state, error=error)
         self.events.tell(state, **({} if error is None else {"error": error}))
-
-
-def _number(name: str) -> int:
-    """Of a part that is not merged; -1 of any other."""
-    digits = name.removeprefix("part-")
-    return int(digits) if digits.isdigit() else -1

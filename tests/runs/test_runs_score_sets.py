@@ -15,6 +15,9 @@ from safetensors.torch import load_file, save_file
 from seqproc import SequenceProcessor
 from seqproc.errors import ConfigError, OverrideError, RunError, RunMismatchError, ScoringError
 from seqproc.runs import RunSpec, add_scores, open_run, sample_run, verify_run
+from seqproc.runs.format.parts import Parts
+from seqproc.runs.format.score_set import read_score_set
+from seqproc.runs.store.folder import open_folder
 
 CONFIG = {"generation": {"max_new_tokens": 6, "top_p": 0.9}}
 DRAWS = 9
@@ -163,3 +166,100 @@ def test_a_changed_set_is_found(make: MakeProcessor, folder: Path) -> None:
     note.write_text(note.read_text().replace('"temperature": 1.0', '"temperature": 0.9'))
     assert "scores/again/set.json" in [fault.file for fault in verify_run(folder)]
     assert np.isfinite(open_run(folder).rows()["sequence_logprob"].to_numpy()).all()
+
+
+@pytest.mark.parametrize("gone", ["nothing", "part-000000.json"])
+def test_a_set_killed_before_it_removed_what_it_had_merged_has_each_draw_once(
+    make: MakeProcessor, folder: Path, gone: str
+) -> None:
+    """What a kill between the merge and the end leaves: merged parts, and parts beside them."""
+    add_scores(make(), folder, "killed", chunk_size=4)
+    expected = open_run(folder).scores("killed")
+    parts = folder / "parts/scores/killed"
+    key = read_score_set(open_folder(folder), "killed").key  # type: ignore[union-attr]
+    writer = Parts(open_folder(folder), "scores/killed", key)
+    for number, start in enumerate(range(0, DRAWS, 4)):
+        writer.write(f"part-{number:06d}", [expected.slice(start, 4)])
+    (parts / gone).unlink(missing_ok=True)
+    assert open_run(folder).scores("killed").equals(expected)
+    assert verify_run(folder) == []
+    found = add_scores(make(), folder, "killed", chunk_size=4)
+    assert found.num_draws_done == DRAWS
+    assert list(parts.iterdir()) == []
+    assert open_run(folder).scores("killed").equals(expected)
+    assert verify_run(folder) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("rows-1-00000.parquet", b"PAR1"),
+        ("rows-1-00000.parquet", None),
+        ("rows-1-00000.json", b"{"),
+        ("rows-1-00000.json", None),
+    ],
+)
+def test_the_same_call_mends_a_set(
+    make: MakeProcessor, folder: Path, name: str, content: bytes | None
+) -> None:
+    add_scores(make(), folder, "mended")
+    expected = open_run(folder).scores("mended")
+    file = folder / "scores/mended" / name
+    if content is None:
+        file.unlink()
+    else:
+        file.write_bytes(content)
+    assert verify_run(folder)
+    with pytest.raises(RunError):
+        open_run(folder).scores("mended")
+    add_scores(make(), folder, "mended", chunk_size=4)
+    assert open_run(folder).scores("mended").equals(expected)
+    assert verify_run(folder) == []
+
+
+def test_a_set_whose_file_is_gone_altogether_is_not_complete(
+    make: MakeProcessor, folder: Path
+) -> None:
+    add_scores(make(), folder, "lost")
+    for file in (folder / "scores/lost").glob("rows-*"):
+        file.unlink()
+    (fault,) = verify_run(folder)
+    assert fault.file == "scores/lost/set.json"
+    assert "draws from 0 to 8 are not all in the set" in fault.wrong
+    with pytest.raises(RunError, match="not complete: give the command again"):
+        open_run(folder).scores("lost")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"merge": "1"},
+        {"merge": -1},
+        {"merge": None},
+        {"num_draws_done": "x"},
+        {"failed": None},
+        {"failed": [1]},
+        {"failed": [{"draw": "x"}]},
+        {"updated": None},
+        {"more": 1},
+    ],
+)
+def test_a_set_that_says_what_no_set_says_is_refused(
+    make: MakeProcessor, folder: Path, changes: dict[str, Any]
+) -> None:
+    add_scores(make(), folder, "edited")
+    note = folder / "scores/edited/set.json"
+    note.write_text(json.dumps(json.loads(note.read_text()) | changes))
+    assert "scores/edited/set.json" in [fault.file for fault in verify_run(folder)]
+    with pytest.raises(RunError, match="is not what was written"):
+        open_run(folder).scores("edited")
+    with pytest.raises(RunError, match="is not what was written"):
+        add_scores(make(), folder, "edited")
+
+
+def test_a_set_nested_too_deeply_is_refused(make: MakeProcessor, folder: Path) -> None:
+    add_scores(make(), folder, "deep")
+    (folder / "scores/deep/set.json").write_text("[" * 100_000)
+    with pytest.raises(RunError, match="is not what was written"):
+        open_run(folder).scores("deep")
+    assert verify_run(folder)

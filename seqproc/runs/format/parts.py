@@ -326,6 +326,12 @@ def is_merged_name(name: str) -> bool:
     return name.startswith("rows-")
 
 
+def part_number(name: str) -> int:
+    """The number of a part that is not merged; -1 of any other."""
+    digits = name.removeprefix("part-")
+    return int(digits) if digits.isdigit() else -1
+
+
 def ranges(draws: np.ndarray, step: int = 1) -> tuple[tuple[int, int], ...]:
     """Rising indices as ranges [start, stop), of every step-th index."""
     if not len(draws):

@@ -26,6 +26,11 @@ class Coverage:
         self._ranges.append(np.array(rows, dtype=np.int64).reshape(-1, 3))
         self.num_draws += sum(stop - start for start, stop, _ in rows)
 
+    def ranges(self) -> Iterator[tuple[int, int]]:
+        """The ranges [start, stop) as they were taken, rising."""
+        for start, stop, _ in self._sorted().tolist():
+            yield start, stop
+
     def twice(self) -> Iterator[tuple[int, str, str]]:
         """Draws that two ranges hold, the first of each overlap, with the names of both."""
         farthest: tuple[int, int] | None = None  # where a range ends that began before, and whose

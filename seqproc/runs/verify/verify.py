@@ -22,7 +22,7 @@ from seqproc.runs.format.events import EVENTS, EVENTS_FOLDER
 from seqproc.runs.format.layout import ASIDE, MANIFEST, SAMPLES, SCORES, SHARDS
 from seqproc.runs.format.manifest import Manifest
 from seqproc.runs.format.manifest_file import require_manifest
-from seqproc.runs.format.parts import Part, Parts
+from seqproc.runs.format.parts import Part, Parts, is_merged_name
 from seqproc.runs.format.quarantine import QUARANTINE, Failed, read_quarantine
 from seqproc.runs.format.schema import require_pyarrow, samples_schema, scores_schema
 from seqproc.runs.format.score_set import read_score_set, score_set_names, set_file, set_table
@@ -42,6 +42,7 @@ _SAME_COMMAND = "run the same command again: it sets this aside, and makes its d
 _MOVE_PART = "move it and its note out of the folder, and run the same command again"
 _MOVE = "move it out of the folder"
 _UNDO = "undo the change, or take the file from a copy of the run"
+_AGAIN = "the command that made the set"
 _COUNT = "run the same command again: it makes what is missing, and counts again"
 
 _PLACES = ("samples/", "scores/", "parts/")  # where every file is the run's
@@ -140,9 +141,9 @@ class _Examination:
                 "look like a fault"
             )
         self._parts()
-        self._draws(self._quarantine())
         for name in score_set_names(self._folder):
             self._score_set(name)
+        self._draws(self._quarantine())
         self._other_files()
         if self._is_complete and not self._found.faults:
             self._totals()
@@ -241,11 +242,26 @@ class _Examination:
         schema = scores_schema(tuple(found.made_by["token_columns"]))
         scored = Coverage()
         for part_name in parts.names(found.merge):
-            if (part := self._noted(parts, part_name)) is not None:
-                scored.add(parts.file(part_name), part.draws)
-                self._read(parts, part, schema, ("draw",), lambda _: iter(()))
+            if (part := self._noted(parts, part_name)) is None:
+                continue
+            if not is_merged_name(part_name) and found.is_complete and scored.holds(part.draws):
+                self._found.notes.append(f"{parts.file(part_name)}: merged; {_AGAIN} removes it")
+                continue
+            scored.add(parts.file(part_name), part.draws)
+            self._read(parts, part, schema, ("draw",), lambda _: iter(()))
+        for part_name in parts.all_names():
+            if not _files(parts, part_name) & self._belongs:
+                self._belongs |= _files(parts, part_name)
+                self._found.notes.append(
+                    f"{parts.file(part_name)}: unfinished; {_AGAIN} removes it"
+                )
         for draw, one, other in _by_files(scored.twice()):
             self._fault(other, f"draw {draw} is in {one} as well", _SAME_COMMAND)
+        if found.is_complete:
+            scored.add(file, ((one["draw"], one["draw"] + 1) for one in found.failed))
+            if missing := [pair for pair in self._scored.ranges() if not scored.holds([pair])]:
+                wrong = f"draws from {missing[0][0]} to {missing[0][1] - 1} are not all in the set"
+                self._fault(file, wrong, f"run {_AGAIN}: it scores what is missing")
 
     def _compare(
         self, samples: Part, scores: Part, rows: pa.Table | None, more: pa.Table | None
