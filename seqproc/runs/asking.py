@@ -44,13 +44,21 @@ class Asking:
         max_restarts: how often the engine may be started again without having answered anything
             in between.
         tell: is told "smaller_batches" and "engine_restarted", with the error that led to it.
+        witness: gives a request that was answered before, in this process or an earlier one, or
+            None. When all others fail it is asked for once more, to tell draws that are at fault
+            from an engine that is.
     """
 
     def __init__(
-        self, sampler: Sampler, max_restarts: int = 3, tell: Callable[..., object] | None = None
+        self,
+        sampler: Sampler,
+        max_restarts: int = 3,
+        tell: Callable[..., object] | None = None,
+        witness: Callable[[], Request | None] | None = None,
     ) -> None:
         self._sampler = sampler
         self._tell = tell
+        self._witness = witness
         self._max_restarts = max_restarts
         self._restarts = 0  # since the last answer
         self._given_up = 0  # since the last answer
@@ -73,8 +81,20 @@ class Asking:
             yield from held
             held.clear()
             yield answer
-        if held:
+        if held and not self._answers_witness(held[-1].error):
             raise held[-1].error
+        yield from held
+
+    def _answers_witness(self, error: EngineError) -> bool:
+        """Whether the engine answers what it answered before, after it failed on all else."""
+        request = None if self._witness is None else self._witness()
+        if request is None:
+            return False
+        try:
+            self._recover(error)
+            return len(list(self._sampler.stream([request]))) == 1
+        except EngineError:
+            return False
 
     def _answers(self, stream: Iterator[Request]) -> Iterator[Answer]:
         while True:
@@ -123,6 +143,8 @@ class Asking:
 
     def _give_up(self, request: Request, error: EngineError) -> GivenUp:
         self._given_up += 1
+        if self._given_up >= MOST_GIVEN_UP and self._answers_witness(error):
+            self._given_up = 0
         if self._given_up >= MOST_GIVEN_UP:
             error.add_note(
                 f"the engine failed on {self._given_up} draws in a row, each asked for alone"

@@ -183,7 +183,11 @@ def _sample(
     ):
         collected = _Collected(run, processor, prompts, options)
         try:
-            asking = Asking(processor.sampler, tell=run.events.tell)
+            asking = Asking(
+                processor.sampler,
+                tell=run.events.tell,
+                witness=lambda: next(prompts.requests(run.first_sampled()), None),
+            )
             for answer in collected.timed(asking.answers(prompts.requests(run.todo()))):
                 if isinstance(answer, GivenUp):
                     draw = prompts.draw(answer.request.index)
@@ -253,7 +257,7 @@ class _Collected:
     def commit(self) -> Part:
         """Reward and commit what is collected."""
         samples = sorted(self._samples, key=lambda sample: sample.draw.index)
-        rewarded, failures = reward_all(self._processor, samples)
+        rewarded, failures = reward_all(self._processor, samples, self._run.first_sample)
         part = self._run.add_samples(samples_table(rewarded), {"generation": self._seconds})
         self._run.add_failed(failures)
         self._samples, self._seconds = [], 0.0

@@ -90,7 +90,7 @@ def _score(
     with Progress(run, unit="seq") as progress, ScoringStage(run, processor, "now") as scoring:
         left = (one for one in given if not run.has(one.draw.index))
         for samples in _chunks(left, chunk_size):
-            rows, failures = reward_all(processor, samples)
+            rows, failures = reward_all(processor, samples, run.first_sample)
             run.add_failed(failures)
             scoring.add(run.add_samples(samples_table(rows), {}))
             progress.advance(len(samples), sum(len(one.response_ids) for one in samples))

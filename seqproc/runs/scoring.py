@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -116,9 +116,17 @@ def score_part(run: RunFolder, processor: SequenceProcessor, part: Part) -> None
 
 
 def reward_all(
-    processor: SequenceProcessor, samples: Sequence[Sample]
+    processor: SequenceProcessor,
+    samples: Sequence[Sample],
+    witness: Callable[[], Sample | None] = lambda: None,
 ) -> tuple[list[Sample], list[Failed]]:
     """The samples with their rewards, in their order, and those that have none.
+
+    Args:
+        processor: its reward.
+        samples: to be rewarded.
+        witness: gives a sample that was rewarded before, or None. When all others fail it is
+            rewarded once more, to tell samples that are at fault from a reward that is.
 
     Raises:
         Exception: of a user's reward, when it fails on every sample: the reward is at fault then.
@@ -127,10 +135,15 @@ def reward_all(
         return _rewarded(processor, samples), []
     except Exception as error:
         with_reward, failures = _rewarded_alone(processor, samples)
-        if not with_reward:
+        if not with_reward and not _is_rewarded(processor, witness()):
             error.add_note(f"the reward failed on each of {len(samples)} draws")
             raise
         return with_reward, failures
+
+
+def _is_rewarded(processor: SequenceProcessor, sample: Sample | None) -> bool:
+    """Whether a sample has a reward."""
+    return sample is not None and bool(_rewarded_alone(processor, [sample])[0])
 
 
 def _rewarded_alone(

@@ -29,7 +29,7 @@ from seqproc.errors import (
     ScoringError,
     Terminated,
 )
-from seqproc.runs import RunSpec, merging, open_run, sample_run, scoring
+from seqproc.runs import RunSpec, merging, open_run, sample_run, scoring, verify_run
 from seqproc.runs.asking import MOST_GIVEN_UP
 from seqproc.runs.format.manifest import to_json
 from seqproc.runs.store.folder import open_folder
@@ -393,6 +393,37 @@ def test_an_engine_that_fails_on_everything_is_at_fault_and_no_draw(
     assert f"failed on {MOST_GIVEN_UP} draws in a row" in " ".join(caught.value.__notes__)
 
 
+@pytest.mark.parametrize("failing", [(7,), tuple(range(2, 3 + MOST_GIVEN_UP))])
+def test_draws_that_fail_when_they_are_tried_again_go_back_to_quarantine(
+    make: MakeProcessor, tiny_tokenizer: Any, tmp_path: Path, failing: tuple[int, ...]
+) -> None:
+    """Nothing else is left to be made then: that the engine works is told by what it made."""
+    folder = tmp_path / "run"
+    for retry in (False, True):
+        result = sample_run(
+            make(Faulty(tiny_tokenizer, always(*failing))),
+            spec(),
+            folder,
+            chunk_size=1,
+            retry_quarantined=retry,
+        )
+        assert result.manifest.state == "complete"
+        assert [one.draw for one in result.quarantined] == list(failing)
+        assert verify_run(folder) == []
+
+
+def test_an_engine_that_works_no_more_is_at_fault_when_draws_are_tried_again(
+    make: MakeProcessor, tiny_tokenizer: Any, tmp_path: Path, whole: pa.Table
+) -> None:
+    folder = tmp_path / "run"
+    sample_run(make(Faulty(tiny_tokenizer, always(7))), spec(), folder)
+    broken = make(Faulty(tiny_tokenizer, always(*range(DRAWS))))
+    with pytest.raises(EngineError, match="cannot make draw 7"):
+        sample_run(broken, spec(), folder, retry_quarantined=True)
+    assert not open_run(folder).quarantined
+    assert sample_run(make(Faulty(tiny_tokenizer)), spec(), folder).open().rows().equals(whole)
+
+
 def test_a_draw_that_cannot_be_scored_is_left_out(
     make: MakeProcessor, tiny_tokenizer: Any, tmp_path: Path, whole: pa.Table
 ) -> None:
@@ -450,6 +481,36 @@ def test_a_draw_whose_reward_fails_is_left_out_and_made_when_it_no_longer_does(
     reward.fails_on = set()
     retried = sample_run(processor, spec(), tmp_path / "run", retry_quarantined=True)
     assert retried.open().rows().equals(whole)
+
+
+def test_a_reward_that_fails_on_all_that_is_left_is_not_at_fault_if_it_rewards_what_is_there(
+    tiny_llama: Any, tiny_tokenizer: Any, tmp_path: Path
+) -> None:
+    reward = Rewarding()
+    processor = SequenceProcessor(
+        tiny_llama(),
+        tiny_tokenizer,
+        config=CONFIG,
+        engine=Faulty(tiny_tokenizer),
+        reward=reward,
+    )
+    texts = sample_run(processor, spec(), tmp_path / "whole").open().rows()["response_text"]
+    reward.fails_on = {texts[DRAWS - 1].as_py()}
+    assert texts.to_pylist().count(texts[DRAWS - 1].as_py()) == 1
+    for retry in (False, True):
+        result = sample_run(
+            processor,
+            spec(),
+            tmp_path / "run",
+            chunk_size=DRAWS - 1,  # so that the last draw is committed alone
+            retry_quarantined=retry,
+        )
+        assert result.manifest.state == "complete"
+        assert [(one.draw, one.step) for one in result.quarantined] == [(DRAWS - 1, "reward")]
+        assert verify_run(tmp_path / "run") == []
+    reward.fails_on = None
+    with pytest.raises(ZeroDivisionError):
+        sample_run(processor, spec(), tmp_path / "run", retry_quarantined=True)
 
 
 def test_a_reward_that_fails_on_everything_is_at_fault_and_no_draw(
