@@ -86,7 +86,7 @@ class Run:
     @property
     def quarantined(self) -> list[Failed]:
         """The draws that always failed, and why."""
-        return read_quarantine(self._folder)
+        return read_quarantine(self._folder, self.manifest)
 
     def rows(self, columns: Sequence[str] | None = None) -> pa.Table:
         """All rows, in the order of the draws, in memory at once.

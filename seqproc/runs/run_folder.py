@@ -20,7 +20,7 @@ from seqproc.runs.format.layout import SAMPLES, SCORES, set_aside
 from seqproc.runs.format.manifest import Manifest
 from seqproc.runs.format.manifest_file import write_manifest
 from seqproc.runs.format.parts import Part, Parts, is_merged_name, part_number
-from seqproc.runs.format.quarantine import Failed, Quarantine
+from seqproc.runs.format.quarantine import QUARANTINE, Failed, Quarantine
 from seqproc.runs.format.summary import SAMPLE_COLUMNS, SCORE_COLUMNS, accumulator
 from seqproc.runs.format.tables import Sample, samples_of
 from seqproc.runs.shards.shard import shard_draws
@@ -50,12 +50,22 @@ class RunFolder:
         self._lock = lock
         self.samples = Parts(folder, SAMPLES, manifest.key)
         self.scores = Parts(folder, SCORES, manifest.key)
-        self.quarantine = Quarantine(folder)
         self.events = Events(folder)
+        self.quarantine = self._open_quarantine()
         self._next = 0
         self._mutex = threading.RLock()  # scoring may go on in a thread of its own
         self._know_nothing()
         self._take_in()
+
+    def _open_quarantine(self) -> Quarantine:
+        """The draws that always failed; where they cannot be told, they are tried again."""
+        try:
+            return Quarantine(self.folder, self.manifest)
+        except RunError as error:
+            _LOGGER.warning("%s; set aside, and its draws are tried again", error)
+            set_aside(self.folder, [QUARANTINE])
+            self.events.tell("set_aside", table="quarantine", part=QUARANTINE, reason=str(error))
+            return Quarantine(self.folder, self.manifest)
 
     def _know_nothing(self) -> None:
         self.is_sampled = np.zeros(self.manifest.num_draws, dtype=bool)  # by draw

@@ -473,6 +473,54 @@ def test_a_broken_quarantine_is_found(maker: Maker, tmp_path: Path) -> None:
 # ---------------------------------------------------------------------- mending
 
 
+def test_a_quarantine_of_another_run_is_set_aside_and_leaves_no_draw_out(
+    maker: Maker, complete: Path, stopped: Path, tmp_path: Path
+) -> None:
+    """It names draws that this run can make, or some that it has none of."""
+    expected = open_run(complete).rows()
+    for name, spec, draw in (
+        ("seed", replace(SPEC, seed=6), 21),
+        ("draws", replace(SPEC, draws=DRAWS + 9), DRAWS + 8),
+    ):
+        processor = maker.processor(draw, lambda: EngineError("this one never works"))
+        sample_run(processor, spec, tmp_path / name, chunk_size=CHUNK)
+        folder = tmp_path / f"with-that-of-{name}"
+        shutil.copytree(stopped, folder)
+        shutil.copy(tmp_path / name / "quarantine.parquet", folder)
+        assert {(f.file, f.wrong) for f in verify_run(folder)} == {
+            ("quarantine.parquet", "is of another run")
+        }
+        with pytest.raises(RunError, match=r"quarantine\.parquet is of another run"):
+            open_run(folder).quarantined  # noqa: B018 - reads the file
+        maker.complete(folder)
+        assert open_run(folder).rows().equals(expected)
+        assert verify_run(folder) == []
+
+
+@pytest.mark.parametrize("draw", [-1, -DRAWS - 1, DRAWS])
+def test_draws_that_no_run_has_are_not_in_its_quarantine(
+    maker: Maker, stopped: Path, draw: int
+) -> None:
+    processor = maker.processor(20, lambda: EngineError("this one never works"))
+    sample_run(processor, SPEC, stopped, chunk_size=CHUNK)
+    file = stopped / "quarantine.parquet"
+    rows = pq.read_table(file)
+    pq.write_table(rows.set_column(0, rows.schema.field(0), pa.array([draw])), file)
+    assert "quarantine.parquet" in files(stopped)
+    maker.complete(stopped)
+    assert (open_run(stopped).num_rows, verify_run(stopped)) == (DRAWS, [])
+
+
+def test_a_quarantine_that_cannot_be_read_is_set_aside(maker: Maker, tmp_path: Path) -> None:
+    processor = maker.processor(20, lambda: EngineError("this one never works"))
+    sample_run(processor, SPEC, tmp_path / "run", chunk_size=CHUNK)
+    file = tmp_path / "run" / "quarantine.parquet"
+    file.write_bytes(file.read_bytes()[:50])
+    sample_run(processor, SPEC, tmp_path / "run", chunk_size=CHUNK)
+    assert [one.draw for one in open_run(tmp_path / "run").quarantined] == [20]
+    assert verify_run(tmp_path / "run") == []
+
+
 @pytest.mark.parametrize("name", [SAMPLES, SCORES])
 def test_the_same_command_mends_a_complete_run(maker: Maker, complete: Path, name: str) -> None:
     rows = open_run(complete).rows()

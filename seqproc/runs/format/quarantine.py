@@ -9,9 +9,14 @@ from typing import TYPE_CHECKING, Literal
 
 from seqproc._util.clock import utc_now
 from seqproc.errors import RunError
+from seqproc.runs.format.manifest import Manifest
+from seqproc.runs.format.parts import FOOTER
+from seqproc.runs.shards.shard import shard_range
 from seqproc.runs.store.folder import Folder
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from seqproc.runs.plan import Draw
 
 QUARANTINE = "quarantine.parquet"
@@ -50,11 +55,16 @@ class Quarantine:
 
     Args:
         folder: the run's.
+        manifest: as it stands there.
+
+    Raises:
+        RunError: what the folder holds cannot be read, or is of another run.
     """
 
-    def __init__(self, folder: Folder) -> None:
+    def __init__(self, folder: Folder, manifest: Manifest) -> None:
         self._folder = folder
-        self._failed = {one.draw: one for one in read_quarantine(folder)}
+        self._key = manifest.key
+        self._failed = {one.draw: one for one in read_quarantine(folder, manifest)}
 
     def __len__(self) -> int:
         return len(self._failed)
@@ -86,31 +96,51 @@ class Quarantine:
         if records == self._failed:
             return
         self._failed = records
-        rows = pa.Table.from_pylist([asdict(one) for one in self], schema=_schema())
+        schema = _schema().with_metadata({FOOTER: self._key.encode()})
+        rows = pa.Table.from_pylist([asdict(one) for one in self], schema=schema)
         buffer = io.BytesIO()
         pq.write_table(rows, buffer)
         self._folder.write(QUARANTINE, lambda file: file.write(buffer.getvalue()))
 
 
-def read_quarantine(folder: Folder) -> list[Failed]:
+def read_quarantine(folder: Folder, manifest: Manifest) -> list[Failed]:
     """The records of a folder; none where there is no such file.
 
+    Args:
+        folder: the run's.
+        manifest: as it stands there.
+
     Raises:
-        RunError: the file cannot be read.
+        RunError: the file cannot be read, or is not of this run.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     if not folder.exists(QUARANTINE):
         return []
+    where = f"{folder.url}/{QUARANTINE}"
+    content = folder.read(QUARANTINE)
     try:
-        rows = pq.read_table(io.BytesIO(folder.read(QUARANTINE)), schema=_schema())
-        return [Failed(**row) for row in rows.to_pylist()]
-    except (OSError, pa.ArrowException, TypeError) as error:
-        raise RunError(f"cannot read {folder.url}/{QUARANTINE}: {error}") from error
+        key = (pq.read_schema(io.BytesIO(content)).metadata or {}).get(FOOTER)
+        rows = pq.read_table(io.BytesIO(content), schema=_schema())
+        records = [Failed(**row) for row in rows.to_pylist()]
+    except (OSError, ValueError, pa.ArrowException, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise RunError(f"cannot read {where}: {reason}") from error
+    strange = [one.draw for one in records if not _is_of(manifest, one)]
+    if strange or key not in (None, manifest.key.encode()):  # None: as it was written at first
+        raise RunError(f"{where} is of another run")
+    return records
 
 
-def _schema() -> object:
+def _is_of(manifest: Manifest, record: Failed) -> bool:
+    """Whether a draw may be one of the run's; those of given sequences may have gaps."""
+    if manifest.kind != "sample":
+        return record.draw >= 0
+    return record.draw in shard_range(manifest.shard, manifest.num_draws)
+
+
+def _schema() -> pa.Schema:
     import pyarrow as pa
 
     return pa.schema(

@@ -42,7 +42,7 @@ class ShardSource:
         names = self.samples.names(manifest.merge), self.scores.names(manifest.merge)
         self.sampled = [self.samples.read_note(name) for name in names[0]]
         self.scored = [self.scores.read_note(name) for name in names[1]]
-        self.quarantined = read_quarantine(folder)
+        self.quarantined = read_quarantine(folder, manifest)
 
     def check(self) -> None:
         """Read every file whole.

@@ -284,9 +284,9 @@ class _Examination:
 
     def _quarantine(self) -> list[Failed]:
         try:
-            return read_quarantine(self._folder)
+            return read_quarantine(self._folder, self._manifest)
         except RunError as error:
-            self._fault(QUARANTINE, in_folder(error, self._folder, QUARANTINE), _UNDO)
+            self._fault(QUARANTINE, in_folder(error, self._folder, QUARANTINE), _SAME_COMMAND)
             return []
 
     def _draws(self, quarantine: list[Failed]) -> None:
