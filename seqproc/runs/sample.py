@@ -265,6 +265,8 @@ class _Collected:
 
     def rescue(self, error: BaseException) -> None:
         """Commit what is finished when something else went wrong; a second fault is only noted."""
+        # What failed may have been what follows a commit: telling of it, for instance.
+        self._samples = [one for one in self._samples if not self._run.has(one.draw.index)]
         if not self._samples:
             return
         try:

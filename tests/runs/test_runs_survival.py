@@ -31,6 +31,7 @@ from seqproc.errors import (
 )
 from seqproc.runs import RunSpec, merging, open_run, sample_run, scoring, verify_run
 from seqproc.runs.asking import MOST_GIVEN_UP
+from seqproc.runs.format.events import Events
 from seqproc.runs.format.manifest import to_json
 from seqproc.runs.store.folder import open_folder
 from seqproc.runs.store.local import LocalFolder
@@ -353,6 +354,33 @@ def test_an_engine_out_of_memory_goes_on_with_smaller_batches(
     assert result.open().rows().equals(whole)
     assert engine.batch_size == 2
     assert caplog.text.count("going on with smaller batches") == 2
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(3), RunError("disk full")])
+def test_what_fails_after_a_commit_does_not_commit_the_same_draws_again(
+    make: MakeProcessor,
+    tiny_tokenizer: Any,
+    tmp_path: Path,
+    whole: pa.Table,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+) -> None:
+    tell = Events.tell
+
+    def failing(events: Events, event: Any, **details: Any) -> None:
+        tell(events, event, **details)
+        if event == "committed":
+            raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Events, "tell", failing)
+        with pytest.raises(type(error)):
+            sample_run(make(Faulty(tiny_tokenizer)), spec(), tmp_path / "run", chunk_size=4)
+    assert not (tmp_path / "run/parts/samples/part-000001.json").exists()
+    assert verify_run(tmp_path / "run") == []
+    result = sample_run(make(Faulty(tiny_tokenizer)), spec(), tmp_path / "run", chunk_size=4)
+    assert result.open().rows().equals(whole)
+    assert not (tmp_path / "run/set-aside").exists()
 
 
 # ---------------------------------------------------------------------- draws that always fail

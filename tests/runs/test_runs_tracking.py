@@ -46,9 +46,17 @@ class Recorder:
 class Broken(Recorder):
     """A tracker that stops working."""
 
+    error: BaseException = OSError("the tracker's server is away")
+
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         super().log(metrics, step)
-        raise OSError("the tracker's server is away")
+        raise self.error
+
+
+class Leaving(Broken):
+    """A tracker that ends the process, as some do where they are not logged in."""
+
+    error = SystemExit(1)
 
 
 @pytest.fixture
@@ -95,17 +103,22 @@ def test_a_run_that_is_taken_up_again_is_the_same_to_a_tracker(
     assert recorded[2].run.id != first.run.id
 
 
+@pytest.mark.parametrize("kind", [Broken, Leaving])
 def test_a_tracker_that_fails_changes_no_row(
-    maker: Maker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any
+    maker: Maker,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: Any,
+    kind: type[Broken],
 ) -> None:
     Recorder.all.clear()
-    monkeypatch.setitem(tracking._TRACKERS, "trackio", Broken)
+    monkeypatch.setitem(tracking._TRACKERS, "trackio", kind)
     maker.complete(tmp_path / "tracked", track="trackio")
     maker.complete(tmp_path / "plain")
     (tracker,) = Recorder.all
     assert len(tracker.logged) == 1
     assert tracker.state is None
-    assert caplog.text.count("the tracker 'trackio' failed (OSError") == 1
+    assert caplog.text.count(f"failed ({type(kind.error).__name__}") == 1
     assert open_run(tmp_path / "tracked").rows().equals(open_run(tmp_path / "plain").rows())
 
 

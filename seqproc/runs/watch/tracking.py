@@ -231,7 +231,7 @@ class _Tracking:
     def _failing_quietly(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self._tracker = None
             _LOGGER.warning(
                 "the tracker %r failed (%s: %s): the run goes on without it",
