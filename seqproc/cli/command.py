@@ -91,6 +91,8 @@ def _reporting(with_traceback: bool) -> Iterator[None]:
         print_error(_sentence("terminated (SIGTERM)", stop))
         raise typer.Exit(TERMINATED) from None
     except SystemExit as stop:  # of a library; with its own code, 0 would stand for success
+        if isinstance(stop.__context__, BrokenPipeError):  # of rich: head, say, has read enough
+            raise typer.Exit(FAILURE) from None
         print_error(_sentence(f"something called exit({stop.code!r})", stop))
         raise typer.Exit(FAILURE) from None
     except Exception as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
@@ -29,7 +30,7 @@ def status(run: RunPath, watch: Watch = None) -> None:
         _show(found)
         if watch is None or not found.is_at_work:
             return
-        time.sleep(watch)
+        time.sleep(min(watch, threading.TIMEOUT_MAX))
         console().print()
 
 

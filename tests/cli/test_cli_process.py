@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.run_folders import Maker
 from seqproc import __version__
 
 
@@ -42,3 +43,17 @@ def test_an_error_is_one_line_on_stderr_and_an_exit_code(tmp_path: Path) -> None
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr.startswith("error: there is no folder '/none'")
     assert result.stderr.count("\n") == 1
+
+
+def test_output_that_nobody_reads_to_the_end_is_no_error(tmp_path: Path) -> None:
+    Maker().complete(tmp_path / "run")
+    command = f"{sys.executable} -m seqproc inspect {tmp_path / 'run'} --rows 24"
+    done = subprocess.run(
+        f"{command} --columns draw,prompt_text,response_ids | true",
+        shell=True,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.stderr == ""

@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -179,6 +180,21 @@ def test_watch_goes_on_until_nothing_is_at_work(command: Command, stopped: Path)
         result = command("status", stopped, "--watch", 0.3)
     assert result.stdout.count(": alive") >= 1
     assert result.stdout.count(": dead") == 1
+
+
+def test_watch_may_wait_for_ever(
+    command: Command, stopped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hold(stopped)
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        (stopped / "lock.json").unlink()
+
+    monkeypatch.setattr("seqproc.cli.status.time.sleep", sleep)
+    assert command("status", stopped, "--watch", "inf").exit_code == 0
+    assert slept == [threading.TIMEOUT_MAX]
 
 
 def test_a_summary_that_was_edited_is_an_error(command: Command, complete: Path) -> None:
