@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from seqproc._util import strict_json
+from seqproc._util.arguments import require_path
 from seqproc._util.clock import utc_now
 from seqproc._util.versions import library_versions
+from seqproc.config import require_count
 from seqproc.errors import ConfigError, OverrideError, RunError, RunMismatchError
 from seqproc.runs.format.layout import set_aside
 from seqproc.runs.format.manifest import Manifest, differences
@@ -76,6 +78,7 @@ def add_scores(
         OverrideError: no such file, or one that does not fit the model.
     """
     columns = check_token_columns(token_columns)
+    require_count("chunk_size", chunk_size)
     _require_name(name)
     run = _complete_run(path)
     folder = open_folder(path)
@@ -227,6 +230,7 @@ def _read_tensors(file: str | os.PathLike[str]) -> tuple[dict[str, Tensor], str]
     from safetensors import SafetensorError
     from safetensors.torch import load
 
+    require_path("override", file, OverrideError)
     try:
         content = Path(file).read_bytes()
         return load(content), hashlib.sha256(content).hexdigest()

@@ -132,6 +132,34 @@ def require_usable(folder: Folder, *, with_shards: bool = False) -> None:
         )
 
 
+def require_apart(folder: Folder, source: Folder, *, with_shards: bool = False) -> None:
+    """Refuse to keep a run where the run lies that it is to be made from.
+
+    Args:
+        folder: the new run's.
+        source: that of the run that is read.
+        with_shards: it may be one of the shards in the new run's folder.
+
+    Raises:
+        RunError: it is the same folder, or lies in the new run's.
+    """
+    new, read = (_place(one) for one in (folder, source))
+    if new == read:
+        raise RunError(
+            f"{source.url} is read, and cannot be the new run's folder as well: name another one"
+        )
+    inside = read.removeprefix(new.rstrip("/") + "/")
+    if inside != read and not (with_shards and is_of_a_shard(inside)):
+        raise RunError(
+            f"{source.url}, which is read, lies in {folder.url}, the new run's folder: name "
+            "another one"
+        )
+
+
+def _place(folder: Folder) -> str:
+    return folder.url if "://" in folder.url else os.path.realpath(folder.url)
+
+
 def require_unlocked(folder: Folder) -> None:
     """Refuse a folder that another process is at work in, before anything is started.
 

@@ -6,16 +6,18 @@ them, and of a run that goes on neither are those that are not scored yet.
 
 from __future__ import annotations
 
+import contextlib
+import operator
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from seqproc._util.arguments import require_path
 from seqproc._util.optional import require_package
-from seqproc.errors import RunError, did_you_mean
+from seqproc.errors import MissingFileError, RunError, did_you_mean
 from seqproc.runs.format.layout import SAMPLES, SCORES
 from seqproc.runs.format.manifest import Manifest
 from seqproc.runs.format.manifest_file import require_manifest
@@ -34,7 +36,13 @@ from seqproc.runs.store.folder import Folder, open_folder
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from seqproc.runs.format.tables import Sample
     from seqproc.types import BatchedSequences
+
+_T = TypeVar("_T")
+
+_TRIES = 3  # to find the parts of a run that is merged at this moment
+_MAX_BATCH_SIZE = 2**31  # more rows than a table in memory has
 
 
 class Run:
@@ -53,6 +61,23 @@ class Run:
         self._scores = Parts(folder, SCORES, manifest.key)
         self._schema = rows_schema(tuple(manifest.token_columns))
         self._parts = self._find_parts()
+
+    def _look_again(self) -> None:
+        """Find the parts of a run that was merged since it was opened."""
+        found = _opened(self._folder)
+        if found.manifest.key != self.manifest.key:
+            raise RunError(f"there is another run in {self.url} now: open it anew")
+        self.manifest, self._parts = found.manifest, found._parts  # noqa: SLF001 - of this class
+
+    def _read_on(self, read: Callable[[], _T]) -> _T:
+        """Read; once more from where rows are now, if they were merged meanwhile."""
+        for _ in range(_TRIES - 1):
+            try:
+                return read()
+            except MissingFileError:
+                with contextlib.suppress(MissingFileError):
+                    self._look_again()
+        return read()
 
     def _find_parts(self) -> list[tuple[Part, Part]]:
         """Samples and their scores, by the parts that have both."""
@@ -97,9 +122,12 @@ class Run:
         Raises:
             RunError: a part cannot be read, or there is no such column.
         """
+        schema = self._selected(columns)
+        return self._read_on(lambda: self._rows(schema))
+
+    def _rows(self, schema: pa.Schema) -> pa.Table:
         import pyarrow as pa
 
-        schema = self._selected(columns)
         wanted = schema.names if "draw" in schema.names else ["draw", *schema.names]
         tables = list(self._tables(wanted))
         if not tables:
@@ -121,10 +149,17 @@ class Run:
 
         Raises:
             RunError: a part cannot be read, or there is no such column.
+            ConfigError: ``batch_size`` is no count.
         """
+        from seqproc.config import require_count
+
         schema = self._selected(columns)
+        size = min(require_count("batch_size", batch_size), _MAX_BATCH_SIZE)
+        return self._batches(schema, size)
+
+    def _batches(self, schema: pa.Schema, size: int) -> Iterator[pa.RecordBatch]:
         for table in self._tables(schema.names):
-            yield from table.cast(schema).combine_chunks().to_batches(max_chunksize=batch_size)
+            yield from table.cast(schema).combine_chunks().to_batches(max_chunksize=size)
 
     def sample_batches(self, *, batch_size: int = 256) -> Iterator[pa.Table]:
         """What was drawn, without scores, at most ``batch_size`` rows at a time."""
@@ -132,9 +167,8 @@ class Run:
 
         from seqproc.runs.format.schema import samples_schema
 
-        schema = samples_schema()
-        for batch in self.batches(schema.names, batch_size=batch_size):
-            yield pa.Table.from_batches([batch])
+        batches = self.batches(samples_schema().names, batch_size=batch_size)
+        return (pa.Table.from_batches([batch]) for batch in batches)
 
     @property
     def score_sets(self) -> list[str]:
@@ -147,12 +181,15 @@ class Run:
         Raises:
             RunError: there is no such set, or it is not complete.
         """
+        return self._read_on(lambda: self._score_set(name))
+
+    def _score_set(self, name: str) -> pa.Table:
+        import pyarrow as pa
+
         found = read_score_set(self._folder, name) if name in self.score_sets else None
         if found is None:
             known = ", ".join(self.score_sets) or "none"
             raise RunError(f"the run in {self.url} has no scores {name!r}; it has {known}")
-        import pyarrow as pa
-
         parts = Parts(self._folder, set_table(name), found.key)
         committed = committed_parts(parts, found.merge)
         if not found.is_complete or self._has_more_draws(found, committed):
@@ -176,7 +213,10 @@ class Run:
         Raises:
             RunError: the draw has no row, the part cannot be read, or there is no such column.
         """
-        names = self._selected(columns).names
+        names, index = self._selected(columns).names, _index(draw)
+        return self._read_on(lambda: self._row(index, names))
+
+    def _row(self, draw: int, names: list[str]) -> dict[str, Any]:
         for pair in self._parts:
             if any(start <= draw < stop for start, stop in pair[1].draws):
                 found = self._table(*pair, names, np.array([draw])).to_pylist()
@@ -218,21 +258,28 @@ class Run:
         Raises:
             RunError: there is no such draw.
         """
-        from seqproc.runs.format.schema import samples_schema
-        from seqproc.runs.format.tables import batch_of, samples_of
+        from seqproc.runs.format.tables import batch_of
 
-        names = samples_schema().names
-        if draws is None:
-            tables = self._tables(names)
-        else:
-            tables = self._tables_of([draw for draw in map(int, draws) if 0 <= draw < 2**63], names)
-        samples = {s.draw.index: s for table in tables for s in samples_of(table)}
-        chosen = sorted(samples) if draws is None else [int(draw) for draw in draws]
+        indices = None if draws is None else _indices(draws)
+        samples = self._read_on(lambda: self._samples_by_draw(indices))
+        chosen = sorted(samples) if indices is None else indices
         if missing := [draw for draw in chosen if draw not in samples]:
             raise RunError(f"the run in {self.url} has no row of draw {missing[0]}")
         if not chosen:
             raise RunError("no draws were asked for: a batch holds at least one")
         return batch_of([samples[draw] for draw in chosen])
+
+    def _samples_by_draw(self, draws: Sequence[int] | None) -> dict[int, Sample]:
+        """The samples of some draws, those that there are, or of all."""
+        from seqproc.runs.format.schema import samples_schema
+        from seqproc.runs.format.tables import samples_of
+
+        names = samples_schema().names
+        if draws is None:
+            tables = self._tables(names)
+        else:
+            tables = self._tables_of([draw for draw in draws if 0 <= draw < 2**63], names)
+        return {one.draw.index: one for table in tables for one in samples_of(table)}
 
     def _tables(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         """Rows of part after part, samples and scores beside each other."""
@@ -281,7 +328,11 @@ class Run:
         schema = self._schema
         if isinstance(columns, str):
             raise RunError(f"columns must be a list of names, got one: [{columns!r}]")
+        if not (columns is None or isinstance(columns, Iterable)):
+            raise RunError(f"columns must be a list of names, got {columns!r:.60}")
         names = schema.names if columns is None else list(columns)
+        if twice := [name for number, name in enumerate(names) if name in names[:number]]:
+            raise RunError(f"the column {twice[0]!r} is asked for twice: name it once")
         if unknown := [name for name in names if name not in schema.names]:
             hint = did_you_mean(unknown[0], schema.names)
             raise RunError(
@@ -305,14 +356,44 @@ def open_run(path: str | os.PathLike[str]) -> Run:
     require_pyarrow()
     require_path("the run's folder", path, RunError)
     folder = open_folder(path)
-    manifest = require_manifest(folder)
-    run = Run(folder, manifest)
+    run = _opened(folder)
+    manifest = run.manifest
     if manifest.state == "complete" and run.num_rows != manifest.num_draws_done:
         raise RunError(
             f"the run in {folder.url} says that it has {manifest.num_draws_done} rows, but "
             f"{run.num_rows} are there: files were lost or added; `seqproc verify` tells which"
         )
     return run
+
+
+def _opened(folder: Folder) -> Run:
+    """The run in a folder; one that is merged at this moment is looked at again."""
+    for tries_left in reversed(range(_TRIES)):
+        manifest = require_manifest(folder)
+        try:
+            run = Run(folder, manifest)
+        except MissingFileError:
+            if not tries_left:
+                raise
+            continue
+        now = require_manifest(folder)
+        if (now.merge, now.state) == (manifest.merge, manifest.state):
+            break
+    return run
+
+
+def _index(draw: object) -> int:
+    """The index of a draw, as an int."""
+    try:
+        return operator.index(draw)  # type: ignore[arg-type]
+    except TypeError:
+        raise RunError(f"a draw must be an integer, got {draw!r:.60}") from None
+
+
+def _indices(draws: object) -> list[int]:
+    if isinstance(draws, (str, bytes)) or not isinstance(draws, Iterable):
+        raise RunError(f"draws must be a list of integers, got {draws!r:.60}")
+    return [_index(draw) for draw in draws]
 
 
 def _by_table(columns: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -23,11 +24,12 @@ from seqproc.runs.format.tables import Sample, samples_table
 from seqproc.runs.going_on import going_on
 from seqproc.runs.interruption import raising_on_termination
 from seqproc.runs.merging import merge_parts
-from seqproc.runs.opening import open_for_writing, require_ready, require_same
+from seqproc.runs.opening import open_for_writing, require_apart, require_ready, require_same
 from seqproc.runs.result import RunResult
 from seqproc.runs.run_folder import RunFolder
 from seqproc.runs.scoring import ScoringStage, reward_all
-from seqproc.runs.sources import SequenceSource, open_source
+from seqproc.runs.sources import SequenceSource, is_folder, open_source
+from seqproc.runs.store.folder import open_folder
 from seqproc.runs.store.lock import RunLock
 from seqproc.runs.watch.progress import Progress
 
@@ -68,6 +70,8 @@ def score_run(
     require_count("chunk_size", chunk_size)
     require_flag("fresh", fresh)
     columns = check_token_columns(token_columns)
+    if is_folder(source):
+        require_apart(open_folder(out), open_folder(source))
     folder = require_ready(out)
     given = open_source(source, processor.source, chat=chat)
     require_comparable((one.entry.answer for one in given), processor.reward)
@@ -100,7 +104,7 @@ def _score(
 
 def _chunks(samples: Iterator[Sample], size: int) -> Iterator[list[Sample]]:
     """Lists of at most ``size`` samples, each by rising draw."""
-    while some := list(islice(samples, size)):
+    while some := list(islice(samples, min(size, sys.maxsize))):
         yield sorted(some, key=lambda one: one.draw.index)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from seqproc._util.arguments import require_path
 from seqproc.errors import RunError, SequenceError
 from seqproc.runs.format.tables import Sample, sample_of
 from seqproc.runs.reader import Run, open_run
@@ -60,14 +61,28 @@ def open_source(
     """
     from seqproc.runs.file_source import FileSource
 
+    is_run = is_folder(path)
     path = Path(path).expanduser()
-    if path.is_dir():
+    if is_run:
         if chat:
             raise RunError(f"{path} is a run, whose prompts are token ids: leave chat off")
         return RunSource(open_run(path), model)
     if not path.exists():
         raise RunError(f"there is no run folder or file {path}")
     return FileSource(path, model, chat=chat)
+
+
+def is_folder(path: str | os.PathLike[str]) -> bool:
+    """Whether a source is a folder.
+
+    Raises:
+        RunError: it is no path, or the operating system does not take it.
+    """
+    require_path("the source", path, RunError)
+    try:
+        return Path(path).expanduser().is_dir()
+    except (OSError, RuntimeError) as error:  # a name that is too long, or "~nobody"
+        raise RunError(f"cannot look at {os.fspath(path)!r:.100}: {error}") from error
 
 
 def check_ids(ids: Sequence[int], model: ModelSource) -> None:

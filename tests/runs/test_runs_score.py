@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -203,8 +204,9 @@ def test_nothing_to_score(make: MakeProcessor, tmp_path: Path) -> None:
 def test_a_run_of_another_tokenizer_is_refused(
     make: MakeProcessor, sampled: Path, tiny_tokenizer: Any, tmp_path: Path
 ) -> None:
+    other = shutil.copytree(sampled, tmp_path / "other")
     with pytest.raises(RunMismatchError, match='kind: the folder has "sample", asked for was "sc'):
-        score_run(make(), sampled, sampled)
+        score_run(make(), sampled, other)
     shuffled = _shuffled(tiny_tokenizer)
     with pytest.raises(RunError, match="the run was made with another tokenizer"):
         score_run(make(tokenizer=shuffled), sampled, tmp_path / "run")

@@ -390,9 +390,23 @@ def test_shards_of_other_plans_are_refused(
     assert not (made / "merged").exists()
 
 
+def test_shards_are_not_merged_into_one_of_them(made: Path) -> None:
+    (made / "link").symlink_to(made / "0")
+    for out, wrong in (
+        (made / "0", "cannot be the new run's folder as well"),
+        (made / "link", "cannot be the new run's folder as well"),
+        (made, "lies in"),
+    ):
+        for fresh in (False, True):
+            with pytest.raises(RunError, match=wrong):
+                merge_runs(shards(made), out, fresh=fresh)
+    merge_runs(shards(made), made / "merged")
+
+
 def test_a_folder_of_another_run_is_refused(processor: SequenceProcessor, made: Path) -> None:
+    shutil.copytree(made / "0", made / "other")
     with pytest.raises(RunMismatchError) as caught:
-        merge_runs(shards(made), made / "0")
+        merge_runs(shards(made), made / "other")
     assert any(line.startswith("spec.shard") for line in caught.value.differences)
     (made / "mine").mkdir()
     (made / "mine" / "notes.txt").touch()

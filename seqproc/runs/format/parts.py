@@ -241,6 +241,8 @@ class Parts:
         try:
             with self._folder.open(self.file(part.name)) as file:
                 return pq.read_table(file, **options)
+        except MissingFileError:
+            raise
         except (OSError, pa.ArrowException, KeyError) as error:
             where = f"{self._folder.url}/{self.file(part.name)}"
             raise RunError(f"cannot read {where}: {' '.join(str(error).split())}") from error
@@ -263,6 +265,8 @@ class Parts:
                     raise RunError(f"{self._folder.url}/{self.file(part.name)} lacks {missing[0]}")
                 for number in range(reader.num_row_groups):
                     yield reader.read_row_group(number, None if columns is None else list(columns))
+        except MissingFileError:
+            raise
         except (OSError, pa.ArrowException) as error:
             where = f"{self._folder.url}/{self.file(part.name)}"
             raise RunError(f"cannot read {where}: {' '.join(str(error).split())}") from error

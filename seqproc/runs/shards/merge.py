@@ -26,7 +26,7 @@ from seqproc.runs.format.schema import samples_schema, scores_schema
 from seqproc.runs.going_on import going_on
 from seqproc.runs.interruption import raising_on_termination
 from seqproc.runs.merging import ROWS_IN_FILE, ROWS_IN_MEMORY, drop_merged, total_seconds
-from seqproc.runs.opening import open_for_writing, require_ready, require_same
+from seqproc.runs.opening import open_for_writing, require_apart, require_ready, require_same
 from seqproc.runs.result import RunResult
 from seqproc.runs.run_folder import RunFolder
 from seqproc.runs.shards.source import ShardSource, open_shards
@@ -54,13 +54,16 @@ def merge_runs(
     Raises:
         RunMismatchError: the shards are not of one plan, or ``out`` holds another run; the error
             says how they differ.
-        RunError: a shard is missing, given twice, not complete or damaged, or ``out`` cannot be
-            written.
+        RunError: a shard is missing, given twice, not complete or damaged, lies in ``out``, or
+            ``out`` cannot be written.
     """
     _require_list(shards)
     require_flag("fresh", fresh)
+    folders = [open_folder(path) for path in shards]
+    for shard in folders:
+        require_apart(open_folder(out), shard, with_shards=True)
     folder = require_ready(out, with_shards=True)
-    sources = open_shards([open_folder(path) for path in shards])
+    sources = open_shards(folders)
     existing = read_manifest(folder)
     if existing is not None and not fresh:
         require_same(existing, whole_plan(sources), folder)
