@@ -263,3 +263,13 @@ def test_a_set_nested_too_deeply_is_refused(make: MakeProcessor, folder: Path) -
     with pytest.raises(RunError, match="is not what was written"):
         open_run(folder).scores("deep")
     assert verify_run(folder)
+
+
+def test_a_set_whose_file_is_a_link_to_nowhere_is_a_fault(
+    make: MakeProcessor, folder: Path
+) -> None:
+    add_scores(make(), folder, "linked")
+    note = folder / "scores/linked/set.json"
+    note.unlink()
+    note.symlink_to("nowhere")
+    assert "scores/linked/set.json" in [fault.file for fault in verify_run(folder)]

@@ -237,7 +237,9 @@ class _Examination:
         except RunError as error:
             self._fault(file, in_folder(error, self._folder, file), _UNDO)
             return
-        assert found is not None
+        if found is None:  # a link that leads nowhere, or removed meanwhile
+            self._fault(file, "it is not there", _UNDO)
+            return
         parts = Parts(self._folder, set_table(name), found.key)
         schema = scores_schema(tuple(found.made_by["token_columns"]))
         scored = Coverage()
