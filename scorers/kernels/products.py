@@ -8,8 +8,8 @@
   last. It goes tile by tile: multiplying by the whole matrix at once would evict the cache on every
   pass over the logits.
 - Speed. PyTorch multiplies by MKL, which has AVX-512 kernels for Intel's processors only. On others
-  with AVX-512, oneDNN takes half the time. It adds all terms in one sum, so it is given 192 at a
-  time, as many as MKL takes.
+  with AVX-512, oneDNN takes half the time. It adds all terms in one sum, so it is given as many at
+  a time as MKL takes: 192, or half of them all where that is fewer than 192 and all are more.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from torch.nn import functional
 from seqproc._util.kernels import is_on
 from seqproc.scorers.swapping import Swapped
 
-_TERMS = 192  # of one sum: as many as MKL adds up
+_TERMS = 192  # of one sum, at most: as many as MKL adds up
 
 _TILE = 2048  # tokens of the vocabulary: a few MB of logits
 _TERMS_OF_HEAD = 96  # fewer would take longer
@@ -73,8 +73,10 @@ def product(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     few = 0 < len(states) < ROW_MULTIPLE
     some = _pad_rows(states) if few else states
     if _is_for_onednn(input, weight) and not torch.is_grad_enabled():
-        some = some.contiguous()
-        out = _by_onednn(zip(some.split(_TERMS, dim=1), weight.split(_TERMS, dim=1), strict=True))
+        size = _terms_of_mkl(weight.shape[1])
+        out = _by_onednn(
+            zip(some.contiguous().split(size, dim=1), weight.split(size, dim=1), strict=True)
+        )
     else:
         out = functional.linear(some, weight)
     out = out[: len(states)].view(*input.shape[:-1], len(weight))
@@ -82,6 +84,11 @@ def product(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
         return out
     # Added last by either library, which a BLAS by itself would begin with.
     return out + bias if torch.is_grad_enabled() else out.add_(bias)
+
+
+def _terms_of_mkl(number: int) -> int:
+    """How many terms MKL adds up before it goes on to the next sum."""
+    return math.ceil(number / 2) if _TERMS < number < 2 * _TERMS else _TERMS
 
 
 def tiled_product(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

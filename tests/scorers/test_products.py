@@ -222,6 +222,20 @@ def test_neither_does_it_on_a_graph_that_is_kept(
         assert torch.equal(product(states[:rows], weight, bias), whole[:rows])
 
 
+@same_bits
+@pytest.mark.parametrize("width", range(32, 900, 32))
+def test_both_libraries_sum_in_one_order(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many rows there are decides between them."""
+    monkeypatch.setattr(products, "_TERMS", TERMS)
+    states, weight = narrow(64, width), narrow(48, width, seed=1)
+    found = []
+    for is_faster in (False, True):
+        monkeypatch.setattr(products, "_onednn_is_faster", lambda chosen=is_faster: chosen)
+        with torch.no_grad():
+            found.append(product(states, weight))
+    assert torch.equal(*found)
+
+
 def test_gradients_of_few_rows_are_those_of_the_product() -> None:
     states, weight = normal(3, WIDTH).requires_grad_(), normal(7, WIDTH, seed=1).requires_grad_()
     bias = normal(7, seed=2).requires_grad_()
