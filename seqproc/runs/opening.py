@@ -12,6 +12,7 @@ from typing import Any
 
 from seqproc._util.clock import utc_now
 from seqproc.errors import RunError, RunMismatchError
+from seqproc.runs.format.events import EVENTS
 from seqproc.runs.format.layout import ASIDE, MANIFEST, is_beside_a_run, is_of_a_shard
 from seqproc.runs.format.manifest import Manifest, differences, with_key
 from seqproc.runs.format.manifest_file import read_manifest, write_manifest
@@ -20,6 +21,8 @@ from seqproc.runs.run_folder import RunFolder
 from seqproc.runs.store.folder import Folder, open_folder
 from seqproc.runs.store.holder import is_alive
 from seqproc.runs.store.lock import RunLock, holder_of
+
+_OF_A_RUN = ("samples/", "scores/", "parts/", EVENTS)  # what the names of its files begin with
 
 
 def open_for_writing(
@@ -124,6 +127,11 @@ def require_usable(folder: Folder, *, with_shards: bool = False) -> None:
         raise RunError(
             f"{folder.url} holds shards of a run that an executor makes: go on with that executor, "
             "merge the shards once they are complete (seqproc merge), or name another folder"
+        )
+    if any(name.startswith(_OF_A_RUN) for name in strange):
+        raise RunError(
+            f"{folder.url} holds files of a run ({strange[0]!r}), but its {MANIFEST} is lost: take "
+            "that from a copy, name another folder, or move what is there away"
         )
     if strange:
         raise RunError(

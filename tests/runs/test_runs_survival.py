@@ -658,3 +658,10 @@ def test_a_run_of_vllm_that_is_killed_is_whole_in_the_end(
     found = last_line(kill_vllm.__file__, tmp_path, "--kills", kills, "--sampler", sampler)
     assert found["kills"] >= kills
     assert found.get("parity_holds", True)
+
+
+def test_a_lost_manifest_is_named(make: MakeProcessor, tiny_tokenizer: Any, tmp_path: Path) -> None:
+    sample_run(make(Faulty(tiny_tokenizer)), spec(), tmp_path / "run")
+    (tmp_path / "run" / "manifest.json").unlink()
+    with pytest.raises(RunError, match=r"its manifest\.json is lost"):
+        sample_run(make(Faulty(tiny_tokenizer)), spec(), tmp_path / "run")
