@@ -6,7 +6,8 @@ the scorer's weights. The parts can be used alone:
 `sample`, `score_nominal`, `sampler_findings`, `mismatch`, `decide`.
 """
 
-from seqproc.parity.attribution import Cause, attribute
+from seqproc.parity.attribution import attribute
+from seqproc.parity.cause import Cause
 from seqproc.parity.check import Check, check_engine
 from seqproc.parity.divergence import Comparison, Divergence, compare
 from seqproc.parity.draws import Answer, Draws, NominalScores, sample, score, score_nominal

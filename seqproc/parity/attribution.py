@@ -1,8 +1,9 @@
-"""Why an engine failed: which other distribution explains its tokens, or its reported log q.
+"""Why an engine failed: which other distribution its tokens, and its reported log q, come from.
 
-Every token is scored under each of the `suspects`. The one of the largest likelihood under which
-all tests of the sampler hold is the cause; the one whose log q the engine's agree with is what it
-reports. Runs only after a failure.
+The bets of the catalogue have told already how probable each alternative is; other weights are
+scored, and are alternatives as well. Those that come near to the most probable one are scored under
+the alternative taken for true: what then holds is explained. There is one cause of the tokens, and
+whatever does as well is named beside it. Runs only after a failure.
 """
 
 from __future__ import annotations
@@ -10,45 +11,63 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
-from seqproc.errors import EngineError
-from seqproc.models import vocab_size
-from seqproc.parity.draws import Answer, Draws, Floats, sample, score
+from seqproc.parity.betting.catalogue import SHARE, TEMPERATURE, TOP_P
+from seqproc.parity.betting.echoes import PLACE, SAME
+from seqproc.parity.betting.evidence import GREEDY_DRAWS, Bet, Evidence, Window, evidence
+from seqproc.parity.cause import Cause
+from seqproc.parity.draws import Draws, score
+from seqproc.parity.positions import LogDistribution
 from seqproc.parity.replay import REPLAY
+from seqproc.parity.reports import cause_of_reports
 from seqproc.parity.sampler import sampler_findings
 from seqproc.parity.structure import ENDINGS
-from seqproc.parity.suspects import Case, of_policy, other_policies, other_weights
+from seqproc.parity.suspects import Case, of_policy, other_weights
 from seqproc.parity.verdict import Finding, Link, decide
 
-_IMPOSSIBLE = -50.0  # nats for a token that a suspect cannot emit, in place of −∞
 _MOSTLY = 0.999  # share of tokens in a suspect's support; rounding may put a few outside
 _RARE = 1e-6  # chance of a draw that another of the same prompt does not repeat
-_OTHER_LOGITS = "other logits than the scorer's (dtype, kernel), or other weights"
-_ALONE = 4  # draws that are sampled again, each alone
+_CONTENDING = math.log(20)  # nats behind the most probable, up to which one contends with it
+_LOOKED_AT = 4  # families that are scored, at most
+_MOSTLY_REPORTED = 0.99  # share of log q that agree; a cut of the support may move a few
+_MANY_REPORTED = 0.5  # share of them with which a cause may pass, if not for the very one
+_SMALL_PART = 0.2  # of the median error that a cause leaves, and is taken to explain
+_STEPS = 9  # of a parameter between the neighbours of the best one in the catalogue
+_LEAST_SHIFT = 1e-3  # of a fitted parameter that is worth naming
+
+_FAMILIES_OF_NOISE = (SAME, PLACE)
+_FAMILIES_WITHIN = (SAME, PLACE, GREEDY_DRAWS)  # which keep to the policy's support
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Cause:
-    """What went wrong, as far as the draws tell."""
+class _Candidate:
+    """A family of alternatives, by its best member."""
 
-    link: Link
     description: str
-    explains: bool  # whether all that failed holds when this is taken for true
-    detail: str = ""
+    link: Link
+    family: str
+    log_odds: float  # against the policy, nats
+    log_share: float = 0.0  # of its prior in them
+    # By description, what can be scored: one of each parameter, or none.
+    wholes: Mapping[str, LogDistribution] = field(default_factory=dict)
+    fit: _Fit | None = None
+
+    @property
+    def holds(self) -> bool:
+        """Whether the tests hold when it is taken for true; unknown is taken for yes."""
+        return self.fit is None or self.fit.tests_hold
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Fit:
-    """A suspect, and how well it fits."""
+    """How well draws scored under an alternative fit it."""
 
-    description: str
-    link: Link
-    log_likelihood: float  # of all tokens, nats
     tests_hold: bool  # those of the sampler
-    log_q_error: float  # mean distance of its log q from the engine's; NaN without
+    reported: float  # share of the engine's log q that are its own; NaN without
 
 
 def attribute(case: Case, failed: Sequence[Finding]) -> list[Cause]:
@@ -58,18 +77,15 @@ def attribute(case: Case, failed: Sequence[Finding]) -> list[Cause]:
     if Link.PROMPT in links:  # then everything behind it differs
         return [cause for cause in causes if cause.link is Link.PROMPT]
     chances = [finding for finding in failed if finding.name != REPLAY]
-    is_dependent = any(finding.link is Link.TOKENS for finding in chances)
-    dependence = _dependence(case, chances) if is_dependent else None
-    if dependence is not None and dependence.explains:  # what is drawn twice also counts twice
-        links -= {Link.POLICY}
-    if links & {Link.POLICY, Link.LOG_Q}:
-        found = _distribution_causes(case, links)
-        if any(cause.explains for cause in found):  # also when draws end
+    by_link = {finding.link for finding in chances}
+    found = _cause_of_tokens(case, chances) if by_link & {Link.POLICY, Link.TOKENS} else None
+    if found is not None:
+        if found.explains:  # also when draws end
             causes = [_plain(finding) for finding in failed if finding.name == ENDINGS]
-        causes += found
-    if dependence is not None and (dependence.explains or Link.POLICY not in links):
-        causes.append(dependence)
-    if len(chances) < len(failed) and not any(cause.explains for cause in causes):
+        causes.append(found)
+    elif Link.LOG_Q in links:
+        causes.append(cause_of_reports(case))
+    if REPLAY in {finding.name for finding in failed} and not any(c.explains for c in causes):
         causes.append(_other_tokens(failed))
     order = list(Link)
     return sorted(causes, key=lambda cause: order.index(cause.link))
@@ -90,6 +106,255 @@ def _other_tokens(failed: Sequence[Finding]) -> Cause:
     )
 
 
+# ---------------------------------------------------------------------- the tokens
+
+
+def _cause_of_tokens(case: Case, failed: Sequence[Finding]) -> Cause:
+    """The one cause of tokens that are not the policy's, or not independent."""
+    dependence = _dependence(case, failed)
+    candidates = [one for one in _candidates(case) if one.log_odds > 0]
+    is_explained = any(one.fit is not None and one.holds for one in candidates)
+    if dependence.explains and not is_explained:  # what is drawn twice also counts twice
+        return dependence
+    if not candidates:
+        only = all(finding.link is Link.TOKENS for finding in failed)
+        return replace(dependence, explains=True) if only else _unknown(case, "")
+    best = max(candidates, key=lambda one: (_reports_it(one), one.holds, one.log_odds))
+    if not best.holds:
+        return _unknown(case, f"the nearest is: {best.description}")
+    rivals = [
+        one.description
+        for one in candidates
+        if one.family != best.family
+        and one.holds
+        and _reports_it(one) == _reports_it(best)
+        and one.log_odds > best.log_odds - _CONTENDING
+    ]
+    unexplained = _unexplained_log_q(best, case)
+    return Cause(
+        link=best.link,
+        description=best.description,
+        explains=not rivals and not unexplained,
+        detail=f"e^{best.log_odds:.1f} times as probable as the policy{unexplained}",
+        contenders=tuple(rivals),
+    )
+
+
+def _reports_it(candidate: _Candidate) -> bool:
+    """Whether the engine's log q are the candidate's."""
+    return candidate.fit is not None and candidate.fit.reported >= _MOSTLY_REPORTED
+
+
+def _unexplained_log_q(best: _Candidate, case: Case) -> str:
+    """What the cause leaves open of the reported log q, in words."""
+    if best.fit is None or not best.fit.reported < _MANY_REPORTED:
+        return ""
+    if _share_reported(case, case.draws) >= _MOSTLY_REPORTED:
+        return "; the engine reports the log q of the policy all the same"
+    return (
+        f"; {1 - best.fit.reported:.1%} of the reported log q are not its own, which it leaves "
+        "unexplained"
+    )
+
+
+def _share_reported(case: Case, draws: Draws) -> float:
+    """Which share of the reported log q is that of draws as they were scored; NaN without.
+
+    A fitted parameter is near the true one and not it: so an error that is a small part of the
+    policy's own counts as none.
+    """
+    reported = case.nominal.engine_logqs
+    if reported is None:
+        return math.nan
+    told = ~np.isnan(reported)
+    with np.errstate(invalid="ignore"):
+        gaps = np.abs(reported[told] - draws.logqs[told])
+        nominal = np.abs(reported[told] - case.draws.logqs[told])
+    allowed = max(case.tolerance, _SMALL_PART * float(np.median(nominal)))
+    return float((gaps <= allowed).mean())
+
+
+def _unknown(case: Case, nearest: str) -> Cause:
+    del case
+    return Cause(
+        link=Link.LOGITS,
+        description="another distribution, not a known one",
+        explains=False,
+        detail=nearest,
+    )
+
+
+def _candidates(case: Case) -> list[_Candidate]:
+    """Families of the catalogue and other weights, the most probable scored."""
+    found = None if case.nominal.gains is None else evidence(case.nominal.gains)
+    share = math.log(1 / (1 + (0 if found is None else len({bet.family for bet in found.bets}))))
+    weights = _weight_candidates(case, share)
+    if any(_reports_it(one) for one in weights):
+        return weights
+    families = [] if found is None else _families(case, found)
+    families.sort(key=lambda one: one.log_odds, reverse=True)
+    near = [one for one in families if one.wholes and one.log_odds > 0][:_LOOKED_AT]
+    return [*weights, *_scored(near, case), *(one for one in families if one not in near)]
+
+
+def _scored(candidates: Sequence[_Candidate], case: Case) -> list[_Candidate]:
+    """Candidates at their most probable parameter, by the exact likelihood of the tokens."""
+    wholes = {
+        f"{n}/{words}": whole
+        for n, one in enumerate(candidates)
+        for words, whole in one.wholes.items()
+    }
+    if not wholes:
+        return []
+    found = score(case.answers, case.scorer, wholes, override=case.override)
+    scored = []
+    for n, one in enumerate(candidates):
+        gains = {words: _gain(case, found[f"{n}/{words}"]) for words in one.wholes}
+        words = max(gains, key=lambda name: gains[name])
+        scored.append(
+            replace(
+                one,
+                description=words,
+                log_odds=gains[words] + one.log_share,
+                fit=fit_of(case, found[f"{n}/{words}"]),
+            )
+        )
+    return scored
+
+
+def _weight_candidates(case: Case, log_share: float) -> list[_Candidate]:
+    """Of other weights, one after another; none after one whose log q the engine reports."""
+    candidates: list[_Candidate] = []
+    for name, parameters in other_weights(case).items():
+        own = {"q": of_policy(case.policy)}
+        draws = score(case.answers, case.scorer, own, override=parameters())["q"]
+        candidates.append(
+            _Candidate(
+                description=name,
+                link=Link.WEIGHTS,
+                family=name,
+                log_odds=_gain(case, draws) + log_share,
+                fit=fit_of(case, draws),
+            )
+        )
+        if _reports_it(candidates[-1]):
+            break
+    return candidates
+
+
+def _families(case: Case, found: Evidence) -> list[_Candidate]:
+    """The families of the catalogue, each with all that it gained."""
+    by_family: dict[str, list[Bet]] = {}
+    for bet in found.bets:
+        by_family.setdefault(bet.family, []).append(bet)
+    assert case.nominal.gains is not None
+    wholes = {one.name: one.whole for one in case.nominal.gains.alternatives}
+    return [one for bets in by_family.values() for one in _family(case, bets, wholes)]
+
+
+def _family(
+    case: Case, bets: Sequence[Bet], wholes: Mapping[str, LogDistribution | None]
+) -> list[_Candidate]:
+    """A family by its best bet on all tokens, and by its best on some where that came to more."""
+    is_within = bets[0].family in _FAMILIES_WITHIN
+    odds = {
+        bet: bet.log_e + bet.log_share + (0.0 if is_within else _unreachable(case, bet.window))
+        for bet in bets
+    }
+    on_all = max((bet for bet in bets if not bet.window.name), key=lambda bet: odds[bet])
+    best = max(bets, key=lambda bet: odds[bet])
+    found = [_candidate(on_all, bets, odds)]
+    if on_all.family not in _FAMILIES_OF_NOISE:
+        found = [replace(found[0], wholes=_members(case, on_all, bets, wholes))]
+    return found if best is on_all else [*found, _candidate(best, bets, odds)]
+
+
+def _candidate(best: Bet, bets: Sequence[Bet], odds: Mapping[Bet, float]) -> _Candidate:
+    """By one bet, with all that the bets of its family on the same tokens came to."""
+    alike = [bet for bet in bets if bet.window == best.window]
+    is_noise = best.family in _FAMILIES_OF_NOISE
+    description = f"{best.name}, {best.window.name}" if best.window.name else best.name
+    if is_noise:
+        description = f"what should be independent is not: randomness is used twice ({description})"
+    return _Candidate(
+        description=description,
+        link=Link.TOKENS if is_noise else Link.POLICY,
+        family=best.family,
+        log_odds=float(np.logaddexp.reduce([odds[bet] for bet in alike])),
+        log_share=float(np.logaddexp.reduce([bet.log_share for bet in alike])),
+    )
+
+
+def _members(
+    case: Case,
+    best: Bet,
+    bets: Sequence[Bet],
+    wholes: Mapping[str, LogDistribution | None],
+) -> dict[str, LogDistribution]:
+    """The best of a family; where its parameter can be fitted, also those around it."""
+    whole = wholes.get(best.name)
+    found = {} if whole is None else {best.name: whole}
+    if best.family == TEMPERATURE:
+        profile = {b.value: b.log_e for b in bets if not b.window.name and b.value is not None}
+        found |= _temperatures(case, profile)
+    if best.family == TOP_P:
+        # The largest mass before a token is the maximum-likelihood estimate.
+        top_p = float(min(case.nominal.mass_before.max() * (1 + 1e-6), 1.0))
+        found |= _with(case, "top_p", [top_p])
+    return found
+
+
+def _temperatures(case: Case, profile: Mapping[float, float]) -> dict[str, LogDistribution]:
+    """Between the neighbours of the best one in the catalogue."""
+    values = sorted(profile)
+    n = values.index(max(profile, key=lambda value: profile[value]))
+    low, high = values[max(n - 1, 0)], values[min(n + 1, len(values) - 1)]
+    return _with(case, "temperature", np.linspace(low, high, _STEPS)[1:-1].tolist())
+
+
+def _with(case: Case, name: str, values: Sequence[float]) -> dict[str, LogDistribution]:
+    asked = getattr(case.policy, name)
+    found = {}
+    for value in values:
+        if abs(value - asked) > _LEAST_SHIFT and value > 0:
+            change: dict[str, Any] = {name: value}
+            words = f"{name} {value:.4g} in place of {asked:g}"
+            found[words] = of_policy(replace(case.policy, **change))
+    return found
+
+
+def _gain(case: Case, draws: Draws) -> float:
+    """Log-likelihood of all tokens against that under the policy, as a bet would have it."""
+    own, other = case.draws.logqs, draws.logqs
+    inside = np.isfinite(own)
+    with np.errstate(over="ignore"):
+        ratios = np.log(SHARE + (1 - SHARE) * np.exp(other[inside] - own[inside]))
+    outside = np.where(np.isfinite(other[~inside]), 0.0, math.log(SHARE))
+    return float(ratios.sum() + outside.sum()) + _unreachable(case)
+
+
+def _unreachable(case: Case, window: Window | None = None) -> float:
+    """What the tokens of a window that the policy cannot have emitted tell against it, nats."""
+    outside = ~case.draws.in_support & ~case.nominal.is_reachable
+    if window is not None:
+        outside = outside & window.holds(
+            case.draws.steps, case.draws.owners, len(case.draws.lengths)
+        )
+    return -math.log(SHARE) * int(outside.sum())
+
+
+def fit_of(case: Case, draws: Draws) -> _Fit:
+    """How well draws that were scored under an alternative fit it."""
+    return _Fit(
+        tests_hold=float(draws.in_support.mean()) >= _MOSTLY
+        and decide(sampler_findings(draws), case.false_alarms).holds,
+        reported=_share_reported(case, draws),
+    )
+
+
+# ---------------------------------------------------------------------- dependence
+
+
 def _dependence(case: Case, failed: Sequence[Finding]) -> Cause:
     """Randomness used twice; certain when draws have twins that chance would not give them."""
     draws = case.draws
@@ -103,12 +368,11 @@ def _dependence(case: Case, failed: Sequence[Finding]) -> Cause:
     )
     repeated = sum(count for count in counts.values() if count > 1)
     which = ", ".join(finding.name for finding in failed if finding.link is Link.TOKENS)
-    only = all(finding.link is Link.TOKENS for finding in failed)
     return Cause(
         link=Link.TOKENS,
         description=f"what should be independent is not ({which}): randomness is used twice"
         + _or_constant(counts),
-        explains=twins > 0 or only,
+        explains=twins > 0,
         detail=f"{repeated:,} of {len(keys):,} draws are the same as another of their prompt; "
         f"{twins:,} of these are less likely than {_RARE:g} each",
     )
@@ -124,133 +388,3 @@ def _or_constant(counts: Mapping[tuple[int, tuple[int, ...]], int]) -> str:
     else:
         return ""
     return f", or the engine's answers do not depend on {ignored} at all"
-
-
-def _distribution_causes(case: Case, links: set[Link]) -> list[Cause]:
-    fits = _weight_fits(case)
-    if not _explains(fits[-1], case):
-        fits += _policy_fits(case)
-    nominal = _fit("", Link.POLICY, case, case.draws)
-    sampled = max(fits, key=lambda fit: (fit.tests_hold, fit.log_likelihood))
-    reported = min(fits, key=lambda fit: fit.log_q_error)
-    causes = []
-    if Link.POLICY in links:
-        causes.append(_cause_of_tokens(sampled, nominal))
-    explained = causes and (reported is sampled or sampled.log_q_error <= case.tolerance)
-    if Link.LOG_Q in links and not explained:
-        causes.append(_cause_of_reports(case, reported, nominal))
-    return causes
-
-
-def _cause_of_tokens(best: _Fit, nominal: _Fit) -> Cause:
-    gain = best.log_likelihood - nominal.log_likelihood
-    unknown = "another distribution, not a known one"
-    return Cause(
-        link=best.link if best.tests_hold else Link.LOGITS,
-        description=best.description if best.tests_hold else unknown,
-        explains=best.tests_hold,
-        detail=f"the nearest suspect is: {best.description}; its log-likelihood is {gain:+,.1f} "
-        "nats against the policy's",
-    )
-
-
-def _cause_of_reports(case: Case, best: _Fit, nominal: _Fit) -> Cause:
-    errors = f"mean error {nominal.log_q_error:.2g} nats"
-    if best.log_q_error > nominal.log_q_error / 2:
-        return _unexplained_reports(case, errors)
-    is_weights = best.link is Link.WEIGHTS
-    return Cause(
-        link=best.link if is_weights else Link.LOG_Q,
-        description=best.description if is_weights else f"log q reported with {best.description}",
-        explains=best.log_q_error <= case.tolerance,
-        detail=f"{errors}, {best.log_q_error:.2g} when this is taken for true",
-    )
-
-
-def _unexplained_reports(case: Case, errors: str) -> Cause:
-    """Whether log q change when a draw is sampled alone: then batching or padding is at fault."""
-    some = [answer for answer in case.answers if answer.completion.logqs][:_ALONE]
-    try:
-        change = max((_change_alone(case, answer) for answer in some), default=0.0)
-    except EngineError as error:  # the verdict stands without it
-        detail = f"{errors}; sampled alone, the engine fails: {error}"
-        return Cause(link=Link.LOGITS, description=_OTHER_LOGITS, explains=False, detail=detail)
-    batched = change > case.tolerance
-    return Cause(
-        link=Link.LOGITS,
-        description="logits depend on the batch (padding, positions)" if batched else _OTHER_LOGITS,
-        explains=batched,
-        detail=f"{errors}; sampled alone, log q change by up to {change:.2g} nats",
-    )
-
-
-def _change_alone(case: Case, answer: Answer) -> float:
-    (other,) = sample(
-        case.engine,
-        [answer.request],
-        [answer.prompt],
-        case.policy,
-        case.stopping,
-        vocabulary=vocab_size(case.scorer.model),
-    )
-    alone = other.completion
-    pairs = zip(
-        alone.token_ids,
-        answer.completion.token_ids,
-        alone.logqs or (),
-        answer.completion.logqs or (),
-        strict=False,
-    )
-    changes = [0.0]
-    for token, before, own, reported in pairs:
-        if token != before:
-            break
-        changes.append(abs(own - reported))
-    return max(changes)
-
-
-def _policy_fits(case: Case) -> list[_Fit]:
-    distributions = other_policies(case)
-    found = score(case.answers, case.scorer, distributions, override=case.override)
-    return [_fit(name, Link.POLICY, case, draws) for name, draws in found.items()]
-
-
-def _weight_fits(case: Case) -> list[_Fit]:
-    """Of other weights, one after another; none after one that explains everything."""
-    fits: list[_Fit] = []
-    for name, parameters in other_weights(case).items():
-        own = {"q": of_policy(case.policy)}
-        found = score(case.answers, case.scorer, own, override=parameters())
-        fits.append(_fit(name, Link.WEIGHTS, case, found["q"]))
-        if _explains(fits[-1], case):
-            break
-    return fits
-
-
-def _explains(fit: _Fit, case: Case) -> bool:
-    """Whether the tokens, and the log q that came with them, are those of the suspect."""
-    return fit.tests_hold and fit.log_q_error <= case.tolerance
-
-
-def _fit(description: str, link: Link, case: Case, draws: Draws) -> _Fit:
-    return _Fit(
-        description=description,
-        link=link,
-        log_likelihood=_log_likelihood(draws),
-        tests_hold=float(draws.in_support.mean()) >= _MOSTLY
-        and decide(sampler_findings(draws), case.false_alarms).holds,
-        log_q_error=_error(draws.logqs, case.nominal.engine_logqs),
-    )
-
-
-def _log_likelihood(draws: Draws) -> float:
-    return float(np.maximum(draws.logqs, _IMPOSSIBLE).sum())
-
-
-def _error(logqs: Floats, engine_logqs: Floats | None) -> float:
-    if engine_logqs is None:
-        return math.nan
-    told = ~np.isnan(engine_logqs)
-    engine_logqs, logqs = engine_logqs[told], logqs[told]
-    gaps = np.maximum(engine_logqs, _IMPOSSIBLE) - np.maximum(logqs, _IMPOSSIBLE)
-    return float(np.abs(gaps).mean())

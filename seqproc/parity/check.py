@@ -20,7 +20,10 @@ from seqproc.models import vocab_size
 from seqproc.models.parameters import ParamMapping
 from seqproc.models.tokenization import Tokenizer
 from seqproc.parity import metrics, structure
-from seqproc.parity.attribution import Cause, attribute
+from seqproc.parity.attribution import attribute
+from seqproc.parity.betting.evidence import evidence
+from seqproc.parity.betting.findings import bet_findings
+from seqproc.parity.cause import Cause
 from seqproc.parity.draws import (
     Answer,
     Draws,
@@ -222,6 +225,11 @@ def all_findings(
         *sampler_findings(draws),
         twins(with_tokens(answers), draws, due.most),
         metrics.reported_log_q(draws, nominal.engine_logqs, due),
+        *(
+            []
+            if nominal.gains is None
+            else bet_findings(evidence(nominal.gains), tolerance * policy.temperature / 2)
+        ),
     ]
 
 

@@ -21,6 +21,8 @@ from seqproc.engines.gumbel import seed_tensor
 from seqproc.engines.noise import Noise
 from seqproc.errors import EngineError
 from seqproc.models.parameters import ParamMapping
+from seqproc.parity.betting.book import Book
+from seqproc.parity.betting.evidence import Gains
 from seqproc.parity.positions import Cut, LogDistribution, Placement, cut, place
 from seqproc.parity.reading import Rows, read_columns
 from seqproc.parity.replay import ReplayedRows, ReplayedTokens, replay_rows
@@ -70,6 +72,11 @@ class Draws:
         """Step of each token within its draw, from 0, ``[N]``."""
         return np.arange(len(self.logqs)) - np.repeat(self.starts, self.lengths)
 
+    @property
+    def owners(self) -> NDArray[np.int64]:
+        """Number of each token's draw, ``[N]``."""
+        return np.repeat(np.arange(len(self.lengths)), self.lengths)
+
     def some(self, first: int, last: int) -> Draws:
         """The draws from ``first`` up to ``last``, and their tokens."""
         draws, starts = slice(first, last), [*self.starts, len(self.logqs)]
@@ -112,6 +119,7 @@ class NominalScores:
     is_reachable: NDArray[np.bool_]  # logits within the stated error could have y in the support
     is_settled: NDArray[np.bool_]  # logits within the stated error have the same support
     engine_logqs: Floats | None  # as the engine reported them, NaN where it did not; None: never
+    gains: Gains | None = None  # of bets on other distributions; None when none were made
     replayed: ReplayedTokens | None = None  # None when the engine's noise cannot be computed again
 
 
@@ -187,6 +195,7 @@ def score_nominal(
     noise: Noise | None = None,
     override: ParamMapping | None = None,
     seed: int = 0,
+    bets: bool = True,
 ) -> tuple[Draws, NominalScores]:
     """Place every token under the policy, and read what only the policy's own logits tell.
 
@@ -198,13 +207,16 @@ def score_nominal(
         noise: that the engine draws with, to replay every token; None for no replay.
         override: parameters to score at; None for the model's own.
         seed: of the randomisation of the transform, which is the test's and not the engine's.
+        bets: whether to bet on the distributions of the catalogue.
     """
     answers, eos = with_tokens(answers), scorer.eos_token_ids
     keys = _draw_keys(answers, scorer.device)
+    book = _book(answers, policy, eos) if bets and policy.do_sample else None
 
     def reading(logits: Tensor, rows: Rows) -> dict[str, Tensor]:
         wide = logits.double()
-        placed = place(log_q(wide, policy), rows.tokens, eos)
+        log_q_RV = log_q(wide, policy)
+        placed = place(log_q_RV, rows.tokens, eos)
         own = {"logprobs": token_log_p(wide, rows.tokens)}
         own |= _named(cut(wide, rows.tokens, policy, logit_error))
         if noise is not None:
@@ -212,18 +224,33 @@ def score_nominal(
             values = noise.values(seeds, lengths, rows.steps, wide.shape[-1])
             replayed = replay_rows(wide, values, rows.tokens, policy, logit_error, noise.error)
             own |= _named(replayed)
-        return own | _named(placed, "q/")
+        of_bets = {} if book is None else book.columns(wide, log_q_RV, placed, rows)
+        return own | _named(placed, "q/") | of_bets
 
     columns = _columns(answers, scorer, reading, override)
     own = {name: values for name, values in columns.items() if "/" not in name}
     names = ReplayedTokens.names()
     replayed = {name: own.pop(name) for name in names if name in own}
+    draws = _draws(answers, columns, "q", eos, seed)
     nominal = NominalScores(
         engine_logqs=_engine_logqs(answers),
+        gains=None
+        if book is None
+        else book.gains(columns, draws.logqs, draws.ranks, draws.uniforms_by_id),
         replayed=ReplayedTokens(**replayed) if replayed else None,
         **own,
     )
-    return _draws(answers, columns, "q", eos, seed), nominal
+    return draws, nominal
+
+
+def _book(answers: Sequence[Answer], policy: SamplingPolicy, eos: Sequence[int]) -> Book:
+    return Book(
+        [answer.request.prompt_ids for answer in answers],
+        [answer.completion.token_ids for answer in answers],
+        [answer.prompt for answer in answers],
+        policy,
+        eos,
+    )
 
 
 def _draw_keys(answers: Sequence[Answer], device: torch.device) -> Tensor:

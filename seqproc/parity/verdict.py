@@ -40,6 +40,7 @@ class Finding:
     link: Link  # the link that it speaks of
     p_value: float | None  # None: the draws hold nothing that it could be decided by
     statistic: float | None = None
+    weight: float = 1.0  # in the division of the rate of false alarms among the tests
     detail: str = ""  # what was counted, in words; plain text
 
 
@@ -54,21 +55,24 @@ class Verdict:
 
 
 def decide(findings: Sequence[Finding], false_alarms: float = FALSE_ALARMS) -> Verdict:
-    """Reject by Holm's procedure: sorted p-values against α/m, α/(m − 1), …, up to the first over.
+    """Reject by Holm's weighted procedure, the smallest p/w first, up to the first that stands.
 
-    It keeps the probability of any false rejection at α or below however the tests depend on each
-    other, as long as each p-value alone is right.
+    Each p-value is held against α·w/Σw, the sum being over the tests that are left. It keeps the
+    probability of any false rejection at α or below however the tests depend on each other, as
+    long as each p-value alone is right.
 
     Raises:
         ConfigError: when ``false_alarms`` is not in (0, 1).
     """
     require_rate(false_alarms)
-    tested = [(f.p_value, f.name) for f in findings if f.p_value is not None]
+    tested = [f for f in findings if f.p_value is not None]
+    left = sum(finding.weight for finding in tested)
     failed: list[str] = []
-    for n, (p_value, name) in enumerate(sorted(tested)):
-        if p_value > false_alarms / (len(tested) - n):
+    for finding in sorted(tested, key=lambda f: ((f.p_value or 0.0) / f.weight, f.name)):
+        if (finding.p_value or 0.0) > false_alarms * finding.weight / left:
             break
-        failed.append(name)
+        failed.append(finding.name)
+        left -= finding.weight
     return Verdict(
         holds=not failed,
         false_alarms=false_alarms,

@@ -1,0 +1,138 @@
+"""The book: every bet on the tokens of some draws, read off the logits that score them.
+
+Joins the catalogue and the echoes with the draws; decides nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from seqproc.parity.betting.catalogue import (
+    Alternative,
+    Case,
+    Seen,
+    catalogue,
+    log_ratios,
+)
+from seqproc.parity.betting.echoes import echo_bets, echo_ratios, echoes
+from seqproc.parity.betting.evidence import Gains, gains
+from seqproc.parity.betting.heads import heads_of, tempered
+from seqproc.parity.positions import Placement
+from seqproc.parity.reading import Rows
+from seqproc.policy import SamplingPolicy
+
+# Shapes: R rows (steps), V tokens of the vocabulary, M tokens of a head, N tokens of all draws.
+
+_PREFIX = "bets/"
+
+
+class Book:
+    """All bets on D draws.
+
+    Args:
+        prompts: their prompts' token ids, ``[D][·]``.
+        responses: their own, ``[D][·]``, each with a token.
+        owners: ``[D]`` number of each one's prompt.
+        policy: they were sampled under.
+        eos_token_ids: E ids.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[Sequence[int]],
+        responses: Sequence[Sequence[int]],
+        owners: Sequence[int],
+        policy: SamplingPolicy,
+        eos_token_ids: Sequence[int],
+    ) -> None:
+        self._prompts, self._responses = prompts, responses
+        self._policy, self._eos = policy, list(eos_token_ids)
+        self._alternatives = catalogue(policy, self._eos)
+        self._lengths = np.array([len(ids) for ids in responses])
+        self._starts = np.cumsum(self._lengths) - self._lengths
+        self._tokens = np.concatenate([np.array(ids, dtype=np.int64) for ids in responses])
+        self._echoes = echoes(np.asarray(owners), self._lengths)
+
+    def columns(
+        self, logits_RV: Tensor, log_q_RV: Tensor, placed: Placement, rows: Rows
+    ) -> dict[str, Tensor]:
+        """What is to be read of some rows."""
+        heads = heads_of(logits_RV, rows.tokens, self._policy)
+        case = Case(
+            heads=heads,
+            nominal=tempered(heads, heads.inverse_temperature),
+            policy=self._policy,
+            logqs=placed.logqs,
+            log_eos=placed.eos_probs.log(),
+            is_eos=torch.isin(rows.tokens, torch.tensor(self._eos, device=rows.tokens.device)),
+            seen=self._seen(heads.ids, rows),
+        )
+        return {
+            f"{_PREFIX}ratios": log_ratios(self._alternatives, case).float(),
+            f"{_PREFIX}earlier": log_q_RV.gather(-1, self._earlier(rows)).float(),
+        }
+
+    def _earlier(self, rows: Rows) -> Tensor:
+        """The ids of the earlier tokens of each row, ``[R, E]``; any where there is none."""
+        numbers = self._starts[rows.sequences.cpu().numpy()] + rows.steps.cpu().numpy()
+        ids = [self._tokens[echo.earlier[numbers]] for echo in self._echoes]
+        return torch.from_numpy(np.stack(ids, axis=1)).to(rows.tokens.device)
+
+    def _seen(self, ids_RM: Tensor, rows: Rows) -> Seen:
+        """How often the tokens of the heads came before. Rows of a draw follow one another."""
+        ids, device = ids_RM.cpu().numpy(), ids_RM.device
+        in_prompt, in_response = np.zeros((2, *ids.shape), dtype=np.float64)
+        owner, size = -1, 1 + int(ids.max(initial=0))
+        counts: list[NDArray[np.float64]] = []
+        places = zip(rows.sequences.tolist(), rows.steps.tolist(), strict=True)
+        for row, (sequence, step) in enumerate(places):
+            response = self._responses[sequence]
+            if sequence != owner:
+                owner = sequence
+                before = (self._prompts[sequence], response[:step])
+                counts = [_counted(ids_, size) for ids_ in before]
+            in_prompt[row], in_response[row] = (count[ids[row]] for count in counts)
+            if response[step] < size:
+                counts[1][response[step]] += 1
+        return Seen(
+            in_prompt=torch.from_numpy(in_prompt).to(device),
+            in_response=torch.from_numpy(in_response).to(device),
+        )
+
+    def gains(
+        self,
+        columns: Mapping[str, Any],
+        logqs: NDArray[np.float64],
+        ranks: NDArray[np.int64],
+        uniforms: NDArray[np.float64],
+    ) -> Gains:
+        """What the bets came to.
+
+        Args:
+            columns: those of `columns`, of all tokens ``[N, ·]``.
+            logqs: ``[N]`` log q of the tokens.
+            ranks: ``[N]`` theirs in q.
+            uniforms: ``[N]`` their transforms in the order of their ids.
+        """
+        echoed = echo_ratios(
+            self._echoes,
+            self._tokens,
+            logqs,
+            columns[f"{_PREFIX}earlier"],
+            uniforms,
+        )
+        ratios = np.concatenate([columns[f"{_PREFIX}ratios"], echoed], axis=1)
+        bets: list[Alternative] = [*self._alternatives, *echo_bets(self._echoes)]
+        return gains(bets, ratios, logqs, ranks, self._lengths)
+
+
+def _counted(ids: Sequence[int], size: int) -> NDArray[np.float64]:
+    """How often each id below ``size`` is among the given ones."""
+    array = np.asarray(ids, dtype=np.int64)
+    return np.bincount(array[array < size], minlength=size).astype(np.float64)

@@ -1,0 +1,189 @@
+"""Evidence: what bets on the alternatives of a catalogue have come to.
+
+The bets are placed on every token, and on those of a window only: the first ones, all from some
+step on, one half of the draws. All of them together are one bet, of which each has a share that was
+fixed before; what it comes to exceeds 1/α with probability α at most when the engine is right, at
+whatever number of draws one looks.
+
+What the bets come to is also how probable each alternative has become, against the others and
+against the policy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seqproc.parity.betting.catalogue import Alternative
+
+# Shapes: N tokens of all draws together, D draws, K alternatives, B bins of steps, W windows.
+
+STEP_EDGES = (1, 2, 4, 8, 16, 24, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+_WHOLE = 0.6  # share of the bets on all tokens
+GREEDY_DRAWS = "greedy draws"  # a family
+WHOLE_DRAWS = (0.02, 0.05, 0.2)  # share of draws decoded greedily
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window:
+    """Some of the tokens, by what is known before they are drawn."""
+
+    name: str  # in words; empty: all of them
+    bins: tuple[int, int]  # of steps, [first, last)
+    half: int | None  # of the draws; None: both
+    share: float  # of the bets
+
+    def holds(self, steps: Ints, owners: Ints, num_draws: int) -> NDArray[np.bool_]:
+        """Which tokens are in it, by their steps and the numbers of their draws, ``[N]``."""
+        bins = np.searchsorted(STEP_EDGES, steps, side="right")
+        inside = (self.bins[0] <= bins) & (bins < self.bins[1])
+        if self.half is None:
+            return inside
+        return np.asarray(inside & ((owners >= num_draws // 2) == bool(self.half)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gains:
+    """log r/q of every alternative, summed by draw and bin of steps."""
+
+    alternatives: tuple[Alternative, ...]
+    sums: Floats  # [D, K, B] nats
+    greedy: Floats  # [D] −Σ log q of draws that are greedy throughout; −∞ of others
+
+    def some(self, first: int, last: int) -> Gains:
+        """Those of some draws."""
+        return Gains(
+            alternatives=self.alternatives,
+            sums=self.sums[first:last],
+            greedy=self.greedy[first:last],
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bet:
+    """One alternative in one window."""
+
+    family: str
+    name: str
+    value: float | None
+    window: Window
+    log_e: float  # what it came to, nats
+    log_share: float  # of all bets
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """All bets together."""
+
+    log_e: float  # nats; above log 1/α with probability α at most when the engine is right
+    bets: tuple[Bet, ...]  # the most successful first
+
+    def posterior(self) -> Floats:
+        """Of each bet, with half of the prior on the policy itself: ``[len(bets)]``."""
+        logs = np.array([bet.log_e + bet.log_share for bet in self.bets])
+        total = np.logaddexp(np.logaddexp.reduce(logs), 0.0)
+        return np.exp(logs - total)
+
+
+def gains(
+    alternatives: Sequence[Alternative],
+    ratios: NDArray[np.float32],
+    logqs: Floats,
+    ranks: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+) -> Gains:
+    """Sum up what was gained.
+
+    Args:
+        alternatives: K of them.
+        ratios: ``[N, K]`` log r/q.
+        logqs: ``[N]`` log q.
+        ranks: ``[N]`` of the tokens in q.
+        lengths: ``[D]`` tokens of each draw.
+    """
+    starts = np.cumsum(lengths) - lengths
+    steps = np.arange(len(logqs)) - np.repeat(starts, lengths)
+    bins = np.searchsorted(STEP_EDGES, steps, side="right")
+    sums = np.zeros((len(lengths), len(alternatives), len(STEP_EDGES) + 1))
+    owners = np.repeat(np.arange(len(lengths)), lengths)
+    # The steps of a draw rise, so that its tokens of one bin stand together.
+    firsts = np.flatnonzero(np.diff(owners * (len(STEP_EDGES) + 1) + bins, prepend=-1))
+    sums[owners[firsts], :, bins[firsts]] = np.add.reduceat(ratios.astype(float), firsts, axis=0)
+    is_greedy = np.logical_and.reduceat(ranks == 0, starts)
+    log_q = np.add.reduceat(np.where(np.isfinite(logqs), logqs, 0.0), starts)
+    greedy = np.where(is_greedy, -log_q, -np.inf)
+    return Gains(alternatives=tuple(alternatives), sums=sums, greedy=greedy)
+
+
+def windows(num_bins: int) -> list[Window]:
+    """The windows, with their shares of the bets."""
+    rest = (1 - _WHOLE) / 3
+    suffixes = [(b, num_bins) for b in range(1, num_bins)]
+    prefixes = [(0, b) for b in range(1, num_bins)]
+    found = [Window(name="", bins=(0, num_bins), half=None, share=_WHOLE)]
+    for first, last in suffixes:
+        name = f"from step {STEP_EDGES[first - 1]} on"
+        share = rest / len(suffixes)
+        found.append(Window(name=name, bins=(first, last), half=None, share=share))
+    for first, last in prefixes:
+        edge = STEP_EDGES[last - 1]
+        name = "at the first token" if edge == 1 else f"in the first {edge} tokens"
+        share = rest / len(prefixes)
+        found.append(Window(name=name, bins=(first, last), half=None, share=share))
+    for half, name in enumerate(("in the first half of the draws", "in the second half")):
+        found.append(Window(name=name, bins=(0, num_bins), half=half, share=rest / 2))
+    return found
+
+
+def evidence(found: Gains) -> Evidence:
+    """What all bets have come to."""
+    used = 1 + int(np.flatnonzero(np.abs(found.sums).sum((0, 1))).max(initial=0))
+    half = len(found.sums) // 2
+    halves = [found.sums[:half].sum(0), found.sums[half:].sum(0)]
+    bets = []
+    places = windows(max(used, 2))
+    families = [alternative.family for alternative in found.alternatives]
+    num_families = len(set(families)) + 1
+    for window in places:
+        tables = halves if window.half is None else [halves[window.half]]
+        log_es = sum(table[:, window.bins[0] : window.bins[1]].sum(-1) for table in tables)
+        for alternative, log_e in zip(found.alternatives, np.asarray(log_es), strict=True):
+            share = window.share / num_families / families.count(alternative.family)
+            bets.append(_bet(alternative, window, float(log_e), share))
+    bets += _on_greedy_draws(found, places[0], 1 / num_families)
+    bets.sort(key=lambda bet: bet.log_e + bet.log_share, reverse=True)
+    total = float(np.logaddexp.reduce([bet.log_e + bet.log_share for bet in bets]))
+    return Evidence(log_e=total, bets=tuple(bets))
+
+
+def _bet(alternative: Alternative, window: Window, log_e: float, share: float) -> Bet:
+    return Bet(
+        family=alternative.family,
+        name=alternative.name,
+        value=alternative.value,
+        window=window,
+        log_e=log_e,
+        log_share=math.log(share),
+    )
+
+
+def _on_greedy_draws(found: Gains, whole: Window, share: float) -> list[Bet]:
+    """Whole draws decoded greedily: each with some probability."""
+    return [
+        Bet(
+            family=GREEDY_DRAWS,
+            name=f"{part:.0%} of draws decoded greedily",
+            value=part,
+            window=whole,
+            log_e=float(np.logaddexp(math.log1p(-part), math.log(part) + found.greedy).sum()),
+            log_share=math.log(share / len(WHOLE_DRAWS)),
+        )
+        for part in WHOLE_DRAWS
+    ]

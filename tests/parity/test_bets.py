@@ -1,0 +1,245 @@
+"""Bets: each is a distribution, and the one of its name; a right engine does not win them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from seqproc.parity.betting import heads
+from seqproc.parity.betting.catalogue import (
+    SHARE,
+    Alternative,
+    Case,
+    Seen,
+    catalogue,
+    log_ratios,
+)
+from seqproc.parity.betting.echoes import Echo, echo_bets, echo_ratios, echoes
+from seqproc.parity.betting.evidence import STEP_EDGES, evidence, gains, windows
+from seqproc.parity.betting.heads import heads_of, tempered
+from seqproc.policy import SamplingPolicy, log_q
+
+EOS = (3, 5)
+POLICIES = [
+    SamplingPolicy(),
+    SamplingPolicy(temperature=0.7, top_p=0.95),
+    SamplingPolicy(temperature=1.3, top_p=0.9),
+    SamplingPolicy(temperature=0.5),
+]
+
+
+def logits_of(vocabulary: int, seed: int = 0, scale: float = 2.0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(vocabulary, generator=generator, dtype=torch.float64) * scale
+
+
+def every_token(logits_V: Tensor, policy: SamplingPolicy) -> Case:
+    """A row for each token of the vocabulary, as if that one had been sampled."""
+    vocabulary = len(logits_V)
+    logits_RV, tokens_R = logits_V.expand(vocabulary, -1), torch.arange(vocabulary)
+    found = heads_of(logits_RV, tokens_R, policy)
+    log_q_RV = log_q(logits_RV, policy)
+    generator = torch.Generator().manual_seed(1)
+    counts = [
+        torch.randint(0, 3, (vocabulary,), generator=generator)[found.ids].double()
+        for _ in range(2)
+    ]
+    return Case(
+        heads=found,
+        nominal=tempered(found, found.inverse_temperature),
+        policy=policy,
+        logqs=log_q_RV.gather(-1, tokens_R[:, None])[:, 0],
+        log_eos=log_q_RV[:, list(EOS)].logsumexp(-1),
+        is_eos=torch.isin(tokens_R, torch.tensor(EOS)),
+        seen=Seen(in_prompt=counts[0], in_response=counts[1]),
+    )
+
+
+def alternatives(policy: SamplingPolicy) -> list[Alternative]:
+    return catalogue(policy, EOS)
+
+
+def bets() -> list[Any]:
+    return [
+        pytest.param(policy, n, id=f"{policy.temperature:g}-{policy.top_p:g}-{one.name}")
+        for policy in POLICIES
+        for n, one in enumerate(alternatives(policy))
+    ]
+
+
+@pytest.mark.parametrize(("policy", "number"), bets())
+def test_an_alternative_is_a_distribution_and_the_one_of_its_name(
+    policy: SamplingPolicy, number: int
+) -> None:
+    """In a small vocabulary the head is all of it, and nothing is approximate."""
+    one, logits_V = alternatives(policy)[number], logits_of(200)
+    assert one.log_r is not None
+    log_r = one.log_r(every_token(logits_V, policy))
+    is_cut_after = policy.truncates and one.family == "EOS"  # the bet keeps the policy's nucleus
+    assert float(log_r.exp().sum()) == pytest.approx(1.0, abs=1e-9)
+    if one.whole is not None and not is_cut_after:
+        whole = one.whole(logits_V.unsqueeze(0))[0]
+        assert torch.equal(log_r == -math.inf, whole == -math.inf)
+        finite = whole > -math.inf
+        assert torch.allclose(log_r[finite], whole[finite], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+@pytest.mark.parametrize("scale", [0.3, 2.0, 5.0])
+def test_an_alternative_never_adds_up_to_more_than_1_where_the_vocabulary_is_large(
+    policy: SamplingPolicy, scale: float
+) -> None:
+    logits_V = logits_of(heads.HEAD * 5, seed=2, scale=scale)
+    case = every_token(logits_V, policy)
+    for one in alternatives(policy):
+        assert one.log_r is not None
+        assert float(one.log_r(case).exp().sum()) <= 1 + 1e-9, one.name
+
+
+def test_a_bet_on_eos_is_none_where_nothing_else_can_be_sampled() -> None:
+    policy = SamplingPolicy(top_p=0.5)
+    logits_V = torch.zeros(200, dtype=torch.float64)
+    logits_V[EOS[0]] = 50.0
+    case = every_token(logits_V, policy)
+    ratios = log_ratios(alternatives(policy), case)
+    assert torch.isfinite(ratios).all()
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+def test_a_bet_has_mean_1_under_the_policy(policy: SamplingPolicy) -> None:
+    case = every_token(logits_of(200), policy)
+    ratios_RK = log_ratios(alternatives(policy), case)
+    means_K = (ratios_RK.exp() * case.logqs.exp().unsqueeze(-1)).sum(0)
+    assert (means_K <= 1 + 1e-9).all()
+    assert (means_K >= SHARE - 1e-12).all()
+
+
+def test_a_temperature_beyond_the_head_is_nearly_the_exact_one() -> None:
+    policy = SamplingPolicy(temperature=1.0)
+    logits_V = logits_of(heads.HEAD * 8, seed=4)
+    case = every_token(logits_V, policy)
+    for one in alternatives(policy):
+        if one.family == "temperature" and one.value is not None and 0.9 < one.value < 1.1:
+            assert one.log_r is not None
+            assert one.whole is not None
+            exact = one.whole(logits_V.unsqueeze(0))[0]
+            gap = (one.log_r(case) - exact) * exact.exp()
+            assert float(gap.abs().sum()) < 1e-3
+
+
+# ---------------------------------------------------------------------- echoes
+
+
+def test_echoes_name_the_earlier_tokens() -> None:
+    prompts, lengths = np.array([0, 0, 1, 1, 0]), np.array([3, 2, 1, 4, 2])
+    found = {echo.name: echo.earlier.tolist() for echo in echoes(prompts, lengths)}
+    assert found["steps 2 apart in one draw"] == [-1, -1, 0, -1, -1, -1, -1, -1, 6, 7, -1, -1]
+    # Draws of prompt 0 are 0, 1, 4, which begin at tokens 0, 3, 10.
+    assert found["draws 1 apart of one prompt"] == [
+        *(-1, -1, -1),
+        *(0, 1),
+        -1,
+        *(5, -1, -1, -1),
+        *(3, 4),
+    ]
+    assert found["draws of prompts 1 apart"] == [
+        *(-1, -1, -1),
+        *(-1, -1),
+        0,
+        *(3, 4, -1, -1),
+        *(-1, -1),
+    ]
+
+
+def test_bets_on_echoes_have_mean_1() -> None:
+    """Over all tokens, and over places of the transform, whatever the earlier one was."""
+    q = np.array([0.5, 0.25, 0.15, 0.1])
+    grid = (np.arange(2000) + 0.5) / 2000
+    for earlier in range(4):
+        echo = [Echo(name="", earlier=np.array([-1, *[0] * 4]))]
+        tokens, logqs = np.array([earlier, *range(4)]), np.log([0.3, *q])
+        theirs = np.full((5, 1), math.log(q[earlier]))
+        ratios = echo_ratios(echo, tokens, logqs, theirs, np.full(5, 0.5))
+        again = [n for n, bet in enumerate(echo_bets(echo)) if bet.family == "noise drawn again"]
+        assert q @ np.exp(ratios[1:, again]) == pytest.approx(np.ones(len(again)), rel=1e-6)
+    for place in (0.01, 0.3, 0.99):
+        uniforms = np.array([place, *grid])
+        echo = [Echo(name="", earlier=np.array([-1, *[0] * len(grid)]))]
+        ratios = echo_ratios(
+            echo, np.zeros(2001, int), np.zeros(2001), np.zeros((2001, 1)), uniforms
+        )
+        places = [n for n, bet in enumerate(echo_bets(echo)) if bet.family != "noise drawn again"]
+        assert np.exp(ratios[1:, places]).mean(0) == pytest.approx(np.ones(len(places)), rel=1e-5)
+
+
+# ---------------------------------------------------------------------- all together
+
+
+def test_windows_share_all_bets() -> None:
+    for bins in range(2, len(STEP_EDGES) + 2):
+        assert sum(window.share for window in windows(bins)) == pytest.approx(1.0)
+
+
+def toy(rng: np.random.Generator, r: float, num_draws: int, q: float = 0.3) -> Any:
+    """Draws of 6 tokens of two, whose second has the chance r, and q by the policy."""
+    one = Alternative(family="a", name="0.4")
+    lengths = np.full(num_draws, 6)
+    is_second = rng.random(num_draws * 6) < r
+    ratio = np.where(is_second, math.log(0.4 / q), math.log(0.6 / (1 - q)))
+    logqs = np.where(is_second, math.log(q), math.log(1 - q))
+    return gains([one], ratio[:, None].astype(np.float32), logqs, is_second.astype(int), lengths)
+
+
+def test_all_bets_together_exceed_their_threshold_as_seldom_as_they_must() -> None:
+    """Looked at after every 5 draws, of 40; the rate is held against an exact binomial bound."""
+    from scipy.stats import binom
+
+    rng, alpha, runs = np.random.default_rng(0), 0.05, 400
+    won = 0
+    for _ in range(runs):
+        found = toy(rng, 0.3, 40)
+        looks = (evidence(found.some(0, n)).log_e for n in range(5, 41, 5))
+        won += any(log_e >= -math.log(alpha) for log_e in looks)
+    assert won <= binom.ppf(0.999, runs, alpha)
+
+
+def test_a_true_alternative_wins() -> None:
+    found = evidence(toy(np.random.default_rng(1), 0.4, 600))
+    assert found.log_e > 20
+    assert found.bets[0].name == "0.4"
+    assert found.bets[0].window.name == ""
+    assert found.posterior()[0] > 0.5
+
+
+def test_what_the_sums_hold_is_what_was_gained() -> None:
+    """Against plain loops over windows and draws."""
+    rng = np.random.default_rng(2)
+    lengths = rng.integers(1, 40, size=7)
+    ratios = rng.normal(size=(lengths.sum(), 2)).astype(np.float32)
+    ones = [Alternative(family=name, name=name) for name in ("a", "b")]
+    found = evidence(
+        gains(ones, ratios, np.full(len(ratios), -1.0), np.ones(len(ratios), int), lengths)
+    )
+    starts = np.cumsum(lengths) - lengths
+    steps = np.concatenate([np.arange(n) for n in lengths])
+    owners = np.repeat(np.arange(7), lengths)
+    keep: dict[str, Callable[[int, int], bool]] = {
+        "": lambda step, draw: True,
+        "at the first token": lambda step, draw: step == 0,
+        "in the first 4 tokens": lambda step, draw: step < 4,
+        "from step 16 on": lambda step, draw: step >= 16,
+        "in the first half of the draws": lambda step, draw: draw < 3,
+        "in the second half": lambda step, draw: draw >= 3,
+    }
+    by_name = {(bet.name, bet.window.name): bet.log_e for bet in found.bets}
+    assert len(starts) == 7
+    for (column, name), window in itertools.product(enumerate("ab"), keep):
+        kept = [keep[window](step, draw) for step, draw in zip(steps, owners, strict=True)]
+        assert by_name[name, window] == pytest.approx(float(ratios[kept, column].sum()), abs=1e-4)
