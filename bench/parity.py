@@ -5,8 +5,8 @@
 On a small random model, at T = 0.7 and top_p = 0.9 (and top_p = 1 for top-k). Parts:
 
 - null: p-values of every test over many runs of right engines (Hugging Face's and a reference in
-  plain numpy): their share below 5 %, a Kolmogorov-Smirnov test that they are uniform, and the rate
-  at which the verdict fails.
+  plain numpy): their share below 5 %, a Kolmogorov-Smirnov test that they are uniform (those of bets
+  are larger), and the rate at which the verdict fails.
 - power: for every broken engine of the gallery, how many draws catch it in 95 % of runs, when it
   reports the log q of what it samples from, and when it reports none.
 
@@ -49,6 +49,8 @@ from seqproc.parity import (
     sampler_findings,
     score_nominal,
 )
+from seqproc.parity.betting.evidence import evidence
+from seqproc.parity.betting.findings import bet_findings
 from seqproc.parity.check import all_findings
 from seqproc.parity.metrics import LOGIT_ERRORS, tolerance
 from seqproc.policy import SamplingPolicy
@@ -152,9 +154,13 @@ def _null_rows(bench: Range, engine: Engine, num_runs: int) -> Iterable[Null]:
 def _null_runs(bench: Range, engine: Engine, num_runs: int) -> Iterable[Any]:
     for pool in range(-(-num_runs * NULL_DRAWS // POOL)):
         answers = bench.answers(engine, NUCLEUS, POOL, seed=pool)
-        draws, _ = score_nominal(answers, bench.scorer, NUCLEUS, LOGIT_ERRORS["float32"], seed=pool)
+        error = LOGIT_ERRORS["float32"]
+        draws, nominal = score_nominal(answers, bench.scorer, NUCLEUS, error, seed=pool)
+        assert nominal.gains is not None
         for first in range(0, POOL, NULL_DRAWS):
-            yield sampler_findings(draws.some(first, first + NULL_DRAWS))
+            some = first, first + NULL_DRAWS
+            bets = bet_findings(evidence(nominal.gains.some(*some)), error)
+            yield [*sampler_findings(draws.some(*some)), *bets]
 
 
 def power(bench: Range, num_runs: int) -> list[Caught]:

@@ -118,10 +118,10 @@ def _cause_of_tokens(case: Case, failed: Sequence[Finding]) -> Cause:
         return dependence
     if not candidates:
         only = all(finding.link is Link.TOKENS for finding in failed)
-        return replace(dependence, explains=True) if only else _unknown(case, "")
+        return replace(dependence, explains=True) if only else _unknown("")
     best = max(candidates, key=lambda one: (_reports_it(one), one.holds, one.log_odds))
     if not best.holds:
-        return _unknown(case, f"the nearest is: {best.description}")
+        return _unknown(f"the nearest is: {best.description}")
     rivals = [
         one.description
         for one in candidates
@@ -130,12 +130,12 @@ def _cause_of_tokens(case: Case, failed: Sequence[Finding]) -> Cause:
         and _reports_it(one) == _reports_it(best)
         and one.log_odds > best.log_odds - _CONTENDING
     ]
-    unexplained = _unexplained_log_q(best, case)
+    leaves, of_reports = _of_reports(best, case)
     return Cause(
         link=best.link,
         description=best.description,
-        explains=not rivals and not unexplained,
-        detail=f"e^{best.log_odds:.1f} times as probable as the policy{unexplained}",
+        explains=not rivals and not leaves,
+        detail=f"e^{best.log_odds:.1f} times as probable as the policy{of_reports}",
         contenders=tuple(rivals),
     )
 
@@ -145,16 +145,14 @@ def _reports_it(candidate: _Candidate) -> bool:
     return candidate.fit is not None and candidate.fit.reported >= _MOSTLY_REPORTED
 
 
-def _unexplained_log_q(best: _Candidate, case: Case) -> str:
-    """What the cause leaves open of the reported log q, in words."""
+def _of_reports(best: _Candidate, case: Case) -> tuple[bool, str]:
+    """Whether a cause leaves the reported log q unexplained, and what is to be said of them."""
     if best.fit is None or not best.fit.reported < _MANY_REPORTED:
-        return ""
+        return False, ""
     if _share_reported(case, case.draws) >= _MOSTLY_REPORTED:
-        return "; the engine reports the log q of the policy all the same"
-    return (
-        f"; {1 - best.fit.reported:.1%} of the reported log q are not its own, which it leaves "
-        "unexplained"
-    )
+        return False, "; the engine reports the log q of the policy all the same"
+    share = 1 - best.fit.reported
+    return True, f"; {share:.1%} of the reported log q are not its own, which it leaves unexplained"
 
 
 def _share_reported(case: Case, draws: Draws) -> float:
@@ -174,8 +172,7 @@ def _share_reported(case: Case, draws: Draws) -> float:
     return float((gaps <= allowed).mean())
 
 
-def _unknown(case: Case, nearest: str) -> Cause:
-    del case
+def _unknown(nearest: str) -> Cause:
     return Cause(
         link=Link.LOGITS,
         description="another distribution, not a known one",
@@ -337,9 +334,7 @@ def _unreachable(case: Case, window: Window | None = None) -> float:
     """What the tokens of a window that the policy cannot have emitted tell against it, nats."""
     outside = ~case.draws.in_support & ~case.nominal.is_reachable
     if window is not None:
-        outside = outside & window.holds(
-            case.draws.steps, case.draws.owners, len(case.draws.lengths)
-        )
+        outside = outside & window.holds(case.draws.steps, case.draws.owners)
     return -math.log(SHARE) * int(outside.sum())
 
 

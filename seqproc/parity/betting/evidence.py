@@ -1,9 +1,9 @@
 """Evidence: what bets on the alternatives of a catalogue have come to.
 
-The bets are placed on every token, and on those of a window only: the first ones, all from some
-step on, one half of the draws. All of them together are one bet, of which each has a share that was
-fixed before; what it comes to exceeds 1/α with probability α at most when the engine is right, at
-whatever number of draws one looks.
+The bets are placed on every token, and on those of a window only: the first ones of each draw, all
+from some step on, those of the first draws, those of later ones. All of them together are one bet,
+of which each has a share that was fixed before; what it comes to exceeds 1/α with probability α at
+most when the engine is right, at whatever number of draws one looks.
 
 What the bets come to is also how probable each alternative has become, against the others and
 against the policy.
@@ -23,6 +23,8 @@ from seqproc.parity.betting.catalogue import Alternative
 # Shapes: N tokens of all draws together, D draws, K alternatives, B bins of steps, W windows.
 
 STEP_EDGES = (1, 2, 4, 8, 16, 24, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+DRAW_EDGES = (32, 128, 512, 2048)
+_ENDLESS = 2**31
 _WHOLE = 0.6  # share of the bets on all tokens
 GREEDY_DRAWS = "greedy draws"  # a family
 WHOLE_DRAWS = (0.02, 0.05, 0.2)  # share of draws decoded greedily
@@ -33,20 +35,35 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
-    """Some of the tokens, by what is known before they are drawn."""
+    """Some of the tokens, by what is known before anything is drawn."""
 
     name: str  # in words; empty: all of them
-    bins: tuple[int, int]  # of steps, [first, last)
-    half: int | None  # of the draws; None: both
     share: float  # of the bets
+    steps: tuple[int, int] = (0, _ENDLESS)  # [first, last) in a draw
+    draws: tuple[int, int] = (0, _ENDLESS)  # [first, last)
 
-    def holds(self, steps: Ints, owners: Ints, num_draws: int) -> NDArray[np.bool_]:
+    def holds(self, steps: Ints, owners: Ints) -> NDArray[np.bool_]:
         """Which tokens are in it, by their steps and the numbers of their draws, ``[N]``."""
-        bins = np.searchsorted(STEP_EDGES, steps, side="right")
-        inside = (self.bins[0] <= bins) & (bins < self.bins[1])
-        if self.half is None:
-            return inside
-        return np.asarray(inside & ((owners >= num_draws // 2) == bool(self.half)))
+        in_draw = (self.steps[0] <= steps) & (steps < self.steps[1])
+        return np.asarray(in_draw & (self.draws[0] <= owners) & (owners < self.draws[1]))
+
+
+def _windows() -> list[Window]:
+    """The same ones whatever is drawn, or all together would be no bet."""
+    rest = (1 - _WHOLE) / 4
+    per_step, per_draw = rest / len(STEP_EDGES), rest / len(DRAW_EDGES)
+    found = [Window(name="", share=_WHOLE)]
+    for edge in STEP_EDGES:
+        first = "at the first token" if edge == 1 else f"in the first {edge} tokens"
+        found.append(Window(name=first, share=per_step, steps=(0, edge)))
+        found.append(Window(name=f"from step {edge} on", share=per_step, steps=(edge, _ENDLESS)))
+    for edge in DRAW_EDGES:
+        found.append(Window(name=f"in the first {edge} draws", share=per_draw, draws=(0, edge)))
+        found.append(Window(name=f"from draw {edge} on", share=per_draw, draws=(edge, _ENDLESS)))
+    return found
+
+
+WINDOWS = tuple(_windows())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,42 +139,19 @@ def gains(
     return Gains(alternatives=tuple(alternatives), sums=sums, greedy=greedy)
 
 
-def windows(num_bins: int) -> list[Window]:
-    """The windows, with their shares of the bets."""
-    rest = (1 - _WHOLE) / 3
-    suffixes = [(b, num_bins) for b in range(1, num_bins)]
-    prefixes = [(0, b) for b in range(1, num_bins)]
-    found = [Window(name="", bins=(0, num_bins), half=None, share=_WHOLE)]
-    for first, last in suffixes:
-        name = f"from step {STEP_EDGES[first - 1]} on"
-        share = rest / len(suffixes)
-        found.append(Window(name=name, bins=(first, last), half=None, share=share))
-    for first, last in prefixes:
-        edge = STEP_EDGES[last - 1]
-        name = "at the first token" if edge == 1 else f"in the first {edge} tokens"
-        share = rest / len(prefixes)
-        found.append(Window(name=name, bins=(first, last), half=None, share=share))
-    for half, name in enumerate(("in the first half of the draws", "in the second half")):
-        found.append(Window(name=name, bins=(0, num_bins), half=half, share=rest / 2))
-    return found
-
-
 def evidence(found: Gains) -> Evidence:
     """What all bets have come to."""
-    used = 1 + int(np.flatnonzero(np.abs(found.sums).sum((0, 1))).max(initial=0))
-    half = len(found.sums) // 2
-    halves = [found.sums[:half].sum(0), found.sums[half:].sum(0)]
     bets = []
-    places = windows(max(used, 2))
     families = [alternative.family for alternative in found.alternatives]
     num_families = len(set(families)) + 1
-    for window in places:
-        tables = halves if window.half is None else [halves[window.half]]
-        log_es = sum(table[:, window.bins[0] : window.bins[1]].sum(-1) for table in tables)
-        for alternative, log_e in zip(found.alternatives, np.asarray(log_es), strict=True):
+    by_draws = {w.draws: found.sums[w.draws[0] : w.draws[1]].sum(0) for w in WINDOWS}
+    for window in WINDOWS:
+        first, last = np.searchsorted((*STEP_EDGES, _ENDLESS), window.steps, side="right")
+        log_es = by_draws[window.draws][:, first:last].sum(-1)
+        for alternative, log_e in zip(found.alternatives, log_es, strict=True):
             share = window.share / num_families / families.count(alternative.family)
             bets.append(_bet(alternative, window, float(log_e), share))
-    bets += _on_greedy_draws(found, places[0], 1 / num_families)
+    bets += _on_greedy_draws(found, WINDOWS[0], 1 / num_families)
     bets.sort(key=lambda bet: bet.log_e + bet.log_share, reverse=True)
     total = float(np.logaddexp.reduce([bet.log_e + bet.log_share for bet in bets]))
     return Evidence(log_e=total, bets=tuple(bets))
