@@ -5,8 +5,8 @@
 On a small random model, at T = 0.7 and top_p = 0.9 (and top_p = 1 for top-k). Parts:
 
 - null: p-values of every test over many runs of right engines (Hugging Face's and a reference in
-  plain numpy): their share below 5 %, a Kolmogorov-Smirnov test that they are uniform (those of bets
-  are larger), and the rate at which the verdict fails.
+  plain numpy): their share below 5 %, a Kolmogorov-Smirnov test that they are uniform (those of
+  bets are larger), and the rate at which the verdict fails.
 - power: for every broken engine of the gallery, how many draws catch it in 95 % of runs, when it
   reports the log q of what it samples from, and when it reports none.
 
