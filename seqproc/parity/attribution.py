@@ -80,7 +80,7 @@ def attribute(case: Case, failed: Sequence[Finding]) -> list[Cause]:
     by_link = {finding.link for finding in chances}
     found = _cause_of_tokens(case, chances) if by_link & {Link.POLICY, Link.TOKENS} else None
     if found is not None:
-        if found.explains:  # also when draws end
+        if found.explains and found.link is not Link.TOKENS:  # also when draws end
             causes = [_plain(finding) for finding in failed if finding.name == ENDINGS]
         causes.append(found)
     elif Link.LOG_Q in links:

@@ -650,13 +650,11 @@ def test_a_run_in_an_object_store_that_is_killed_ends_with_the_same_rows(tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.vllm
-@pytest.mark.parametrize(("sampler", "kills"), [("coupled", 3), ("native", 1)])
-def test_a_run_of_vllm_that_is_killed_is_whole_in_the_end(
-    tmp_path: Path, sampler: str, kills: int
-) -> None:
+@pytest.mark.parametrize("sampler", ["coupled", "native"])
+def test_a_run_of_vllm_that_is_killed_is_whole_in_the_end(tmp_path: Path, sampler: str) -> None:
     """Coupled it has the same rows, and native every draw once, from the right distribution."""
-    found = last_line(kill_vllm.__file__, tmp_path, "--kills", kills, "--sampler", sampler)
-    assert found["kills"] >= kills
+    found = last_line(kill_vllm.__file__, tmp_path, "--kills", 1, "--sampler", sampler)
+    assert found["kills"] >= 1
     assert found.get("parity_holds", True)
 
 
