@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -141,3 +142,15 @@ def smollm2(smollm2_path: Path) -> tuple[Any, Any]:
     from seqproc.models import load_model
 
     return load_model("smollm2-135m", device="cpu")
+
+
+@pytest.fixture
+def complete(made: Path, tmp_path: Path) -> Path:
+    """A copy of the complete run among those that a module's fixture ``made`` has made."""
+    return Path(shutil.copytree(made / "complete", tmp_path / "complete"))
+
+
+@pytest.fixture
+def stopped(made: Path, tmp_path: Path) -> Path:
+    """A copy of the one that was stopped after 20 of 24 draws: the third part has no scores."""
+    return Path(shutil.copytree(made / "stopped", tmp_path / "stopped"))

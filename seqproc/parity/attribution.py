@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from seqproc.parity.betting.catalogue import SHARE, TEMPERATURE, TOP_P
+from seqproc.parity.betting.catalogue import SHARE
+from seqproc.parity.betting.cuts import TEMPERATURE, TOP_P
 from seqproc.parity.betting.echoes import PLACE, SAME
 from seqproc.parity.betting.evidence import GREEDY_DRAWS, Bet, Evidence, Window, evidence
 from seqproc.parity.cause import Cause
@@ -213,7 +214,7 @@ def _scored(candidates: Sequence[_Candidate], case: Case) -> list[_Candidate]:
                 one,
                 description=words,
                 log_odds=gains[words] + one.log_share,
-                fit=fit_of(case, found[f"{n}/{words}"]),
+                fit=_fit_of(case, found[f"{n}/{words}"]),
             )
         )
     return scored
@@ -231,7 +232,7 @@ def _weight_candidates(case: Case, log_share: float) -> list[_Candidate]:
                 link=Link.WEIGHTS,
                 family=name,
                 log_odds=_gain(case, draws) + log_share,
-                fit=fit_of(case, draws),
+                fit=_fit_of(case, draws),
             )
         )
         if _reports_it(candidates[-1]):
@@ -338,7 +339,7 @@ def _unreachable(case: Case, window: Window | None = None) -> float:
     return -math.log(SHARE) * int(outside.sum())
 
 
-def fit_of(case: Case, draws: Draws) -> _Fit:
+def _fit_of(case: Case, draws: Draws) -> _Fit:
     """How well draws that were scored under an alternative fit it."""
     return _Fit(
         tests_hold=float(draws.in_support.mean()) >= _MOSTLY

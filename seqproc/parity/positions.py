@@ -6,7 +6,7 @@ V uniform on (0, 1), (mass before y) + V·q(y) is uniform exactly if y was drawn
 randomised probability-integral transform.
 
 Pure functions of whole rows of log q, whatever made them: `policy.log_q`, or a distribution that
-an engine is suspected of. Float64 throughout.
+that an engine may sample from instead. Float64 throughout.
 
 References: Rosenblatt, "Remarks on a multivariate transformation" (1952), for the transform;
 Rüschendorf, "On the distributional transform" (2009), for its randomisation at atoms.

@@ -84,7 +84,8 @@ def _reports(case: Case) -> list[_Report]:
         )
         for how, change in _CHANGES.items()
     ]
-    policies = score(case.answers, case.scorer, _other_policies(case), override=case.override)
+    others = _other_policies(case)
+    policies = score(case.answers, case.scorer, others, override=case.override) if others else {}
     found += [
         _Report(
             link=Link.LOG_Q,
@@ -111,8 +112,7 @@ def _other_policies(case: Case) -> dict[str, LogDistribution]:
         "temperature and top_p ignored": replace(policy, temperature=1.0, top_p=1.0),
         "sampling off (greedy)": replace(policy, do_sample=False),
     }
-    found = {name: of_policy(one) for name, one in others.items() if one != policy}
-    return found or {"the policy": of_policy(policy)}
+    return {name: of_policy(one) for name, one in others.items() if one != policy}
 
 
 def _of_neighbours(draws: Draws, values: Floats, shift: int) -> Floats:

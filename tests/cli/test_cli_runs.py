@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 import subprocess
 import sys
 import threading
@@ -46,16 +45,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sample_run(processor, SPEC, folder / "complete", chunk_size=CHUNK)
     maker.stopped(folder / "stopped")
     return folder
-
-
-@pytest.fixture
-def complete(made: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(made / "complete", tmp_path / "complete"))
-
-
-@pytest.fixture
-def stopped(made: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(made / "stopped", tmp_path / "stopped"))
 
 
 def hold(run: Path, **changes: Any) -> None:

@@ -13,14 +13,8 @@ import torch
 from torch import Tensor
 
 from seqproc.parity.betting import heads
-from seqproc.parity.betting.catalogue import (
-    SHARE,
-    Alternative,
-    Case,
-    Seen,
-    catalogue,
-    log_ratios,
-)
+from seqproc.parity.betting.alternatives import Alternative, Case, Seen
+from seqproc.parity.betting.catalogue import SHARE, catalogue, log_ratios
 from seqproc.parity.betting.echoes import Echo, echo_bets, echo_ratios, echoes
 from seqproc.parity.betting.evidence import WINDOWS, evidence, gains
 from seqproc.parity.betting.heads import heads_of, tempered
@@ -214,7 +208,6 @@ def test_a_true_alternative_wins() -> None:
     assert found.log_e > 20
     assert found.bets[0].name == "0.4"
     assert found.bets[0].window.name == ""
-    assert found.posterior()[0] > 0.5
 
 
 def test_what_the_sums_hold_is_what_was_gained() -> None:

@@ -486,17 +486,20 @@ class Rewarding:
         return [float(len(text)) for text in texts]
 
 
-def test_a_draw_whose_reward_fails_is_left_out_and_made_when_it_no_longer_does(
-    tiny_llama: Any, tiny_tokenizer: Any, tmp_path: Path
-) -> None:
-    reward = Rewarding()
+@pytest.fixture
+def rewarding(tiny_llama: Any, tiny_tokenizer: Any) -> tuple[SequenceProcessor, Rewarding]:
+    """A processor, and its reward."""
+    reward, engine = Rewarding(), Faulty(tiny_tokenizer)
     processor = SequenceProcessor(
-        tiny_llama(),
-        tiny_tokenizer,
-        config=CONFIG,
-        engine=Faulty(tiny_tokenizer),
-        reward=reward,
+        tiny_llama(), tiny_tokenizer, config=CONFIG, engine=engine, reward=reward
     )
+    return processor, reward
+
+
+def test_a_draw_whose_reward_fails_is_left_out_and_made_when_it_no_longer_does(
+    rewarding: tuple[SequenceProcessor, Rewarding], tmp_path: Path
+) -> None:
+    processor, reward = rewarding
     whole = sample_run(processor, spec(), tmp_path / "whole").open().rows()
     reward.fails_on = {whole["response_text"][4].as_py()}
     failing = np.isin(whole["response_text"].to_pylist(), list(reward.fails_on))
@@ -512,16 +515,9 @@ def test_a_draw_whose_reward_fails_is_left_out_and_made_when_it_no_longer_does(
 
 
 def test_a_reward_that_fails_on_all_that_is_left_is_not_at_fault_if_it_rewards_what_is_there(
-    tiny_llama: Any, tiny_tokenizer: Any, tmp_path: Path
+    rewarding: tuple[SequenceProcessor, Rewarding], tmp_path: Path
 ) -> None:
-    reward = Rewarding()
-    processor = SequenceProcessor(
-        tiny_llama(),
-        tiny_tokenizer,
-        config=CONFIG,
-        engine=Faulty(tiny_tokenizer),
-        reward=reward,
-    )
+    processor, reward = rewarding
     texts = sample_run(processor, spec(), tmp_path / "whole").open().rows()["response_text"]
     reward.fails_on = {texts[DRAWS - 1].as_py()}
     assert texts.to_pylist().count(texts[DRAWS - 1].as_py()) == 1
@@ -542,17 +538,10 @@ def test_a_reward_that_fails_on_all_that_is_left_is_not_at_fault_if_it_rewards_w
 
 
 def test_a_reward_that_fails_on_everything_is_at_fault_and_no_draw(
-    tiny_llama: Any, tiny_tokenizer: Any, tmp_path: Path
+    rewarding: tuple[SequenceProcessor, Rewarding], tmp_path: Path
 ) -> None:
-    reward = Rewarding()
+    processor, reward = rewarding
     reward.fails_on = None
-    processor = SequenceProcessor(
-        tiny_llama(),
-        tiny_tokenizer,
-        config=CONFIG,
-        engine=Faulty(tiny_tokenizer),
-        reward=reward,
-    )
     with pytest.raises(ZeroDivisionError) as caught:
         sample_run(processor, spec(), tmp_path / "run", chunk_size=7)
     assert "the reward failed on each of 7 draws" in " ".join(caught.value.__notes__)

@@ -44,17 +44,6 @@ def made(maker: Maker, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def complete(made: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(made / "complete", tmp_path / "complete"))
-
-
-@pytest.fixture
-def stopped(made: Path, tmp_path: Path) -> Path:
-    """Three parts, the last of which has no scores."""
-    return Path(shutil.copytree(made / "stopped", tmp_path / "stopped"))
-
-
 def files(path: Path) -> list[str]:
     return [fault.file for fault in verify_run(path)]
 

@@ -13,13 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from seqproc.parity.betting.catalogue import (
-    Alternative,
-    Case,
-    Seen,
-    catalogue,
-    log_ratios,
-)
+from seqproc.parity.betting.alternatives import Alternative, Case, Seen
+from seqproc.parity.betting.catalogue import catalogue, log_ratios
 from seqproc.parity.betting.echoes import echo_bets, echo_ratios, echoes
 from seqproc.parity.betting.evidence import Gains, gains
 from seqproc.parity.betting.heads import heads_of, tempered

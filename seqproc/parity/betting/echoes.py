@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from seqproc.parity.betting.catalogue import Alternative
+from seqproc.parity.betting.alternatives import Alternative
 
 SAME, PLACE = "noise drawn again", "noise at like places"  # families
 

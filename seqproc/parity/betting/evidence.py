@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from seqproc.parity.betting.catalogue import Alternative
+from seqproc.parity.betting.alternatives import Alternative
 
 # Shapes: N tokens of all draws together, D draws, K alternatives, B bins of steps, W windows.
 
@@ -101,12 +101,6 @@ class Evidence:
 
     log_e: float  # nats; above log 1/α with probability α at most when the engine is right
     bets: tuple[Bet, ...]  # the most successful first
-
-    def posterior(self) -> Floats:
-        """Of each bet, with half of the prior on the policy itself: ``[len(bets)]``."""
-        logs = np.array([bet.log_e + bet.log_share for bet in self.bets])
-        total = np.logaddexp(np.logaddexp.reduce(logs), 0.0)
-        return np.exp(logs - total)
 
 
 def gains(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from seqproc.parity.betting.catalogue import ROUNDING
+from seqproc.parity.betting.changes import ROUNDING
 from seqproc.parity.betting.echoes import PLACE, SAME
 from seqproc.parity.betting.evidence import Bet, Evidence
 from seqproc.parity.verdict import Finding, Link

@@ -156,3 +156,9 @@ def cut_to(rows: Tempered, numbers_R: Tensor, places_R: Tensor) -> Tensor:
     mass_R = torch.where(is_known, rows.masses.gather(-1, last).squeeze(-1), 1.0)
     kept_R = ~is_known | (places_R < numbers_R)
     return torch.where(kept_R, rows.own - mass_R.log(), -math.inf)
+
+
+def places_in(order_RM: Tensor, places_R: Tensor) -> Tensor:
+    """Where tokens of a head come in another order of it, ``[R]``; M when they are beyond it."""
+    is_own = order_RM == places_R.unsqueeze(-1)
+    return torch.where(is_own.any(-1), is_own.int().argmax(-1), order_RM.shape[-1])
