@@ -51,8 +51,8 @@ from seqproc.parity import (
 )
 from seqproc.parity.betting.evidence import evidence
 from seqproc.parity.betting.findings import bet_findings
-from seqproc.parity.check import all_findings
 from seqproc.parity.metrics import LOGIT_ERRORS, tolerance
+from seqproc.parity.subject import all_findings
 from seqproc.policy import SamplingPolicy
 from seqproc.scorers import TeacherForcingScorer
 

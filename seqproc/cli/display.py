@@ -47,6 +47,13 @@ def _is_shown(character: str) -> bool:
     return unicodedata.category(character) not in _DROPPED_CATEGORIES
 
 
+def duration(seconds: float) -> str:
+    """A time in words: hours and minutes, or minutes and seconds."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
 def console(*, stderr: bool = False) -> Console:
     """A console that adds no colours or emoji of its own to what it is given."""
     from rich.console import Console

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from seqproc.cli.build import build_processor, parse_engine_options
-from seqproc.cli.command import DOES_NOT_HOLD
-from seqproc.cli.display import console, printable
+from seqproc.cli.command import DOES_NOT_HOLD, FAILURE
+from seqproc.cli.display import console, duration, printable
 from seqproc.cli.options import Chat, DrawOptions, ModelOptions, PolicyOptions, ResponseOptions
 from seqproc.errors import ConfigError
 
@@ -18,9 +18,12 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from seqproc.parity import Check
+    from seqproc.parity.betting.certificate import Certificate
     from seqproc.parity.run import EngineChoice, ParityReport
+    from seqproc.parity.sequential import Look
     from seqproc.policy import SamplingPolicy
 
+_SHOWN_OPEN = 3  # distributions that are not ruled out
 _SHOWN_TIES = 5  # of a check; parity.json lists them
 
 _Engines = Annotated[
@@ -35,6 +38,19 @@ _Policies = Annotated[
 _FalseAlarms = Annotated[
     float, typer.Option(help="Probability that a right engine fails under one policy.")
 ]
+_UntilWithin = Annotated[
+    float | None,
+    typer.Option(
+        "--until",
+        metavar="NATS",
+        help="Sample, up to --draws, until it is decided: rejected, or within so many nats per "
+        "token of every other distribution in the catalogue that is not ruled out.",
+    ),
+]
+_Level = Annotated[
+    float,
+    typer.Option(help="Of --until: probability that a wrong engine of the catalogue passes."),
+]
 _ParityOut = Annotated[Path, typer.Option(help="Folder that parity.json is written to.")]
 
 
@@ -46,15 +62,19 @@ def parity(
     engines: _Engines,
     policies: _Policies = None,
     false_alarms: _FalseAlarms = 1e-3,
+    until: _UntilWithin = None,
+    level: _Level = 0.01,
     out: _ParityOut = Path(),
     chat: Chat = False,
 ) -> None:
     """Test engines against the scorer.
 
-    Exit codes: 0 parity holds, 3 it does not, 1 it could not be tested, 2 bad usage.
+    Exit codes: 0 parity holds, 3 it does not, 1 it could not be tested or decided, 2 bad usage.
     """
     from seqproc.parity.sampler import require_scipy
+    from seqproc.parity.sequential import Until
 
+    rule = None if until is None else Until(within=until, level=level)
     choices, measured = parse_engines(engines), parse_policies(policies or [])
     _refuse_two_policies(policies, policy)
     require_scipy()  # this, and the folder, before anything is sampled for nothing
@@ -82,12 +102,16 @@ def parity(
             seed=draw.seed,
             false_alarms=false_alarms,
             on_check=on_check,
+            until=rule,
+            on_look=print_look,
         )
     print_comparisons(report)
     write_report(report, path)
     console().print(f"written to {printable(str(path))}")
     if not report.holds:
         raise typer.Exit(DOES_NOT_HOLD)
+    if not report.is_decided:
+        raise typer.Exit(FAILURE)
 
 
 def _nothing_yet(model: ModelOptions, draw: DrawOptions) -> ParityReport:
@@ -189,6 +213,23 @@ def write_report(report: ParityReport, path: Path) -> None:
     write_atomically(path, lambda file: file.write(to_json(report).encode()))
 
 
+def print_look(label: str, policy: SamplingPolicy, look: Look) -> None:
+    """One line: how far a check that goes on until it is decided has come, and the time left."""
+    certificate = look.certificate
+    if not look.verdict.holds:
+        state = f"rejected by {', '.join(look.verdict.failed)}"
+    elif certificate.is_given:
+        state = "certified"
+    else:
+        state = (
+            f"{len(certificate.left):,} distributions left, such as {certificate.left[0].name}; "
+            f"about {look.draws_left:,} draws and {duration(look.seconds_left)} to go"
+        )
+    engine = f"{label} at T = {policy.temperature:g}, top_p = {policy.top_p:g}"
+    done = f"{look.num_draws:,} draws, {look.num_tokens:,} tokens, {duration(look.seconds)}"
+    console().print(printable(f"{engine}, look {look.number}: {done}: {state}"))
+
+
 def print_check(label: str, check: Check) -> None:
     """One engine under one policy: every test, the mismatch, the verdict and its causes."""
     out, policy, verdict = console(), check.policy, check.verdict
@@ -212,7 +253,26 @@ def print_check(label: str, check: Check) -> None:
         detail = f" ({cause.detail})" if cause.detail else ""
         out.print(printable(f"cause, {cause.link}: {cause.description}{detail}"))
     said = "[green]parity holds[/]" if verdict.holds else "[bold red]parity does not hold[/]"
-    out.print(f"{said} ({verdict.num_tests} tests, false alarms {verdict.false_alarms:g}, Holm)")
+    how = "Holm" if check.certificate is None else "all looks together"
+    out.print(f"{said} ({verdict.num_tests} tests, false alarms {verdict.false_alarms:g}, {how})")
+    if check.certificate is not None and verdict.holds:
+        out.print(printable(_certified(check.certificate)))
+
+
+def _certified(certificate: Certificate) -> str:
+    """What is certified, or what is left to rule out."""
+    said = (
+        f"{certificate.num_ruled_out:,} distributions of the catalogue are ruled out at the level "
+        f"{certificate.level:g}, {certificate.num_near:,} lie within {certificate.within:g} nats "
+        "per token"
+    )
+    if certificate.is_given:
+        return f"certified: {said}"
+    left = "; ".join(
+        f"{one.name} ({one.distance:.2g} nats per token, e^{one.log_evidence:.1f} against it)"
+        for one in certificate.left[:_SHOWN_OPEN]
+    )
+    return f"not decided: {said}, {len(certificate.left):,} are left, such as {left}"
 
 
 def _how_it_samples(check: Check) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from seqproc.cli.display import console
+from seqproc.cli.display import console, duration
 from seqproc.cli.options import RunPath
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def _lines(found: RunStatus) -> Iterator[tuple[str, str]]:
     yield "process", _process(found)
     yield "manifest", f"of {manifest.updated}; the run was begun {manifest.created}"
     if found.seconds_left is not None:
-        yield "left", f"about {_duration(found.seconds_left)}"
+        yield "left", f"about {duration(found.seconds_left)}"
 
 
 def _state(found: RunStatus) -> str:
@@ -86,9 +86,3 @@ def _process(found: RunStatus) -> str:
         None: "elsewhere: alive as long as its last sign of life changes",
     }
     return f"{found.holder.described()}: {lives[found.is_holder_alive]}"
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"

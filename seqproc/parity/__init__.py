@@ -7,6 +7,7 @@ the scorer's weights. The parts can be used alone:
 """
 
 from seqproc.parity.attribution import attribute
+from seqproc.parity.betting.certificate import Certificate
 from seqproc.parity.cause import Cause
 from seqproc.parity.check import Check, check_engine
 from seqproc.parity.divergence import Comparison, Divergence, compare
@@ -14,6 +15,7 @@ from seqproc.parity.draws import Answer, Draws, NominalScores, sample, score, sc
 from seqproc.parity.freshness import canary, require_weights
 from seqproc.parity.metrics import Metric, mismatch
 from seqproc.parity.sampler import sampler_findings
+from seqproc.parity.sequential import Look, Until
 from seqproc.parity.structure import structure_findings
 from seqproc.parity.suspects import Suspects
 from seqproc.parity.verdict import FALSE_ALARMS, Finding, Link, Verdict, decide
@@ -22,15 +24,18 @@ __all__ = [
     "FALSE_ALARMS",
     "Answer",
     "Cause",
+    "Certificate",
     "Check",
     "Comparison",
     "Divergence",
     "Draws",
     "Finding",
     "Link",
+    "Look",
     "Metric",
     "NominalScores",
     "Suspects",
+    "Until",
     "Verdict",
     "attribute",
     "canary",

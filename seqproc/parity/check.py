@@ -1,47 +1,32 @@
-"""`check_engine`: sample with an engine, score every token, test, and give one verdict.
-
-Joins the parts of this package; computes nothing itself.
-"""
+"""`check_engine`: sample with an engine, score every token, test, and give one verdict."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
-
-import numpy as np
 
 from seqproc.engines.answers import described, noise_of
 from seqproc.engines.base import Engine, Request, StoppingRule
 from seqproc.engines.gumbel import is_seed
-from seqproc.engines.noise import Noise, NotReplayable
+from seqproc.engines.noise import Noise
 from seqproc.errors import ConfigError, SequenceError
-from seqproc.models import vocab_size
 from seqproc.models.parameters import ParamMapping
 from seqproc.models.tokenization import Tokenizer
-from seqproc.parity import metrics, structure
+from seqproc.parity import metrics
 from seqproc.parity.attribution import attribute
-from seqproc.parity.betting.evidence import evidence
-from seqproc.parity.betting.findings import bet_findings
+from seqproc.parity.betting.certificate import Certificate
 from seqproc.parity.cause import Cause
-from seqproc.parity.draws import (
-    Answer,
-    Draws,
-    NominalScores,
-    sample,
-    score_nominal,
-    with_tokens,
-)
+from seqproc.parity.draws import Answer
 from seqproc.parity.metrics import Metric
-from seqproc.parity.replay import Replay, replay, replay_finding
-from seqproc.parity.sampler import require_scipy, sampler_findings
-from seqproc.parity.suspects import Case, Suspects
-from seqproc.parity.twins import twins
+from seqproc.parity.replay import Replay
+from seqproc.parity.sampler import require_scipy
+from seqproc.parity.sequential import Until
+from seqproc.parity.subject import OnLook, Subject
+from seqproc.parity.suspects import Suspects
 from seqproc.parity.verdict import FALSE_ALARMS, Finding, Verdict, decide, require_rate
 from seqproc.policy import SamplingPolicy
 from seqproc.scorers import TeacherForcingScorer
-
-_ENOUGH_GAPS = 100  # reported log q whose largest error is near that of all logits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +43,7 @@ class Check:
     assumed: str | None  # about the engine, where it does not tell; in words
     findings: tuple[Finding, ...]
     verdict: Verdict
+    certificate: Certificate | None  # None: the check was not to go on until it is decided
     mismatch: dict[str, Metric] | None  # None: the engine reports no log q
     replay: Replay | None  # None: the noise cannot be computed again
     causes: tuple[Cause, ...]  # empty when the verdict holds
@@ -78,6 +64,8 @@ def check_engine(
     logit_error: float | None = None,
     false_alarms: float = FALSE_ALARMS,
     seed: int = 0,
+    until: Until | None = None,
+    on_look: OnLook | None = None,
 ) -> Check:
     """Test whether an engine samples from the q that the scorer scores.
 
@@ -96,6 +84,9 @@ def check_engine(
             the engine says it has.
         false_alarms: probability that a right engine fails.
         seed: of the tests' own randomisation.
+        until: when it is decided, with all D draws at most; None to sample them all. Give the draws
+            in an order that soon comes to every prompt.
+        on_look: called after each look of a check that goes on until it is decided.
 
     Raises:
         ConfigError: a rate of false alarms, a logit error or a seed that is none.
@@ -108,83 +99,51 @@ def check_engine(
     if not is_seed(seed):
         raise ConfigError(f"seed must be an integer in [0, 2**64), got {seed!r}")
     _require_requests(requests, prompts)
+    if until is not None and not policy.do_sample:
+        raise ConfigError(
+            "until needs a policy that samples: under a greedy one every token is right or wrong, "
+            "and nothing is left to decide by more draws; leave it out"
+        )
     description, noise = described(engine), noise_of(engine, policy)
     error, assumed = metrics.logit_error_of(description, logit_error)
-    vocabulary = vocab_size(scorer.model)
-    answers = sample(engine, requests, prompts, policy, stopping, vocabulary=vocabulary)
-    draws, nominal = score_nominal(
-        answers,
-        scorer,
-        policy,
-        error,
-        noise=noise if isinstance(noise, Noise) else None,
-        override=override,
-        seed=seed,
-    )
-    case = Case(
+    subject = Subject(
         engine=engine,
-        answers=answers,
         scorer=scorer,
+        tokenizer=tokenizer,
         policy=policy,
         stopping=stopping,
-        draws=draws,
-        nominal=nominal,
+        noise=noise,
         override=override,
         suspects=_suspects(override, suspects),
         logit_error=error,
         false_alarms=false_alarms,
+        seed=seed,
     )
-    check = _judged(case, tokenizer, description, noise)
-    return replace(check, assumed=assumed)
-
-
-def _judged(
-    case: Case, tokenizer: Tokenizer, description: dict[str, Any], noise: Noise | NotReplayable
-) -> Check:
-    """Test, decide, and look for causes of what failed."""
-    draws, logqs = case.draws, case.nominal.engine_logqs
-    findings = all_findings(
-        case.answers, draws, case.nominal, tokenizer, case.stopping, case.policy, case.tolerance
-    )
-    replayed = None if isinstance(noise, NotReplayable) else _replay(case, noise)
-    findings.append(replay_finding(replayed, getattr(noise, "reason", "")))
-    verdict = decide(findings, case.false_alarms)
-    failed = [finding for finding in findings if finding.name in verdict.failed]
+    if until is None:
+        case = subject.sampled(requests, prompts)
+        judged, certificate = subject.judged(case), None
+        verdict = decide(judged.findings, false_alarms)
+    else:
+        case, judged, look = subject.sampled_until(requests, prompts, until, on_look)
+        verdict, certificate = look.verdict, look.certificate
+    failed = [finding for finding in judged.findings if finding.name in verdict.failed]
+    logqs = case.nominal.engine_logqs
     return Check(
         engine=description,
         noise=noise.name if isinstance(noise, Noise) else None,
-        policy=case.policy,
-        num_prompts=len(set(draws.prompts)),
+        policy=policy,
+        num_prompts=len(set(case.draws.prompts)),
         num_draws=len(case.answers),
-        num_tokens=len(draws.logqs),
-        logit_error=case.logit_error,
-        assumed=None,
-        findings=tuple(findings),
+        num_tokens=len(case.draws.logqs),
+        logit_error=error,
+        assumed=assumed,
+        findings=tuple(judged.findings),
         verdict=verdict,
-        mismatch=None if logqs is None else metrics.mismatch(draws, logqs),
-        replay=replayed,
+        certificate=certificate,
+        mismatch=None if logqs is None else metrics.mismatch(case.draws, logqs),
+        replay=judged.replayed,
         causes=tuple(attribute(case, failed)) if failed else (),
         answers=tuple(case.answers),
-    )
-
-
-def _replay(case: Case, noise: Noise) -> Replay | None:
-    nominal, draws, answers = case.nominal, case.draws, with_tokens(case.answers)
-    if nominal.replayed is None:
-        return None
-    allowed = case.tolerance
-    if nominal.engine_logqs is not None:
-        gaps = metrics.settled_gaps(draws, nominal.engine_logqs, nominal.is_settled)
-        if len(gaps) >= _ENOUGH_GAPS:  # the error is known then, not only bounded
-            allowed = min(allowed, 2 * float(gaps.max()))
-    return replay(
-        noise.name,
-        nominal.replayed,
-        sampled=np.concatenate([answer.completion.token_ids for answer in answers]),
-        indices=np.repeat([answer.request.index for answer in answers], draws.lengths),
-        steps=draws.steps,
-        is_settled=nominal.is_settled,
-        allowed=allowed + noise.error,
     )
 
 
@@ -196,41 +155,6 @@ def _require_requests(requests: Sequence[Request], prompts: Sequence[int]) -> No
         )
     if len({request.index for request in requests}) < len(requests):
         raise SequenceError("every request needs an index of its own; some have the same")
-
-
-def all_findings(
-    answers: Sequence[Answer],
-    draws: Draws,
-    nominal: NominalScores,
-    tokenizer: Tokenizer,
-    stopping: StoppingRule,
-    policy: SamplingPolicy,
-    tolerance: float,
-) -> list[Finding]:
-    """Every test and check of sampled and scored draws, along the chain.
-
-    Args:
-        answers: from `sample`.
-        draws: from `score_nominal`, with
-        nominal: what it says beside.
-        tokenizer: tells where a response ends.
-        stopping: where it should.
-        policy: the measure q.
-        tolerance: of a reported log q, nats.
-    """
-    due = metrics.log_q_range(draws, nominal, policy, tolerance)
-    return [
-        *structure.structure_findings(answers, tokenizer, stopping),
-        structure.support(draws, nominal),
-        *sampler_findings(draws),
-        twins(with_tokens(answers), draws, due.most),
-        metrics.reported_log_q(draws, nominal.engine_logqs, due),
-        *(
-            []
-            if nominal.gains is None
-            else bet_findings(evidence(nominal.gains), tolerance * policy.temperature / 2)
-        ),
-    ]
 
 
 def _suspects(override: ParamMapping | None, suspects: Suspects | None) -> Suspects:

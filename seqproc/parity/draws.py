@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
+from seqproc._util.progress import progress_bar
 from seqproc.engines.answers import ask, name_of
 from seqproc.engines.base import Completion, Engine, Request, StoppingRule
 from seqproc.engines.gumbel import seed_tensor
@@ -85,6 +85,13 @@ class Draws:
         per_draw = ("prompts", "lengths", "ended_by_eos")
         return Draws(**{n: v[draws if n in per_draw else tokens] for n, v in values.items()})
 
+    @staticmethod
+    def concatenate(parts: Sequence[Draws]) -> Draws:
+        """All draws of several, in their order."""
+        return Draws(
+            **{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(Draws)}
+        )
+
     @property
     def in_support(self) -> NDArray[np.bool_]:
         """``[N]``."""
@@ -121,6 +128,31 @@ class NominalScores:
     engine_logqs: Floats | None  # as the engine reported them, NaN where it did not; None: never
     gains: Gains | None = None  # of bets on other distributions; None when none were made
     replayed: ReplayedTokens | None = None  # None when the engine's noise cannot be computed again
+
+    @staticmethod
+    def concatenate(parts: Sequence[NominalScores]) -> NominalScores:
+        """Those of all tokens of several, which were read in the same way."""
+        optional = ("engine_logqs", "gains", "replayed")
+        names = [field.name for field in fields(NominalScores) if field.name not in optional]
+        arrays = {name: np.concatenate([getattr(p, name) for p in parts]) for name in names}
+        gains = [part.gains for part in parts if part.gains is not None]
+        replayed = [part.replayed for part in parts if part.replayed is not None]
+        return NominalScores(
+            engine_logqs=_reported([part.engine_logqs for part in parts], parts),
+            gains=Gains.concatenate(gains) if gains else None,
+            replayed=ReplayedTokens.concatenate(replayed) if replayed else None,
+            **arrays,
+        )
+
+
+def _reported(logqs: Sequence[Floats | None], parts: Sequence[NominalScores]) -> Floats | None:
+    """What was reported of the tokens of all parts; None when nothing was of any."""
+    if all(one is None for one in logqs):
+        return None
+    sizes = [len(part.logprobs) for part in parts]
+    return np.concatenate(
+        [np.full(n, np.nan) if one is None else one for one, n in zip(logqs, sizes, strict=True)]
+    )
 
 
 def sample(
@@ -292,7 +324,7 @@ def _columns(
         )
         for answer in answers
     ]
-    with tqdm(total=len(answers), desc="scoring", unit="seq", disable=None, leave=False) as bar:
+    with progress_bar(len(answers), "scoring", unit="seq") as bar:
         found = read_columns(scorer, sequences, reading, override=override, progress=bar.update)
     return {name: torch.cat([one[name] for one in found]).numpy() for name in found[0]}
 
@@ -330,7 +362,7 @@ def _engine_logqs(answers: Sequence[Answer]) -> Floats | None:
 
 
 def _progress(completions: Iterable[Completion], total: int, title: str) -> Iterable[Completion]:
-    with tqdm(total=total, desc=title, unit="draw", disable=None, leave=False) as bar:
+    with progress_bar(total, title, unit="draw") as bar:
         for completion in completions:
             bar.update()
             yield completion

@@ -11,6 +11,7 @@ Knows logits, noise and arrays; neither engines nor scorers.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -91,6 +92,12 @@ class ReplayedTokens:
     due: NDArray[np.int64]
     margins: NDArray[np.float64]
     is_possible: NDArray[np.bool_]
+
+    @staticmethod
+    def concatenate(parts: Sequence[ReplayedTokens]) -> ReplayedTokens:
+        """Those of all tokens of several."""
+        names = ReplayedTokens.names()
+        return ReplayedTokens(**{n: np.concatenate([getattr(p, n) for p in parts]) for n in names})
 
     @staticmethod
     def names() -> list[str]:

@@ -10,16 +10,18 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from seqproc._util import strict_json
-from seqproc.engines import Engine, create_engine
+from seqproc.engines import create_engine
 from seqproc.engines.base import Request
 from seqproc.engines.noise import COUPLED, GREEDY
 from seqproc.errors import ConfigError
 from seqproc.parity.check import Check, check_engine
 from seqproc.parity.divergence import Comparison, compare
 from seqproc.parity.sampler import require_scipy
+from seqproc.parity.sequential import Look, Until, in_rounds
 from seqproc.parity.verdict import FALSE_ALARMS, require_rate
 from seqproc.policy import SamplingPolicy
 from seqproc.processor import SequenceProcessor
@@ -69,9 +71,22 @@ class ParityReport:
         verdicts = [one.verdict.holds for checks in self.checks.values() for one in checks]
         return self.is_complete and all(verdicts) and all(one.holds for one in self.comparisons)
 
+    @property
+    def is_decided(self) -> bool:
+        """Whether every engine that passed got its certificate, where one was asked for."""
+        certificates = [
+            one.certificate
+            for checks in self.checks.values()
+            for one in checks
+            if one.verdict.holds and one.certificate is not None
+        ]
+        return self.is_complete and all(one.is_given for one in certificates)
+
 
 # Called after each check, with the engine's label, the check and the report so far.
 OnCheck = Callable[[str, Check, ParityReport], None]
+# Called after each look of a check that goes on until it is decided.
+OnParityLook = Callable[[str, SamplingPolicy, Look], None]
 
 
 def run_parity(
@@ -84,6 +99,8 @@ def run_parity(
     seed: int = 0,
     false_alarms: float = FALSE_ALARMS,
     on_check: OnCheck | None = None,
+    until: Until | None = None,
+    on_look: OnParityLook | None = None,
 ) -> ParityReport:
     """Check every engine under every policy on the same requests; one engine lives at a time.
 
@@ -92,14 +109,17 @@ def run_parity(
         engines: what to check.
         prompts: the draws are dealt out to them evenly, each prompt's next to each other.
         policies: what to sample under.
-        num_draws: of each engine under each policy.
+        num_draws: of each engine under each policy; with ``until`` the most of them.
         seed: of the draws.
         false_alarms: probability that one right engine fails under one policy.
         on_check: called as each check is done.
+        until: when a check is decided, and ends; None for all draws.
+        on_look: called after each look of such a check.
 
     Raises:
-        ConfigError: no engine, or one twice; no policy; fewer than two draws of each prompt, which
-            leaves their independence untested; or a rate of false alarms that is none.
+        ConfigError: no engine, or one twice; no policy; a greedy one with ``until``; fewer than two
+            draws of each prompt, which leaves their independence untested; or a rate of false
+            alarms that is none.
         EngineError: an engine that cannot start or fails.
         MissingDependencyError: scipy, or a package that an engine needs, is not installed.
     """
@@ -108,15 +128,7 @@ def run_parity(
     require_choices(engines)
     if not policies:
         raise ConfigError("there is no policy to sample under; give at least one")
-    per_prompt = math.ceil(num_draws / max(len(prompts), 1))
-    if per_prompt < 2:
-        raise ConfigError(
-            f"{num_draws} draws of {len(prompts)} prompts leave fewer than two of each, and their "
-            "independence untested; ask for more draws or fewer prompts"
-        )
-    seeds = [draw_seed(seed, i) for i in range(len(prompts) * per_prompt)]
-    requests = processor.sampler.requests(prompts, seeds, per_prompt)[:num_draws]
-    owners = [i // per_prompt for i in range(len(requests))]
+    requests, owners = _requests(processor, prompts, num_draws, seed, in_order=until is None)
     checks: dict[str, list[Check]] = {}
     report = ParityReport(
         model=processor.source.name, seed=seed, checks=checks, comparisons=[], is_complete=False
@@ -127,42 +139,56 @@ def run_parity(
             if engine.batch_size is not None and "batch_size" not in choice.options:
                 engine.batch_size = processor.config.gen_batch_size
             for policy in policies:
-                done.append(_check(processor, engine, requests, owners, policy, false_alarms, seed))
+                done.append(
+                    check_engine(
+                        engine,
+                        processor.scorer,
+                        processor.tokenizer,
+                        requests,
+                        owners,
+                        policy,
+                        processor.stopping,
+                        false_alarms=false_alarms,
+                        seed=seed,
+                        until=until,
+                        on_look=on_look and partial(on_look, choice.label, policy),
+                    )
+                )
                 if on_check is not None:
                     on_check(choice.label, done[-1], report)
     comparisons = _comparisons(processor, checks)
     return dataclasses.replace(report, comparisons=comparisons, is_complete=True)
 
 
-def _check(
+def _requests(
     processor: SequenceProcessor,
-    engine: Engine,
-    requests: Sequence[Request],
-    owners: Sequence[int],
-    policy: SamplingPolicy,
-    false_alarms: float,
+    prompts: Sequence[str],
+    num_draws: int,
     seed: int,
-) -> Check:
-    return check_engine(
-        engine,
-        processor.scorer,
-        processor.tokenizer,
-        requests,
-        owners,
-        policy,
-        processor.stopping,
-        false_alarms=false_alarms,
-        seed=seed,
-    )
+    *,
+    in_order: bool,
+) -> tuple[list[Request], list[int]]:
+    """The draws and the numbers of their prompts: prompt by prompt, or some of each in rounds."""
+    per_prompt = math.ceil(num_draws / max(len(prompts), 1))
+    if per_prompt < 2:
+        raise ConfigError(
+            f"{num_draws} draws of {len(prompts)} prompts leave fewer than two of each, and their "
+            "independence untested; ask for more draws or fewer prompts"
+        )
+    seeds = [draw_seed(seed, i) for i in range(len(prompts) * per_prompt)]
+    requests = processor.sampler.requests(prompts, seeds, per_prompt)
+    order = range(len(requests)) if in_order else in_rounds(len(prompts), per_prompt)
+    chosen = list(order)[:num_draws]
+    return [requests[i] for i in chosen], [i // per_prompt for i in chosen]
 
 
 def _comparisons(processor: SequenceProcessor, checks: dict[str, list[Check]]) -> list[Comparison]:
-    """Every two engines that drew with the same noise of ours, policy by policy."""
+    """Every two engines that drew with the same noise of ours, on the draws that both have."""
     return [
         compare(
             (first, second),
-            one.answers,
-            other.answers,
+            one.answers[: other.num_draws],
+            other.answers[: one.num_draws],
             processor.scorer,
             one.policy,
             max(one.logit_error, other.logit_error),
@@ -178,6 +204,7 @@ def to_json(report: ParityReport) -> str:
     return strict_json.dumps(
         {
             "holds": report.holds,
+            "is_decided": report.is_decided,
             "is_complete": report.is_complete,
             "model": report.model,
             "seed": report.seed,
@@ -194,4 +221,6 @@ def to_json(report: ParityReport) -> str:
 def _values(check: Check) -> dict[str, Any]:
     values = dataclasses.asdict(dataclasses.replace(check, answers=()))
     del values["answers"]
+    if check.certificate is not None:
+        values["certificate"]["is_given"] = check.certificate.is_given
     return values

@@ -7,7 +7,7 @@ Weights that are rounded, without the adapter, or those of a caller's. Which it 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +44,16 @@ class Case:
     def tolerance(self) -> float:
         """Of a reported log q, nats."""
         return tolerance(self.logit_error, self.policy)
+
+
+def joined(parts: Sequence[Case]) -> Case:
+    """The draws of several cases of one engine, in their order."""
+    return replace(
+        parts[0],
+        answers=[answer for part in parts for answer in part.answers],
+        draws=Draws.concatenate([part.draws for part in parts]),
+        nominal=NominalScores.concatenate([part.nominal for part in parts]),
+    )
 
 
 def other_weights(case: Case) -> Suspects:

@@ -41,6 +41,7 @@ class Finding:
     p_value: float | None  # None: the draws hold nothing that it could be decided by
     statistic: float | None = None
     weight: float = 1.0  # in the division of the rate of false alarms among the tests
+    at_any_time: bool = False  # whether the p-value holds however often, and whenever, one looks
     detail: str = ""  # what was counted, in words; plain text
 
 
@@ -78,6 +79,41 @@ def decide(findings: Sequence[Finding], false_alarms: float = FALSE_ALARMS) -> V
         false_alarms=false_alarms,
         failed=tuple(failed),
         num_tests=len(tested),
+    )
+
+
+def decide_at(
+    look: int, findings: Sequence[Finding], false_alarms: float = FALSE_ALARMS
+) -> Verdict:
+    """Reject at the n-th look at draws that grow, with one rate of false alarms for all looks.
+
+    Each p-value is held against α·w/Σw, the sum being over all tests; one that does not hold at any
+    time, against a share 1/(n(n + 1)) of that, which adds up to 1 over all looks. The probability
+    of any false rejection at any look is at most α however tests and looks depend on each other.
+
+    Args:
+        look: n, from 1.
+        findings: of all draws so far; the same tests at every look, decided or not.
+        false_alarms: α.
+
+    Raises:
+        ConfigError: as `decide`.
+    """
+    require_rate(false_alarms)
+    total = sum(finding.weight for finding in findings)
+    failed = [
+        finding
+        for finding in findings
+        if finding.p_value is not None
+        and finding.p_value
+        <= false_alarms * finding.weight / total / (1 if finding.at_any_time else look * (look + 1))
+    ]
+    failed.sort(key=lambda finding: ((finding.p_value or 0.0) / finding.weight, finding.name))
+    return Verdict(
+        holds=not failed,
+        false_alarms=false_alarms,
+        failed=tuple(finding.name for finding in failed),
+        num_tests=sum(finding.p_value is not None for finding in findings),
     )
 
 

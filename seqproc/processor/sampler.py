@@ -9,8 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from typing import Any
 
-from tqdm import tqdm
-
+from seqproc._util.progress import progress_bar
 from seqproc.config import GenerationConfig, require_count
 from seqproc.engines import Engine, ModelSource, create_engine
 from seqproc.engines.answers import ask, described
@@ -225,7 +224,7 @@ def _with_progress(
     completions: Iterable[Completion], requests: Iterable[Request]
 ) -> Iterator[Completion]:
     tokens, total = 0, len(requests) if isinstance(requests, Sequence) else None
-    with tqdm(total=total, desc="sampling", unit="draw", disable=None, leave=False) as bar:
+    with progress_bar(total, "sampling", unit="draw") as bar:
         for completion in completions:
             tokens += len(completion.token_ids)
             bar.update()

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from seqproc._util.progress import progress_bar
 from seqproc.config import GenerationConfig, PrecisionConfig, require_count
 from seqproc.engines import ModelSource
 from seqproc.errors import ScoringError, SequenceError
@@ -94,7 +94,7 @@ class SequenceScorer:
         items = self._items(sequences)
         total = len(items) * num_overrides
         with (
-            tqdm(total=total, desc="scoring", unit="seq", disable=None, leave=False) as bar,
+            progress_bar(total, "scoring", unit="seq") as bar,
             self._naming_length(items),
         ):
             scores = self.teacher.score(

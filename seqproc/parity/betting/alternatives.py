@@ -42,6 +42,7 @@ class Alternative:
     family: str
     name: str  # in words, as a cause
     value: float | None = None  # of its parameter; None where there is none
-    # [R] log r(y), −∞ where it cannot emit y; None where it does not come from the logits
+    # [R] log r(y): −∞ where it cannot emit y, NaN where r is not known. None where it does not
+    # come from the logits.
     log_r: Callable[[Case], Tensor] | None = None
     whole: LogDistribution | None = None  # log r of all tokens; None where the logits do not tell

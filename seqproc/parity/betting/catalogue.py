@@ -5,8 +5,7 @@ all tokens is a martingale of mean 1 when the tokens come from q, so it exceeds 
 α at most, at whatever time one looks; under r it grows as fast as anything can. An alternative is
 mixed with a little of q, lest one token that it cannot emit ends the bet.
 
-Knows heads of rows and policies. An alternative that is left at r with a sum below 1 is a valid
-bet as well.
+Knows heads of rows and policies.
 
 References: Ville (1939); Waudby-Smith and Ramdas, "Estimating means of bounded random variables by
 betting" (2023); Grünwald, de Heide and Koolen, "Safe testing" (2024).
@@ -41,7 +40,8 @@ def log_ratios(alternatives: Sequence[Alternative], case: Case) -> Tensor:
     """log r(y)/q(y) of each alternative, ``[R, K]``; each is mixed with `SHARE` of q.
 
     A token outside the support is no ground for a bet, as q and the logits' error decide about it;
-    it counts against the alternatives that cannot emit it either.
+    it counts against the alternatives that cannot emit it either. Where an alternative is not known
+    (NaN) there is no bet.
     """
     ratios = []
     inside_R = case.logqs > -math.inf
@@ -50,6 +50,6 @@ def log_ratios(alternatives: Sequence[Alternative], case: Case) -> Tensor:
         assert alternative.log_r is not None
         log_r_R = alternative.log_r(case)
         ratio_R = torch.log(SHARE + (1 - SHARE) * (log_r_R - finite_R).exp())
-        outside_R = torch.where(log_r_R > -math.inf, 0.0, math.log(SHARE))
+        outside_R = torch.where(log_r_R == -math.inf, math.log(SHARE), 0.0)
         ratios.append(torch.where(inside_R, ratio_R, outside_R))
-    return torch.stack(ratios, dim=-1)
+    return torch.stack(ratios, dim=-1).nan_to_num(nan=0.0)

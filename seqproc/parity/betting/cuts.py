@@ -142,7 +142,9 @@ def _num_first(k: int, case: Case) -> Tensor:
 
 
 def _num_likely(gap: float, case: Case) -> Tensor:
-    return (case.nominal.log_p >= case.nominal.log_p[:, :1] + gap).sum(-1)
+    number_R = (case.nominal.log_p >= case.nominal.log_p[:, :1] + gap).sum(-1)
+    is_whole_head_R = number_R == case.nominal.log_p.shape[-1]
+    return number_R + (is_whole_head_R & (case.heads.moments[:, 0] > 0))  # one more: not known
 
 
 def _are_likely(gap: float, log_p_RV: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ against the policy.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -71,16 +71,24 @@ class Gains:
     """log r/q of every alternative, summed by draw and bin of steps."""
 
     alternatives: tuple[Alternative, ...]
-    sums: Floats  # [D, K, B] nats
+    sums: NDArray[np.float32]  # [D, K, B] nats
+    distances: NDArray[np.float32]  # [D, K] Σ ½(r/q − 1)·log r/q, on average ½(KL(r‖q) + KL(q‖r))
     greedy: Floats  # [D] −Σ log q of draws that are greedy throughout; −∞ of others
+    lengths: Ints  # [D] tokens
 
     def some(self, first: int, last: int) -> Gains:
         """Those of some draws."""
-        return Gains(
-            alternatives=self.alternatives,
-            sums=self.sums[first:last],
-            greedy=self.greedy[first:last],
-        )
+        arrays = {name: getattr(self, name)[first:last] for name in _ARRAYS}
+        return Gains(alternatives=self.alternatives, **arrays)
+
+    @staticmethod
+    def concatenate(parts: Sequence[Gains]) -> Gains:
+        """Those of all draws of several, which bet on the same alternatives."""
+        arrays = {name: np.concatenate([getattr(p, name) for p in parts]) for name in _ARRAYS}
+        return Gains(alternatives=parts[0].alternatives, **arrays)
+
+
+_ARRAYS = tuple(field.name for field in fields(Gains) if field.name != "alternatives")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,15 +130,24 @@ def gains(
     starts = np.cumsum(lengths) - lengths
     steps = np.arange(len(logqs)) - np.repeat(starts, lengths)
     bins = np.searchsorted(STEP_EDGES, steps, side="right")
-    sums = np.zeros((len(lengths), len(alternatives), len(STEP_EDGES) + 1))
+    shape = (len(lengths), len(alternatives), len(STEP_EDGES) + 1)
+    sums = np.zeros(shape, dtype=np.float32)
     owners = np.repeat(np.arange(len(lengths)), lengths)
     # The steps of a draw rise, so that its tokens of one bin stand together.
     firsts = np.flatnonzero(np.diff(owners * (len(STEP_EDGES) + 1) + bins, prepend=-1))
-    sums[owners[firsts], :, bins[firsts]] = np.add.reduceat(ratios.astype(float), firsts, axis=0)
+    sums[owners[firsts], :, bins[firsts]] = np.add.reduceat(ratios, firsts, axis=0, dtype=float)
     is_greedy = np.logical_and.reduceat(ranks == 0, starts)
     log_q = np.add.reduceat(np.where(np.isfinite(logqs), logqs, 0.0), starts)
     greedy = np.where(is_greedy, -log_q, -np.inf)
-    return Gains(alternatives=tuple(alternatives), sums=sums, greedy=greedy)
+    with np.errstate(over="ignore"):
+        apart = np.expm1(ratios) * ratios / 2
+    return Gains(
+        alternatives=tuple(alternatives),
+        sums=sums,
+        distances=np.add.reduceat(apart, starts, axis=0),
+        greedy=greedy,
+        lengths=np.asarray(lengths),
+    )
 
 
 def evidence(found: Gains) -> Evidence:
@@ -138,14 +155,14 @@ def evidence(found: Gains) -> Evidence:
     bets = []
     families = [alternative.family for alternative in found.alternatives]
     num_families = len(set(families)) + 1
-    by_draws = {w.draws: found.sums[w.draws[0] : w.draws[1]].sum(0) for w in WINDOWS}
+    by_draws = {w.draws: found.sums[w.draws[0] : w.draws[1]].sum(0, float) for w in WINDOWS}
     for window in WINDOWS:
         first, last = np.searchsorted((*STEP_EDGES, _ENDLESS), window.steps, side="right")
         log_es = by_draws[window.draws][:, first:last].sum(-1)
         for alternative, log_e in zip(found.alternatives, log_es, strict=True):
             share = window.share / num_families / families.count(alternative.family)
             bets.append(_bet(alternative, window, float(log_e), share))
-    bets += _on_greedy_draws(found, WINDOWS[0], 1 / num_families)
+    bets += [bet for bet, _ in on_greedy_draws(found, 1 / num_families)]
     bets.sort(key=lambda bet: bet.log_e + bet.log_share, reverse=True)
     total = float(np.logaddexp.reduce([bet.log_e + bet.log_share for bet in bets]))
     return Evidence(log_e=total, bets=tuple(bets))
@@ -162,16 +179,21 @@ def _bet(alternative: Alternative, window: Window, log_e: float, share: float) -
     )
 
 
-def _on_greedy_draws(found: Gains, whole: Window, share: float) -> list[Bet]:
-    """Whole draws decoded greedily: each with some probability."""
-    return [
-        Bet(
+def on_greedy_draws(found: Gains, share: float = 1.0) -> Iterator[tuple[Bet, Floats]]:
+    """Whole draws decoded greedily, each with some probability; and log r/q of each draw, ``[D]``.
+
+    Args:
+        found: the bets.
+        share: of these in all bets.
+    """
+    for part in WHOLE_DRAWS:
+        log_ratios = np.logaddexp(math.log1p(-part), math.log(part) + found.greedy)
+        bet = Bet(
             family=GREEDY_DRAWS,
             name=f"{part:.0%} of draws decoded greedily",
             value=part,
-            window=whole,
-            log_e=float(np.logaddexp(math.log1p(-part), math.log(part) + found.greedy).sum()),
+            window=WINDOWS[0],
+            log_e=float(log_ratios.sum()),
             log_share=math.log(share / len(WHOLE_DRAWS)),
         )
-        for part in WHOLE_DRAWS
-    ]
+        yield bet, log_ratios

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 import numpy as np
 
@@ -23,13 +23,18 @@ def bet_findings(found: Evidence, logit_error: float) -> list[Finding]:
         found: the bets.
         logit_error: by which each logit may be off [nats]; rounded logits are no fault within it.
     """
-    allowed = {ROUNDING} if logit_error >= _COARSE else set()
+    allowed = allowed_families(logit_error)
     noise = [bet for bet in found.bets if bet.family in (SAME, PLACE)]
     others = [bet for bet in found.bets if bet.family not in {SAME, PLACE} | allowed]
     return [
         _finding("known faults", Link.POLICY, others),
         _finding("noise", Link.TOKENS, noise),
     ]
+
+
+def allowed_families(logit_error: float) -> Set[str]:
+    """Families of the catalogue that are no fault where logits may be so far off, nats."""
+    return {ROUNDING} if logit_error >= _COARSE else frozenset()
 
 
 def _finding(name: str, link: Link, bets: Sequence[Bet]) -> Finding:
@@ -43,6 +48,7 @@ def _finding(name: str, link: Link, bets: Sequence[Bet]) -> Finding:
         p_value=min(1.0, math.exp(-min(max(log_e, 0.0), 700.0))),
         statistic=log_e,
         weight=_WEIGHTS[name],
+        at_any_time=True,
         detail=f"{len(bets):,} bets came to e^{log_e:.1f}; the best of them was on "
         f"{best.name}{', ' if best.window.name else ''}{best.window.name}",
     )

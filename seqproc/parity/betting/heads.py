@@ -142,8 +142,7 @@ def first_with(masses_RM: Tensor, least: float) -> Tensor:
 def cut_to(rows: Tempered, numbers_R: Tensor, places_R: Tensor) -> Tensor:
     """log r(y) of the first tokens of each row, renormalised; −∞ beyond them.
 
-    Where more than the head is kept nothing is known of the mass, which is taken to be 1: r adds up
-    to less than 1 then, and a bet on it to less than it could.
+    NaN where more than the head is kept, since neither their mass nor which they are is known.
 
     Args:
         rows: the distributions.
@@ -151,11 +150,10 @@ def cut_to(rows: Tempered, numbers_R: Tensor, places_R: Tensor) -> Tensor:
         places_R: of y.
     """
     size = rows.masses.shape[-1]
-    is_known = numbers_R <= size
     last = numbers_R.clamp(1, size).unsqueeze(-1) - 1
-    mass_R = torch.where(is_known, rows.masses.gather(-1, last).squeeze(-1), 1.0)
-    kept_R = ~is_known | (places_R < numbers_R)
-    return torch.where(kept_R, rows.own - mass_R.log(), -math.inf)
+    mass_R = rows.masses.gather(-1, last).squeeze(-1)
+    cut_R = torch.where(places_R < numbers_R, rows.own - mass_R.log(), -math.inf)
+    return torch.where(numbers_R <= size, cut_R, math.nan)
 
 
 def places_in(order_RM: Tensor, places_R: Tensor) -> Tensor:

@@ -1,0 +1,116 @@
+"""Certificates: which distributions of the catalogue an engine does not sample from.
+
+Under an alternative r the product of q(y)/r(y) over all tokens is a martingale of mean 1. Where it
+exceeds 1/β, r is ruled out: were r what the engine samples from, that would happen with probability
+β at most, at whatever number of draws one looks. So whatever distribution of the catalogue the
+engine samples from, it is wrongly ruled out with probability β at most: no correction is due for
+how many there are.
+
+An alternative that is hardly another distribution need not be ruled out. How far it is from q on
+the contexts of these draws is the mean of ½(r/q − 1)·log(r/q) over their tokens, which is on
+average ½(KL(r‖q) + KL(q‖r)) per token.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Set
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+
+from seqproc.parity.betting.evidence import Floats, Gains, Ints, on_greedy_draws
+
+# Shapes: D draws.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Open:
+    """A distribution that is neither ruled out nor near."""
+
+    name: str  # in words
+    distance: float  # from q, nats per token; the upper end of its interval
+    log_evidence: float  # log Π q(y)/r(y), nats; it is ruled out from log 1/β on
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Certificate:
+    """What of the catalogue is left, at a level β."""
+
+    within: float  # ε: the distance that does not matter, nats per token
+    level: float  # β: probability that the distribution that is sampled from is ruled out, at most
+    num_ruled_out: int
+    num_near: int  # which are not, and lie within ε
+    left: tuple[Open, ...]  # which are neither, the farthest first
+
+    @property
+    def is_given(self) -> bool:
+        """Whether every distribution of the catalogue is ruled out or near."""
+        return not self.left
+
+    @property
+    def tokens_left(self) -> float:
+        """How many more it takes, about, to rule out what is left."""
+        due = math.log(1 / self.level)
+        return max(((due - one.log_evidence) / one.distance for one in self.left), default=0.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Alternative:
+    name: str
+    log_e: float  # log Π r(y)/q(y)
+    distances: Floats  # [D] summed over the tokens of each draw
+
+
+def certify(
+    found: Gains, *, within: float, level: float, allowed: Set[str] = frozenset()
+) -> Certificate:
+    """What the bets on all tokens rule out.
+
+    Args:
+        found: the bets.
+        within: ε, the distance up to which an alternative need not be ruled out, nats per token.
+            The upper end of its one-sided interval at 1 − β is held against it, by the normal
+            approximation over draws.
+        level: β.
+        allowed: families that are no fault.
+    """
+    num_ruled_out, num_near, left = 0, 0, []
+    for one in _alternatives(found, allowed):
+        if -one.log_e >= math.log(1 / level):
+            num_ruled_out += 1
+            continue
+        distance = _upper_end(one.distances, found.lengths, level)
+        if distance <= within:
+            num_near += 1
+        else:
+            left.append(Open(name=one.name, distance=distance, log_evidence=-one.log_e))
+    left.sort(key=lambda one: one.distance, reverse=True)
+    return Certificate(
+        within=within,
+        level=level,
+        num_ruled_out=num_ruled_out,
+        num_near=num_near,
+        left=tuple(left),
+    )
+
+
+def _alternatives(found: Gains, allowed: Set[str]) -> Iterator[_Alternative]:
+    log_es = found.sums.sum((0, 2), float)
+    for k, alternative in enumerate(found.alternatives):
+        if alternative.family not in allowed:
+            distances = found.distances[:, k].astype(float)
+            yield _Alternative(name=alternative.name, log_e=float(log_es[k]), distances=distances)
+    for bet, log_ratios in on_greedy_draws(found):
+        distances = np.expm1(log_ratios) * log_ratios / 2
+        yield _Alternative(name=bet.name, log_e=bet.log_e, distances=distances)
+
+
+def _upper_end(sums: Floats, lengths: Ints, level: float) -> float:
+    """Of the interval of Σ sums / Σ lengths, a ratio of means over draws."""
+    num_tokens = lengths.sum()
+    mean = sums.sum() / num_tokens
+    rest = sums - mean * lengths
+    error = math.sqrt(float((rest**2).sum())) / num_tokens
+    return float(mean + NormalDist().inv_cdf(1 - level) * error)

@@ -1,0 +1,199 @@
+"""An engine under check: its draws sampled, scored, and held against every test.
+
+Joins the tests of this package; computes nothing itself.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from seqproc.engines.base import Engine, Request, StoppingRule
+from seqproc.engines.noise import Noise, NotReplayable
+from seqproc.models import vocab_size
+from seqproc.models.parameters import ParamMapping
+from seqproc.models.tokenization import Tokenizer
+from seqproc.parity import metrics, structure
+from seqproc.parity.betting.certificate import certify
+from seqproc.parity.betting.evidence import evidence
+from seqproc.parity.betting.findings import allowed_families, bet_findings
+from seqproc.parity.draws import Answer, Draws, NominalScores, sample, score_nominal, with_tokens
+from seqproc.parity.replay import Replay, replay, replay_finding
+from seqproc.parity.sampler import sampler_findings
+from seqproc.parity.sequential import Look, Until, batches
+from seqproc.parity.suspects import Case, Suspects, joined
+from seqproc.parity.twins import twins
+from seqproc.parity.verdict import Finding, decide_at
+from seqproc.policy import SamplingPolicy
+from seqproc.prompts import draw_seed
+from seqproc.scorers import TeacherForcingScorer
+
+OnLook = Callable[[Look], None]
+
+_ENOUGH_GAPS = 100  # reported log q whose largest error is near that of all logits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """What was found of some draws."""
+
+    findings: list[Finding]
+    replayed: Replay | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """An engine under check, and all that its draws are held against."""
+
+    engine: Engine
+    scorer: TeacherForcingScorer
+    tokenizer: Tokenizer
+    policy: SamplingPolicy
+    stopping: StoppingRule
+    noise: Noise | NotReplayable
+    override: ParamMapping | None
+    suspects: Suspects
+    logit_error: float
+    false_alarms: float
+    seed: int
+
+    def sampled(self, requests: Sequence[Request], prompts: Sequence[int], first: int = 0) -> Case:
+        """Draws, sampled and scored; ``first`` is the number of the first of them."""
+        answers = sample(
+            self.engine,
+            requests,
+            prompts,
+            self.policy,
+            self.stopping,
+            vocabulary=vocab_size(self.scorer.model),
+        )
+        draws, nominal = score_nominal(
+            answers,
+            self.scorer,
+            self.policy,
+            self.logit_error,
+            noise=self.noise if isinstance(self.noise, Noise) else None,
+            override=self.override,
+            seed=self.seed if first == 0 else draw_seed(self.seed, first),
+        )
+        return Case(
+            engine=self.engine,
+            answers=answers,
+            scorer=self.scorer,
+            policy=self.policy,
+            stopping=self.stopping,
+            draws=draws,
+            nominal=nominal,
+            override=self.override,
+            suspects=self.suspects,
+            logit_error=self.logit_error,
+            false_alarms=self.false_alarms,
+        )
+
+    def sampled_until(
+        self,
+        requests: Sequence[Request],
+        prompts: Sequence[int],
+        until: Until,
+        on_look: OnLook | None,
+    ) -> tuple[Case, Judged, Look]:
+        """Draws up to the look at which it is decided, or all of them; and that look."""
+        start, case = time.perf_counter(), None
+        for number, chosen in enumerate(batches(prompts, until.first_look), 1):
+            more = self.sampled(requests[chosen], prompts[chosen], chosen.start)
+            case = more if case is None else joined([case, more])
+            judged = self.judged(case)
+            assert case.nominal.gains is not None
+            look = Look(
+                number=number,
+                num_draws=len(case.answers),
+                most_draws=len(requests),
+                num_tokens=len(case.draws.logqs),
+                seconds=time.perf_counter() - start,
+                verdict=decide_at(number, judged.findings, self.false_alarms),
+                certificate=certify(
+                    case.nominal.gains,
+                    within=until.within,
+                    level=until.level,
+                    allowed=allowed_families(self.logit_error),
+                ),
+            )
+            if on_look is not None:
+                on_look(look)
+            if look.is_decided or chosen.stop == len(requests):
+                return case, judged, look
+        raise AssertionError("there is a request, so there is a look")
+
+    def judged(self, case: Case) -> Judged:
+        """All tests of some draws."""
+        findings = all_findings(
+            case.answers,
+            case.draws,
+            case.nominal,
+            self.tokenizer,
+            self.stopping,
+            self.policy,
+            case.tolerance,
+        )
+        noise = self.noise
+        replayed = None if isinstance(noise, NotReplayable) else _replay(case, noise)
+        findings.append(replay_finding(replayed, getattr(noise, "reason", "")))
+        return Judged(findings=findings, replayed=replayed)
+
+
+def _replay(case: Case, noise: Noise) -> Replay | None:
+    nominal, draws, answers = case.nominal, case.draws, with_tokens(case.answers)
+    if nominal.replayed is None:
+        return None
+    allowed = case.tolerance
+    if nominal.engine_logqs is not None:
+        gaps = metrics.settled_gaps(draws, nominal.engine_logqs, nominal.is_settled)
+        if len(gaps) >= _ENOUGH_GAPS:  # the error is known then, not only bounded
+            allowed = min(allowed, 2 * float(gaps.max()))
+    return replay(
+        noise.name,
+        nominal.replayed,
+        sampled=np.concatenate([answer.completion.token_ids for answer in answers]),
+        indices=np.repeat([answer.request.index for answer in answers], draws.lengths),
+        steps=draws.steps,
+        is_settled=nominal.is_settled,
+        allowed=allowed + noise.error,
+    )
+
+
+def all_findings(
+    answers: Sequence[Answer],
+    draws: Draws,
+    nominal: NominalScores,
+    tokenizer: Tokenizer,
+    stopping: StoppingRule,
+    policy: SamplingPolicy,
+    tolerance: float,
+) -> list[Finding]:
+    """Every test and check of sampled and scored draws, along the chain.
+
+    Args:
+        answers: from `sample`.
+        draws: from `score_nominal`, with
+        nominal: what it says beside.
+        tokenizer: tells where a response ends.
+        stopping: where it should.
+        policy: the measure q.
+        tolerance: of a reported log q, nats.
+    """
+    due = metrics.log_q_range(draws, nominal, policy, tolerance)
+    return [
+        *structure.structure_findings(answers, tokenizer, stopping),
+        structure.support(draws, nominal),
+        *sampler_findings(draws),
+        twins(with_tokens(answers), draws, due.most),
+        metrics.reported_log_q(draws, nominal.engine_logqs, due),
+        *(
+            []
+            if nominal.gains is None
+            else bet_findings(evidence(nominal.gains), tolerance * policy.temperature / 2)
+        ),
+    ]

@@ -1,0 +1,170 @@
+"""Checks that go on until they are decided."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from helpers.faults import FaultyEngine, hotter
+from helpers.gallery import requests_of
+from helpers.parity_range import PER_PROMPT, STOPPING, Range
+from seqproc.errors import ConfigError
+from seqproc.parity import Check, check_engine
+from seqproc.parity.sequential import Look, Until, batches, in_rounds
+from seqproc.policy import SamplingPolicy
+
+COLD = SamplingPolicy(temperature=0.7, top_p=0.95)
+
+
+def check(small: Range, engine: Any, most: int, until: Until) -> tuple[Check, list[Look]]:
+    looks: list[Look] = []
+    requests, owners = requests_of(most, PER_PROMPT, seed=3)
+    found = check_engine(
+        engine,
+        small.scorer,
+        small.tokenizer,
+        requests,
+        owners,
+        COLD,
+        STOPPING,
+        until=until,
+        on_look=looks.append,
+    )
+    return found, looks
+
+
+def test_a_wrong_engine_is_rejected_early(small: Range) -> None:
+    engine = FaultyEngine(small.model, small.tokenizer, distribution=hotter(1.5), silent=True)
+    found, looks = check(small, engine, 4_096, Until())
+    assert not found.verdict.holds
+    assert found.num_draws == looks[-1].num_draws == 64
+    assert looks[-1].is_decided
+    assert any("temperature" in cause.description for cause in found.causes)
+
+
+def test_a_right_engine_is_certified_when_all_others_are_ruled_out_or_near(small: Range) -> None:
+    engine = FaultyEngine(small.model, small.tokenizer, silent=True)
+    found, looks = check(small, engine, 4_096, Until(within=0.1, level=0.05))
+    assert found.verdict.holds
+    assert found.certificate is not None
+    assert found.certificate.is_given
+    assert found.num_draws == looks[-1].num_draws < 4_096
+    assert [look.num_draws for look in looks] == sorted(look.num_draws for look in looks)
+    assert not any(look.is_decided for look in looks[:-1])
+
+
+def test_what_was_not_decided_says_so(small: Range) -> None:
+    engine = FaultyEngine(small.model, small.tokenizer, silent=True)
+    found, looks = check(small, engine, 64, Until(within=1e-6))
+    assert found.verdict.holds
+    assert found.certificate is not None
+    assert not found.certificate.is_given
+    assert found.certificate.left[0].distance > 1e-6
+    assert looks[-1].draws_left == 0
+    assert found.num_draws == 64
+
+
+def test_draws_in_batches_are_tested_as_one(small: Range) -> None:
+    """All tests see the same tokens, whether these were scored at once or batch by batch."""
+    engine = FaultyEngine(small.model, small.tokenizer)
+    found, _ = check(small, engine, 160, Until(within=1e-6))
+    requests, owners = requests_of(160, PER_PROMPT, seed=3)
+    whole = check_engine(engine, small.scorer, small.tokenizer, requests, owners, COLD, STOPPING)
+    told = {one.name: one for one in found.findings}
+    for one in whole.findings:
+        if one.name in ("ranks", "surprisal", "twins", "support", "last kept"):
+            assert told[one.name].statistic == pytest.approx(one.statistic, rel=1e-6), one.name
+    assert found.num_tokens == whole.num_tokens
+
+
+def test_batches_grow_and_hold_whole_prompts() -> None:
+    owners = [i // 8 for i in range(1_000)]
+    found = list(batches(owners, 60))
+    assert found[0] == slice(0, 64)
+    assert [one.start for one in found[1:]] == [one.stop for one in found[:-1]]
+    assert found[-1].stop == 1_000
+    assert all(one.stop % 8 == 0 for one in found)
+    assert all(b.stop >= 1.5 * b.start or b.stop == 1_000 for b in found[1:])
+
+
+def test_rounds_come_to_every_prompt_before_any_comes_again() -> None:
+    order = in_rounds(5, 10)
+    assert sorted(order) == list(range(50))
+    prompts = [i // 10 for i in order]
+    assert prompts[:20] == [p for p in range(5) for _ in range(4)]
+    assert set(prompts[:20]) == set(range(5))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"within": 0.0},
+        {"within": math.inf},
+        {"within": "much"},
+        {"level": 1.0},
+        {"level": True},
+        {"first_look": 1},
+        {"first_look": 2.5},
+    ],
+    ids=str,
+)
+def test_what_is_no_rule_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(options))):
+        Until(**options)
+
+
+def test_a_greedy_policy_has_nothing_to_be_decided(small: Range) -> None:
+    requests, owners = requests_of(16, PER_PROMPT, seed=0)
+    with pytest.raises(ConfigError, match="until needs a policy that samples"):
+        check_engine(
+            FaultyEngine(small.model, small.tokenizer),
+            small.scorer,
+            small.tokenizer,
+            requests,
+            owners,
+            SamplingPolicy(do_sample=False),
+            STOPPING,
+            until=Until(),
+        )
+
+
+def test_a_distance_is_that_of_two_known_distributions() -> None:
+    """½(KL(r‖q) + KL(q‖r)) of T × 1.1 on one row, against the mean over its tokens."""
+    from seqproc.parity.betting.alternatives import Alternative
+    from seqproc.parity.betting.certificate import certify
+    from seqproc.parity.betting.evidence import gains
+
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=50)
+    log_q, log_r = (v - np.logaddexp.reduce(v) for v in (logits, logits / 1.1))
+    q, r = np.exp(log_q), np.exp(log_r)
+    due = float(((r - q) * (log_r - log_q)).sum() / 2)
+    num_draws, length = 20_000, 5
+    tokens = rng.choice(50, size=num_draws * length, p=q)
+    ratios = (log_r - log_q)[tokens, None].astype(np.float32)
+    found = gains(
+        [Alternative(family="temperature", name="T × 1.1")],
+        ratios,
+        log_q[tokens],
+        np.ones(len(tokens), dtype=np.int64),
+        np.full(num_draws, length),
+    )
+    per_token = float(found.distances.sum(dtype=float)) / len(tokens)
+    assert per_token == pytest.approx(due, rel=0.03)
+    near = certify(found, within=due * 1.1, level=0.01)
+    assert near.num_ruled_out >= 1  # 100,000 tokens rule it out however near it is
+    assert near.is_given
+
+
+def test_an_alternative_is_wrongly_ruled_out_as_seldom_as_is_said() -> None:
+    """Tokens from r: over all looks, q·/r· exceeds 1/β = 10 in a tenth of the runs at most."""
+    rng = np.random.default_rng(1)
+    logits = rng.normal(size=30)
+    log_q, log_r = (v - np.logaddexp.reduce(v) for v in (logits, logits / 1.3))
+    tokens = rng.choice(30, size=(4_000, 400), p=np.exp(log_r))
+    paths = (log_q - log_r)[tokens].cumsum(1)
+    share = float((paths.max(1) >= math.log(10)).mean())
+    assert 0.01 < share <= 0.1 + 3 * math.sqrt(0.09 / 4_000)
