@@ -16,10 +16,20 @@ from typing import Any
 
 import numpy as np
 
+from seqproc.parity.betting.bans import without
 from seqproc.parity.betting.catalogue import SHARE
 from seqproc.parity.betting.cuts import TEMPERATURE, TOP_P
 from seqproc.parity.betting.echoes import PLACE, SAME
-from seqproc.parity.betting.evidence import GREEDY_DRAWS, Bet, Evidence, Window, evidence
+from seqproc.parity.betting.evidence import (
+    BANNED,
+    GREEDY_DRAWS,
+    OTHER_BAN,
+    WINDOWS,
+    Bet,
+    Evidence,
+    Window,
+    evidence,
+)
 from seqproc.parity.cause import Cause
 from seqproc.parity.draws import Draws, score
 from seqproc.parity.positions import LogDistribution
@@ -55,6 +65,7 @@ class _Candidate:
     log_share: float = 0.0  # of its prior in them
     # By description, what can be scored: one of each parameter, or none.
     wholes: Mapping[str, LogDistribution] = field(default_factory=dict)
+    window: Window = WINDOWS[0]  # the steps and draws that it is about; the policy holds elsewhere
     fit: _Fit | None = None
 
     @property
@@ -207,17 +218,36 @@ def _scored(candidates: Sequence[_Candidate], case: Case) -> list[_Candidate]:
     found = score(case.answers, case.scorer, wholes, override=case.override)
     scored = []
     for n, one in enumerate(candidates):
-        gains = {words: _gain(case, found[f"{n}/{words}"]) for words in one.wholes}
+        draws = {words: _within(one.window, found[f"{n}/{words}"], case) for words in one.wholes}
+        gains = {words: _gain(case, of_words) for words, of_words in draws.items()}
         words = max(gains, key=lambda name: gains[name])
         scored.append(
             replace(
                 one,
-                description=words,
+                description=_placed(words, one.window),
                 log_odds=gains[words] + one.log_share,
-                fit=_fit_of(case, found[f"{n}/{words}"]),
+                fit=_fit_of(case, draws[words]),
             )
         )
     return scored
+
+
+def _within(window: Window, draws: Draws, case: Case) -> Draws:
+    """Draws scored under an alternative in a window, and under the policy elsewhere."""
+    if window == WINDOWS[0]:
+        return draws
+    inside = window.holds(draws.steps, draws.owners)
+    mixed = {
+        name: np.where(inside.reshape(-1, *(1,) * (values.ndim - 1)), values, policys)
+        for (name, values), policys in zip(
+            draws.of_tokens().items(), case.draws.of_tokens().values(), strict=True
+        )
+    }
+    return replace(draws, **mixed)
+
+
+def _placed(words: str, window: Window) -> str:
+    return f"{words}, {window.name}" if window.name else words
 
 
 def _weight_candidates(case: Case, log_share: float) -> list[_Candidate]:
@@ -244,9 +274,13 @@ def _families(case: Case, found: Evidence) -> list[_Candidate]:
     """The families of the catalogue, each with all that it gained."""
     by_family: dict[str, list[Bet]] = {}
     for bet in found.bets:
-        by_family.setdefault(bet.family, []).append(bet)
+        if bet.name != OTHER_BAN:
+            by_family.setdefault(bet.family, []).append(bet)
     assert case.nominal.gains is not None
     wholes = {one.name: one.whole for one in case.nominal.gains.alternatives}
+    for bet in by_family.get(BANNED, ()):
+        if bet.value is not None:
+            wholes[bet.name] = without(int(bet.value), case.policy)
     return [one for bets in by_family.values() for one in _family(case, bets, wholes)]
 
 
@@ -262,16 +296,22 @@ def _family(
     on_all = max((bet for bet in bets if not bet.window.name), key=lambda bet: odds[bet])
     best = max(bets, key=lambda bet: odds[bet])
     found = [_candidate(on_all, bets, odds)]
-    if on_all.family not in _FAMILIES_OF_NOISE:
-        found = [replace(found[0], wholes=_members(case, on_all, bets, wholes))]
-    return found if best is on_all else [*found, _candidate(best, bets, odds)]
+    if best is not on_all:
+        found.append(_candidate(best, bets, odds))
+    if on_all.family in _FAMILIES_OF_NOISE:
+        return found
+    bests = (on_all, best)
+    return [
+        replace(one, wholes=_members(case, of, bets, wholes))
+        for one, of in zip(found, bests, strict=False)
+    ]
 
 
 def _candidate(best: Bet, bets: Sequence[Bet], odds: Mapping[Bet, float]) -> _Candidate:
     """By one bet, with all that the bets of its family on the same tokens came to."""
     alike = [bet for bet in bets if bet.window == best.window]
     is_noise = best.family in _FAMILIES_OF_NOISE
-    description = f"{best.name}, {best.window.name}" if best.window.name else best.name
+    description = _placed(best.name, best.window)
     if is_noise:
         description = f"what should be independent is not: randomness is used twice ({description})"
     return _Candidate(
@@ -280,6 +320,7 @@ def _candidate(best: Bet, bets: Sequence[Bet], odds: Mapping[Bet, float]) -> _Ca
         family=best.family,
         log_odds=float(np.logaddexp.reduce([odds[bet] for bet in alike])),
         log_share=float(np.logaddexp.reduce([bet.log_share for bet in alike])),
+        window=best.window,
     )
 
 
@@ -293,11 +334,16 @@ def _members(
     whole = wholes.get(best.name)
     found = {} if whole is None else {best.name: whole}
     if best.family == TEMPERATURE:
-        profile = {b.value: b.log_e for b in bets if not b.window.name and b.value is not None}
+        profile = {
+            bet.value: bet.log_e
+            for bet in bets
+            if bet.window == best.window and bet.value is not None
+        }
         found |= _temperatures(case, profile)
     if best.family == TOP_P:
         # The largest mass before a token is the maximum-likelihood estimate.
-        top_p = float(min(case.nominal.mass_before.max() * (1 + 1e-6), 1.0))
+        inside = best.window.holds(case.draws.steps, case.draws.owners)
+        top_p = float(min(case.nominal.mass_before[inside].max(initial=0.0) * (1 + 1e-6), 1.0))
         found |= _with(case, "top_p", [top_p])
     return found
 

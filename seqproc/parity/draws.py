@@ -82,8 +82,11 @@ class Draws:
         draws, starts = slice(first, last), [*self.starts, len(self.logqs)]
         tokens = slice(starts[first], starts[min(last, len(self.lengths))])
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        per_draw = ("prompts", "lengths", "ended_by_eos")
-        return Draws(**{n: v[draws if n in per_draw else tokens] for n, v in values.items()})
+        return Draws(**{n: v[draws if n in _PER_DRAW else tokens] for n, v in values.items()})
+
+    def of_tokens(self) -> dict[str, NDArray[Any]]:
+        """The columns that have a row for each token, by name."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in _PER_DRAW}
 
     @staticmethod
     def concatenate(parts: Sequence[Draws]) -> Draws:
@@ -113,6 +116,9 @@ class Draws:
 
     def _transform(self, mass: Floats) -> Floats:
         return np.minimum(mass + self.randomiser * np.exp(self.logqs), 1.0)
+
+
+_PER_DRAW = ("prompts", "lengths", "ended_by_eos")  # columns of `Draws`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from seqproc.parity.betting import heads
 from seqproc.parity.betting.alternatives import Alternative, Case, Seen
+from seqproc.parity.betting.bans import Bans, without
 from seqproc.parity.betting.catalogue import SHARE, catalogue, log_ratios
 from seqproc.parity.betting.echoes import Echo, echo_bets, echo_ratios, echoes
 from seqproc.parity.betting.evidence import WINDOWS, evidence, gains
@@ -76,9 +77,8 @@ def test_an_alternative_is_a_distribution_and_the_one_of_its_name(
     one, logits_V = alternatives(policy)[number], logits_of(200)
     assert one.log_r is not None
     log_r = one.log_r(every_token(logits_V, policy))
-    is_cut_after = policy.truncates and one.family == "EOS"  # the bet keeps the policy's nucleus
     assert float(log_r.exp().sum()) == pytest.approx(1.0, abs=1e-9)
-    if one.whole is not None and not is_cut_after:
+    if one.whole is not None:
         whole = one.whole(logits_V.unsqueeze(0))[0]
         assert torch.equal(log_r == -math.inf, whole == -math.inf)
         finite = whole > -math.inf
@@ -101,7 +101,7 @@ def test_an_alternative_adds_up_to_1_or_is_not_known_where_the_vocabulary_is_lar
         else:
             num_known += 1
             assert float(log_r.exp().sum()) == pytest.approx(1.0, abs=1e-9), one.name
-    assert num_known >= (10 if scale < 1 else 40)
+    assert num_known >= (10 if scale < 1 else 30)
 
 
 def test_there_is_no_bet_on_what_is_not_known() -> None:
@@ -130,6 +130,51 @@ def test_a_bet_has_mean_1_under_the_policy(policy: SamplingPolicy) -> None:
     means_K = (ratios_RK.exp() * case.logqs.exp().unsqueeze(-1)).sum(0)
     assert (means_K <= 1 + 1e-9).all()
     assert (means_K >= SHARE - 1e-12).all()
+
+
+def test_a_bet_on_a_banned_id_has_mean_1_and_is_the_distribution_without_it() -> None:
+    logits_V, policy = logits_of(40), SamplingPolicy(temperature=0.7)
+    log_q_V = log_q(logits_V.unsqueeze(0), policy)[0]
+    log_es = []
+    for token in range(40):
+        bans = Bans()
+        bans.note(log_q_V.unsqueeze(0), torch.tensor([token]))
+        log_es.append(bans.log_e)
+    e_VV = np.exp(np.stack(log_es))  # sampled token, banned id
+    assert np.allclose(log_q_V.exp().numpy() @ e_VV, 1.0, rtol=0, atol=1e-12)
+    for banned in range(40):
+        whole = without(banned, policy)(logits_V.unsqueeze(0))[0]
+        assert float(whole.exp().sum()) == pytest.approx(1.0)
+        assert whole[banned] == -math.inf
+        kept = (log_q_V > -math.inf) & (torch.arange(40) != banned)
+        due = SHARE * log_q_V.exp() + (1 - SHARE) * whole.exp()
+        assert np.allclose(e_VV[kept, banned], (due / log_q_V.exp())[kept], rtol=1e-9)
+
+
+def test_bans_add_up_over_rows_and_batches() -> None:
+    log_q_RV = torch.stack([logits_of(30, seed=n).log_softmax(-1) for n in range(6)])
+    tokens = torch.tensor([1, 4, 1, 7, 9, 2])
+    whole, parts = Bans(), Bans()
+    whole.note(log_q_RV, tokens)
+    parts.note(log_q_RV[:2], tokens[:2])
+    parts.note(log_q_RV[2:], tokens[2:])
+    assert whole.log_e is not None
+    assert parts.log_e is not None
+    assert np.allclose(whole.log_e, parts.log_e)
+
+
+def test_the_shares_of_all_bets_add_up_to_1() -> None:
+    rng = np.random.default_rng(0)
+    found = gains(
+        alternatives(SamplingPolicy()),
+        np.zeros((12, len(alternatives(SamplingPolicy()))), dtype=np.float32),
+        np.log(rng.random(12)),
+        np.ones(12, dtype=np.int64),
+        np.array([5, 7]),
+        bans=np.zeros(50),
+    )
+    shares = [bet.log_share for bet in evidence(found).bets]
+    assert np.exp(shares).sum() == pytest.approx(1.0)
 
 
 def test_a_temperature_beyond_the_head_is_nearly_the_exact_one() -> None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from seqproc.parity.betting.alternatives import Alternative, Case, Seen
+from seqproc.parity.betting.bans import Bans
 from seqproc.parity.betting.catalogue import catalogue, log_ratios
 from seqproc.parity.betting.echoes import echo_bets, echo_ratios, echoes
 from seqproc.parity.betting.evidence import Gains, gains
@@ -53,11 +54,13 @@ class Book:
         self._starts = np.cumsum(self._lengths) - self._lengths
         self._tokens = np.concatenate([np.array(ids, dtype=np.int64) for ids in responses])
         self._echoes = echoes(np.asarray(owners), self._lengths)
+        self._bans = Bans()
 
     def columns(
         self, logits_RV: Tensor, log_q_RV: Tensor, placed: Placement, rows: Rows
     ) -> dict[str, Tensor]:
-        """What is to be read of some rows."""
+        """What is to be read of some rows. Each row is to be read once."""
+        self._bans.note(log_q_RV, rows.tokens)
         heads = heads_of(logits_RV, rows.tokens, self._policy)
         case = Case(
             heads=heads,
@@ -124,7 +127,7 @@ class Book:
         )
         ratios = np.concatenate([columns[f"{_PREFIX}ratios"], echoed], axis=1)
         bets: list[Alternative] = [*self._alternatives, *echo_bets(self._echoes)]
-        return gains(bets, ratios, logqs, ranks, self._lengths)
+        return gains(bets, ratios, logqs, ranks, self._lengths, self._bans.log_e)
 
 
 def _counted(ids: Sequence[int], size: int) -> NDArray[np.float64]:

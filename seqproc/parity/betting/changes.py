@@ -133,13 +133,18 @@ def _eos(policy: SamplingPolicy, eos_token_ids: Sequence[int]) -> Iterator[Alter
             family="EOS",
             name="EOS never sampled" if bias == -math.inf else f"EOS with a logit {bias:+g} off",
             value=bias,
-            log_r=_with_eos_bias(bias),
+            log_r=_with_eos_bias(bias, eos_token_ids),
             whole=whole(bias),
         )
 
 
-def _with_eos_bias(bias: float) -> Callable[[Case], Tensor]:
+def _with_eos_bias(bias: float, eos_token_ids: Sequence[int]) -> Callable[[Case], Tensor]:
     def log_r(case: Case) -> Tensor:
+        if case.policy.truncates:
+            ids_E = torch.tensor(eos_token_ids, device=case.heads.ids.device)
+            raw_RM = case.heads.raw.clone()
+            raw_RM[torch.isin(case.heads.ids, ids_E)] += bias
+            return _changed(case, raw_RM)
         gain = bias / case.policy.temperature
         log_norm_R = torch.log1p(case.log_eos.exp() * math.expm1(gain))
         log_r_R = torch.where(case.is_eos, case.logqs + gain, case.logqs) - log_norm_R

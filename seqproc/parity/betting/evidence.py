@@ -12,21 +12,25 @@ against the policy.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
 
 from seqproc.parity.betting.alternatives import Alternative
+from seqproc.parity.betting.cuts import TEMPERATURE, TOP_P
 
 # Shapes: N tokens of all draws together, D draws, K alternatives, B bins of steps, W windows.
 
 STEP_EDGES = (1, 2, 4, 8, 16, 24, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 DRAW_EDGES = (32, 128, 512, 2048)
 _ENDLESS = 2**31
-_WHOLE = 0.6  # share of the bets on all tokens
-GREEDY_DRAWS = "greedy draws"  # a family
+_WEIGHTS = {TEMPERATURE: 3.0, TOP_P: 3.0}  # of families, by how often engines have these faults
+_WHOLE = 0.7  # share of the bets on all tokens
+GREEDY_DRAWS, BANNED = "greedy draws", "banned ids"  # families
+OTHER_BAN = "another token id never sampled"  # all but the likeliest, in one bet
 WHOLE_DRAWS = (0.02, 0.05, 0.2)  # share of draws decoded greedily
 
 Floats = NDArray[np.float64]
@@ -75,9 +79,10 @@ class Gains:
     distances: NDArray[np.float32]  # [D, K] Σ ½(r/q − 1)·log r/q, on average ½(KL(r‖q) + KL(q‖r))
     greedy: Floats  # [D] −Σ log q of draws that are greedy throughout; −∞ of others
     lengths: Ints  # [D] tokens
+    bans: Floats | None = None  # [V] of bets that an id is never sampled; None: not of these draws
 
     def some(self, first: int, last: int) -> Gains:
-        """Those of some draws."""
+        """Those of some draws, without the bans, which are known of all together."""
         arrays = {name: getattr(self, name)[first:last] for name in _ARRAYS}
         return Gains(alternatives=self.alternatives, **arrays)
 
@@ -85,10 +90,15 @@ class Gains:
     def concatenate(parts: Sequence[Gains]) -> Gains:
         """Those of all draws of several, which bet on the same alternatives."""
         arrays = {name: np.concatenate([getattr(p, name) for p in parts]) for name in _ARRAYS}
-        return Gains(alternatives=parts[0].alternatives, **arrays)
+        bans = [part.bans for part in parts if part.bans is not None]
+        return Gains(
+            alternatives=parts[0].alternatives,
+            bans=np.sum(bans, axis=0) if len(bans) == len(parts) else None,
+            **arrays,
+        )
 
 
-_ARRAYS = tuple(field.name for field in fields(Gains) if field.name != "alternatives")
+_ARRAYS = tuple(f.name for f in fields(Gains) if f.name not in ("alternatives", "bans"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +127,7 @@ def gains(
     logqs: Floats,
     ranks: NDArray[np.int64],
     lengths: NDArray[np.int64],
+    bans: Floats | None = None,
 ) -> Gains:
     """Sum up what was gained.
 
@@ -126,6 +137,7 @@ def gains(
         logqs: ``[N]`` log q.
         ranks: ``[N]`` of the tokens in q.
         lengths: ``[D]`` tokens of each draw.
+        bans: ``[V]`` what bets that an id is never sampled came to, nats.
     """
     starts = np.cumsum(lengths) - lengths
     steps = np.arange(len(logqs)) - np.repeat(starts, lengths)
@@ -147,25 +159,35 @@ def gains(
         distances=np.add.reduceat(apart, starts, axis=0),
         greedy=greedy,
         lengths=np.asarray(lengths),
+        bans=bans,
     )
 
 
 def evidence(found: Gains) -> Evidence:
     """What all bets have come to."""
     bets = []
-    families = [alternative.family for alternative in found.alternatives]
-    num_families = len(set(families)) + 1
+    sizes = Counter(alternative.family for alternative in found.alternatives)
+    shares = _shares_of_families({*sizes, GREEDY_DRAWS, BANNED})
     by_draws = {w.draws: found.sums[w.draws[0] : w.draws[1]].sum(0, float) for w in WINDOWS}
     for window in WINDOWS:
         first, last = np.searchsorted((*STEP_EDGES, _ENDLESS), window.steps, side="right")
         log_es = by_draws[window.draws][:, first:last].sum(-1)
         for alternative, log_e in zip(found.alternatives, log_es, strict=True):
-            share = window.share / num_families / families.count(alternative.family)
+            family = alternative.family
+            share = window.share * shares[family] / sizes[family]
             bets.append(_bet(alternative, window, float(log_e), share))
-    bets += [bet for bet, _ in on_greedy_draws(found, 1 / num_families)]
+    bets += [bet for bet, _ in on_greedy_draws(found, shares[GREEDY_DRAWS])]
+    bets += _on_bans(found, shares[BANNED])
     bets.sort(key=lambda bet: bet.log_e + bet.log_share, reverse=True)
     total = float(np.logaddexp.reduce([bet.log_e + bet.log_share for bet in bets]))
     return Evidence(log_e=total, bets=tuple(bets))
+
+
+def _shares_of_families(families: Iterable[str]) -> dict[str, float]:
+    """Of the bets on all tokens; they add up to 1."""
+    weights = {family: _WEIGHTS.get(family, 1.0) for family in families}
+    total = sum(weights.values())
+    return {family: weight / total for family, weight in weights.items()}
 
 
 def _bet(alternative: Alternative, window: Window, log_e: float, share: float) -> Bet:
@@ -197,3 +219,29 @@ def on_greedy_draws(found: Gains, share: float = 1.0) -> Iterator[tuple[Bet, Flo
             log_share=math.log(share / len(WHOLE_DRAWS)),
         )
         yield bet, log_ratios
+
+
+def _on_bans(found: Gains, share: float) -> Iterator[Bet]:
+    """The id that is the most likely to be banned, and all others in one bet."""
+    if found.bans is None:
+        return
+    best = int(np.argmax(found.bans))
+    others = np.delete(found.bans, best)
+    each = math.log(share / len(found.bans))
+    yield Bet(
+        family=BANNED,
+        name=f"token id {best} never sampled",
+        value=float(best),
+        window=WINDOWS[0],
+        log_e=float(found.bans[best]),
+        log_share=each,
+    )
+    if len(others):
+        yield Bet(
+            family=BANNED,
+            name=OTHER_BAN,
+            value=None,
+            window=WINDOWS[0],
+            log_e=float(np.logaddexp.reduce(others)) - math.log(len(others)),
+            log_share=each + math.log(len(others)),
+        )

@@ -13,7 +13,7 @@ from seqproc.parity.betting.evidence import Bet, Evidence
 from seqproc.parity.verdict import Finding, Link
 
 _COARSE = 0.05  # nats, which a float16 or bfloat16 engine is allowed
-_WEIGHTS = {"known faults": 10.0, "noise": 5.0}  # of the false alarms; each other test has 1
+_WEIGHTS = {"known faults": 24.0, "noise": 6.0}  # of the false alarms; each other test has 1
 
 
 def bet_findings(found: Evidence, logit_error: float) -> list[Finding]:
