@@ -19,13 +19,20 @@ import torch
 from torch import Tensor
 
 from seqproc._util import strict_json
-from seqproc.engines.base import Completion, Engine, Request, StoppingRule
+from seqproc.engines.base import (
+    Completion,
+    Engine,
+    Request,
+    StoppingRule,
+    TellsDistributions,
+)
 from seqproc.engines.noise import Noise, NoiseFunction, NotReplayable
 from seqproc.errors import EngineError
 from seqproc.policy import SamplingPolicy
 from seqproc.types import FinishReason
 
 _MOST = 0.5  # nats; a log q is at most 0, which bfloat16 rounds by two places of its logits
+_MASS_ERROR = 0.01  # of a distribution's sum; bfloat16 rounds log q by up to 1 %
 _LEAST = -1e100  # but for −∞; no float32 is lower, and sums of squares stay finite
 
 
@@ -82,7 +89,7 @@ def _closing(completions: Any) -> Iterator[None]:
             close()
 
 
-def name_of(engine: Engine) -> str:
+def name_of(engine: Engine | TellsDistributions) -> str:
     """An engine's name, for errors; that of its class where it gave itself none."""
     return str(getattr(engine, "name", None) or type(engine).__name__)
 
@@ -143,6 +150,51 @@ def _held(noise: Noise, engine: str) -> NoiseFunction:
         return values
 
     return values
+
+
+def distributions_of(
+    engine: TellsDistributions, contexts: Sequence[Sequence[int]], policy: SamplingPolicy
+) -> Iterator[Tensor]:
+    """What an engine would sample from after each context; every distribution is held.
+
+    Args:
+        engine: see `Engine.distributions`.
+        contexts: see there.
+        policy: see there.
+
+    Returns:
+        For each context, log q of every id: ``[V]`` in float64 on the CPU, nats.
+
+    Raises:
+        EngineError: when the engine cannot tell, or fails; what it gives is no distribution, or
+            there are more or fewer than contexts.
+    """
+    given: Any = engine.distributions([tuple(context) for context in contexts], policy)
+    if not isinstance(given, Iterable):
+        _refuse(name_of(engine), f"gave a {type(given).__name__}; expected an iterator of tensors")
+    return _distributions(given, len(contexts), name_of(engine))
+
+
+def _distributions(given: Iterable[Any], number: int, engine: str) -> Iterator[Tensor]:
+    count = 0
+    with _closing(given):
+        for count, values in enumerate(given, 1):
+            if count > number:
+                _refuse(engine, f"gave more distributions than the {number} contexts")
+            yield _distribution(values, f"context {count - 1}", engine)
+    if count < number:
+        _refuse(engine, f"gave {count} distributions for {number} contexts")
+
+
+def _distribution(values: Any, where: str, engine: str) -> Tensor:
+    if not (isinstance(values, Tensor) and values.ndim == 1 and values.is_floating_point()):
+        came = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        _refuse(engine, f"gave {came} for {where}; expected a tensor of log q of shape [V]")
+    wide = values.detach().double().cpu()
+    total = float(wide.exp().sum())
+    if not abs(total - 1) <= _MASS_ERROR:
+        _refuse(engine, f"gave log q for {where} whose probabilities sum to {total:g}, and not 1")
+    return wide
 
 
 def prompts_kept(

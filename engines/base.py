@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from seqproc.engines.noise import Noise, NotReplayable
 from seqproc.errors import EngineError
@@ -25,6 +25,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from seqproc.models.source import ModelSource
+
+
+NO_DISTRIBUTIONS = (
+    "the engine {!r} does not tell the distributions that it samples from (Engine.distributions). "
+    "What remains is to test the tokens that it samples and the log q that it reports: "
+    "seqproc parity --engines"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +64,16 @@ class Completion:
     prompt_ids: tuple[int, ...] | None = None  # as the engine really fed them to the model
 
 
+class TellsDistributions(Protocol):
+    """An engine, or what stands in the place of one, as seen by a comparison of distributions."""
+
+    def distributions(
+        self, contexts: Sequence[Sequence[int]], policy: SamplingPolicy
+    ) -> Iterator[Tensor]:
+        """See `Engine.distributions`."""
+        ...
+
+
 class Engine(ABC):
     """A back-end that samples sequences.
 
@@ -65,6 +82,8 @@ class Engine(ABC):
 
     name: ClassVar[str]  # as it is asked for
     batch_size: int | None = None  # sequences per static batch, settable; None: schedules itself
+    # Options of `from_source` without which `distributions` raises.
+    distribution_options: ClassVar[Mapping[str, Any]] = {}
 
     @classmethod
     @abstractmethod
@@ -100,6 +119,28 @@ class Engine(ABC):
         """
         del policy
         return NotReplayable(f"the engine {self.name!r} does not say what noise it draws with")
+
+    def distributions(
+        self, contexts: Sequence[Sequence[int]], policy: SamplingPolicy
+    ) -> Iterator[Tensor]:
+        """What the next token would be sampled from after each of the given contexts; optional.
+
+        It comes from the model and the sampler that `generate` samples with.
+
+        Args:
+            contexts: token ids of prompt and response so far, each of at least one token. A full
+                context leaves no room for a next token, and is refused.
+            policy: as for `generate`.
+
+        Returns:
+            For each context, in the order given, log q of every id: ``[V]``, nats, −∞ outside the
+            support. Computed as they are read: a long list need not fit in memory.
+
+        Raises:
+            EngineError: at the call, when the engine cannot tell; later, when the back-end fails.
+        """
+        del contexts, policy
+        raise EngineError(NO_DISTRIBUTIONS.format(self.name))
 
     def load_weights(self, weights: Mapping[str, Tensor] | str | os.PathLike[str] | None) -> None:
         """Sample with other weights from the next `generate` on. The live model stays as it is.

@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib import metadata
 from typing import Any, ClassVar
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from seqproc._util.isolation import in_turn, undisturbed
 from seqproc._util.memory import is_out_of_memory
 from seqproc.engines.base import Completion, Engine, Request, StoppingRule
+from seqproc.engines.contexts import NEXT_TOKEN, next_token_requests
 from seqproc.engines.coupling import choose, one_hot_scores
 from seqproc.engines.gumbel import seed_tensor
 from seqproc.engines.noise import COUPLED, GREEDY, Noise, NotReplayable
@@ -39,7 +40,7 @@ from seqproc.models.weights import (
     validate_weights,
     weights_directory,
 )
-from seqproc.policy import SamplingPolicy
+from seqproc.policy import SamplingPolicy, log_q
 
 # Shapes: N rows of a batch, P padded prompt width, T generated tokens, V vocabulary.
 
@@ -135,6 +136,38 @@ class HFEngine(Engine):
         """Coupled sampling's; none when it decodes greedily."""
         return COUPLED if policy.do_sample else GREEDY
 
+    def distributions(
+        self, contexts: Sequence[Sequence[int]], policy: SamplingPolicy
+    ) -> Iterator[Tensor]:
+        """See `Engine.distributions`; in float64, from the logits that `generate` gives."""
+        return self._distributions(next_token_requests(contexts, self._max_context), policy)
+
+    def _distributions(
+        self, requests: Sequence[Request], policy: SamplingPolicy
+    ) -> Iterator[Tensor]:
+        size = self.batch_size or 1
+        self._num_generating += 1
+        try:
+            for start in range(0, len(requests), size):
+                yield from self._next_log_q(requests[start : start + size], policy)
+        finally:
+            self._num_generating -= 1
+
+    def _next_log_q(self, batch: Sequence[Request], policy: SamplingPolicy) -> Tensor:
+        """log q of the token that follows each prompt: ``[N, V]``, on the CPU."""
+        seen: list[Tensor] = []
+
+        def see(_input_ids: Tensor, scores: Tensor) -> Tensor:
+            seen.append(log_q(scores.double(), policy).cpu())
+            return scores
+
+        self._run(_left_padded(batch, self._device), NEXT_TOKEN, see)
+        return seen[0]
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self._model.parameters()).device
+
     def describe(self) -> dict[str, Any]:
         """What samples, JSON-ready."""
         parameter = next(self._model.parameters())
@@ -168,34 +201,10 @@ class HFEngine(Engine):
     def _generate_batch(
         self, batch: Sequence[Request], policy: SamplingPolicy, stopping: StoppingRule
     ) -> list[Completion]:
-        device = next(self._model.parameters()).device
-        ids_NP, mask_NP = _left_padded(batch, device)
+        ids_NP, mask_NP = padded = _left_padded(batch, self._device)
         sampler = PolicySampler(policy, [request.seed for request in batch])
         stops = StopStrings(self._tokenizer, stopping, len(batch))
-        try:
-            with (
-                in_turn(),
-                undisturbed(device),
-                torch.no_grad(),
-                _generating(self._model),
-                temporary_weights(self._model, self._weights),
-            ):
-                output: Tensor = self._model.generate(  # type: ignore[operator]
-                    input_ids=ids_NP,
-                    attention_mask=mask_NP,
-                    generation_config=_greedy_config(stopping),
-                    logits_processor=[sampler],
-                    stopping_criteria=[stops] if stopping.stop else [],
-                )
-        except torch.OutOfMemoryError as error:
-            raise _out_of_memory(len(batch)) from error
-        except (RuntimeError, ValueError, IndexError, TypeError, MemoryError) as error:
-            if is_out_of_memory(error):
-                raise _out_of_memory(len(batch)) from error
-            raise EngineError(
-                f"Hugging Face generate failed on {len(batch)} prompts of up to "
-                f"{ids_NP.shape[1]} tokens ({type(error).__name__}: {error})"
-            ) from error
+        output = self._run(padded, stopping, sampler, [stops] if stopping.stop else [])
         rows = output[:, ids_NP.shape[1] :].tolist()
         logqs = sampler.token_logqs().tolist()
         prompts = [ids[mask.bool()].tolist() for ids, mask in zip(ids_NP, mask_NP, strict=True)]
@@ -205,6 +214,41 @@ class HFEngine(Engine):
                 batch, prompts, rows, logqs, stops.ends, strict=True
             )
         ]
+
+    def _run(
+        self,
+        padded: tuple[Tensor, Tensor],
+        stopping: StoppingRule,
+        processor: Callable[[Tensor, Tensor], Tensor],
+        criteria: Sequence[Any] = (),
+    ) -> Tensor:
+        """`generate` on padded prompts: their ids with those of the responses, ``[N, P + T]``."""
+        ids_NP, mask_NP = padded
+        try:
+            with (
+                in_turn(),
+                undisturbed(ids_NP.device),
+                torch.no_grad(),
+                _generating(self._model),
+                temporary_weights(self._model, self._weights),
+            ):
+                output: Tensor = self._model.generate(  # type: ignore[operator]
+                    input_ids=ids_NP,
+                    attention_mask=mask_NP,
+                    generation_config=_greedy_config(stopping),
+                    logits_processor=[processor],
+                    stopping_criteria=list(criteria),
+                )
+        except torch.OutOfMemoryError as error:
+            raise _out_of_memory(len(ids_NP)) from error
+        except (RuntimeError, ValueError, IndexError, TypeError, MemoryError) as error:
+            if is_out_of_memory(error):
+                raise _out_of_memory(len(ids_NP)) from error
+            raise EngineError(
+                f"Hugging Face generate failed on {len(ids_NP)} prompts of up to "
+                f"{ids_NP.shape[1]} tokens ({type(error).__name__}: {error})"
+            ) from error
+        return output
 
     def _completion(
         self,

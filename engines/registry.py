@@ -73,6 +73,15 @@ def create_engine(engine: str | Engine, source: ModelSource, **options: Any) -> 
     return _find(engine).from_source(source, **options)
 
 
+def engine_class(name: str) -> type[Engine]:
+    """The class of an engine; imports it, and starts nothing.
+
+    Raises:
+        EngineError: there is no engine of this name, or it cannot be imported.
+    """
+    return _find(name)
+
+
 def require_known(name: str) -> None:
     """Raise `EngineError` unless there is an engine of this name; imports and starts nothing."""
     known = engine_names()

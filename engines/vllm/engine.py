@@ -13,7 +13,8 @@ import logging
 import math
 import os
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -21,8 +22,15 @@ from torch import Tensor
 
 from seqproc._util.versions import vllm_build
 from seqproc.engines.base import Completion, Engine, Request, StoppingRule
+from seqproc.engines.contexts import NEXT_TOKEN, next_token_requests
 from seqproc.engines.noise import COUPLED, GREEDY, Noise, NotReplayable
 from seqproc.engines.stopping import check_request, finish
+from seqproc.engines.vllm.distributions import (
+    ALL_IDS,
+    CONTEXTS_AT_A_TIME,
+    distribution_params,
+    log_distribution,
+)
 from seqproc.engines.vllm.noise import NATIVE_V2, NATIVE_V2_FP64
 from seqproc.engines.vllm.options import environment, llm_options, sampling_params
 from seqproc.engines.vllm.process import (
@@ -42,7 +50,7 @@ from seqproc.engines.vllm.weights import VLLMWeights
 from seqproc.errors import ConfigError, EngineError
 from seqproc.models.source import Checkpoint, ModelSource
 from seqproc.models.tokenization import Tokenizer
-from seqproc.policy import SamplingPolicy
+from seqproc.policy import SamplingPolicy, log_q
 
 Sampler = Literal["auto", "native", "coupled"]
 
@@ -71,6 +79,7 @@ class VLLMEngine(Engine):
     """
 
     name: ClassVar[str] = "vllm"
+    distribution_options: ClassVar[Mapping[str, Any]] = {"max_logprobs": ALL_IDS}
 
     def __init__(
         self,
@@ -129,24 +138,75 @@ class VLLMEngine(Engine):
                 vLLM cannot sample at the policy's temperature.
         """
         self._require_possible(policy)
+        is_coupled = self._is_coupled(policy)
+        self._tell_choice(policy)
+
+        def params(request: Request) -> Any:
+            return sampling_params(request.seed, policy, stopping, coupled=is_coupled)
+
+        running = self._engine.vllm_config.scheduler_config.max_num_seqs
+        reports = policy.do_sample and not is_coupled  # else it reports log p
+        outputs = self._outputs(requests, params, stopping, running * _QUEUED_PER_RUNNING)
+        with closing(outputs):
+            for request, output in outputs:
+                yield self._completion(request, output, stopping, reports_log_q=reports)
+
+    def distributions(
+        self, contexts: Sequence[Sequence[int]], policy: SamplingPolicy
+    ) -> Iterator[Tensor]:
+        """See `Engine.distributions`. It takes the option ``max_logprobs=-1``.
+
+        Where vLLM's own sampler draws, it is what that reports, its nucleus included; where ours
+        does, the policy over the log p that vLLM reports. vLLM computes in float32.
+        """
+        self._require_possible(policy)
+        if self._engine.model_config.max_logprobs != ALL_IDS:
+            raise EngineError(
+                "vLLM tells the log q of all tokens only when it was started with the option "
+                "max_logprobs=-1, which changes nothing of what it samples: start it so"
+            )
+        return self._distributions(next_token_requests(contexts, self.max_context), policy)
+
+    def _distributions(
+        self, requests: Sequence[Request], policy: SamplingPolicy
+    ) -> Iterator[Tensor]:
+        is_ours = self._is_coupled(policy) or not policy.do_sample
+        params = distribution_params(SamplingPolicy() if is_ours else policy)
+        vocabulary = int(self._engine.model_config.get_vocab_size())
+        early: dict[int, Tensor] = {}
+        due = 0
+        outputs = self._outputs(requests, lambda _: params, NEXT_TOKEN, CONTEXTS_AT_A_TIME)
+        with closing(outputs):
+            for request, output in outputs:
+                values = log_distribution(output, vocabulary)
+                early[request.index] = log_q(values, policy) if is_ours else values
+                while due in early:
+                    yield early.pop(due)
+                    due += 1
+
+    def _outputs(
+        self,
+        requests: Iterable[Request],
+        params: Callable[[Request], Any],
+        stopping: StoppingRule,
+        num_queued: int,
+    ) -> Generator[tuple[Request, Any], None, None]:
+        """vLLM's own outputs, each in the step that finishes it, with the request it is of."""
         if self._is_generating:
             raise EngineError(
                 "this vLLM engine is generating already: finish or close that iterator first"
             )
         in_flight: dict[str, Request] = {}
         stream = iter(requests)
-        is_coupled = self._is_coupled(policy)
-        self._tell_choice(policy)
         self._is_generating = True
         try:
-            self._feed(stream, in_flight, policy, stopping, is_coupled)
+            self._feed(stream, in_flight, params, stopping, num_queued)
             while in_flight:
                 for output in self._step(in_flight):
                     request = in_flight.pop(output.request_id, None)
                     if request is not None:
-                        reports = policy.do_sample and not is_coupled  # else it reports log p
-                        yield self._completion(request, output, stopping, reports_log_q=reports)
-                self._feed(stream, in_flight, policy, stopping, is_coupled)
+                        yield request, output
+                self._feed(stream, in_flight, params, stopping, num_queued)
         finally:
             self._is_generating = False
             self._num_in_flight = 0
@@ -320,20 +380,19 @@ class VLLMEngine(Engine):
         self,
         stream: Iterator[Request],
         in_flight: dict[str, Request],
-        policy: SamplingPolicy,
+        params: Callable[[Request], Any],
         stopping: StoppingRule,
-        is_coupled: bool,
+        num_queued: int,
     ) -> None:
         """Fill vLLM's queue up."""
-        running = self._engine.vllm_config.scheduler_config.max_num_seqs
-        for request in itertools.islice(stream, running * _QUEUED_PER_RUNNING - len(in_flight)):
+        for request in itertools.islice(stream, num_queued - len(in_flight)):
             check_request(request, stopping, self.max_context)
             request_id = str(next(self._ids))
             with explained(f"vLLM refused request {request.index}"):
                 self._engine.add_request(
                     request_id,
                     {"type": "token", "prompt_token_ids": list(request.prompt_ids)},
-                    sampling_params(request.seed, policy, stopping, coupled=is_coupled),
+                    params(request),
                     lora_request=self._weights.lora,
                 )
             in_flight[request_id] = request

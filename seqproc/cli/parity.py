@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +14,7 @@ from seqproc.cli.build import build_processor, parse_engine_options
 from seqproc.cli.command import DOES_NOT_HOLD, FAILURE
 from seqproc.cli.display import console, duration, printable
 from seqproc.cli.options import Chat, DrawOptions, ModelOptions, PolicyOptions, ResponseOptions
+from seqproc.cli.pair import PAIR_FILE, compare_pair
 from seqproc.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -22,12 +25,24 @@ if TYPE_CHECKING:
     from seqproc.parity.run import EngineChoice, ParityReport
     from seqproc.parity.sequential import Look
     from seqproc.policy import SamplingPolicy
+    from seqproc.processor import SequenceProcessor
 
 _SHOWN_OPEN = 3  # distributions that are not ruled out
 _SHOWN_TIES = 5  # of a check; parity.json lists them
 
 _Engines = Annotated[
-    str, typer.Option(help="With commas: hf, vllm, an installed one; options as NAME:KEY=VALUE.")
+    str | None,
+    typer.Option(help="With commas: hf, vllm, an installed one; options as NAME:KEY=VALUE."),
+]
+_Pair = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FIRST,SECOND",
+        help="In place of --engines: compare the distributions of two; SECOND may be scorer.",
+    ),
+]
+_Rows = Annotated[
+    int | None, typer.Option(help="Of --pair: contexts compared under each policy. Default 256.")
 ]
 _Policies = Annotated[
     list[str] | None,
@@ -51,7 +66,9 @@ _Level = Annotated[
     float,
     typer.Option(help="Of --until: probability that a wrong engine of the catalogue passes."),
 ]
-_ParityOut = Annotated[Path, typer.Option(help="Folder that parity.json is written to.")]
+_ParityOut = Annotated[
+    Path, typer.Option(help="Folder that parity.json, or pair.json, is written to.")
+]
 
 
 def parity(
@@ -59,7 +76,9 @@ def parity(
     draw: DrawOptions,
     policy: PolicyOptions,
     response: ResponseOptions,
-    engines: _Engines,
+    engines: _Engines = None,
+    pair: _Pair = None,
+    rows: _Rows = None,
     policies: _Policies = None,
     false_alarms: _FalseAlarms = 1e-3,
     until: _UntilWithin = None,
@@ -67,16 +86,27 @@ def parity(
     out: _ParityOut = Path(),
     chat: Chat = False,
 ) -> None:
-    """Test engines against the scorer.
+    """Test engines against the scorer, or put two side by side.
 
-    Exit codes: 0 parity holds, 3 it does not, 1 it could not be tested or decided, 2 bad usage.
+    Exit codes: 0 parity holds, or the two are compared; 3 it does not hold; 1 it could not be
+    tested or decided; 2 bad usage.
     """
+    choices = _choices(engines, pair, rows, until)
+    measured = parse_policies(policies or [])
+    _refuse_two_policies(policies, policy)
+    if pair is not None:
+        _require_folder(out)
+        (out / PAIR_FILE).unlink(missing_ok=True)  # of before
+        with _opened(model, policy, response, _prompts(draw), chat) as (processor, prompts):
+            compare_pair(
+                processor, choices, prompts, measured or [processor.policy], draw, rows, out
+            )
+        return
+
     from seqproc.parity.sampler import require_scipy
     from seqproc.parity.sequential import Until
 
     rule = None if until is None else Until(within=until, level=level)
-    choices, measured = parse_engines(engines), parse_policies(policies or [])
-    _refuse_two_policies(policies, policy)
     require_scipy()  # this, and the folder, before anything is sampled for nothing
     _require_folder(out)
     path = out / "parity.json"
@@ -85,14 +115,11 @@ def parity(
         print_check(label, check)
         write_report(so_far, path)
 
-    prompts = _prompts(draw)
+    texts = _prompts(draw)
     write_report(_nothing_yet(model, draw), path)  # in place of an earlier one
-    with build_processor(model, policy, response=response) as processor:
-        from seqproc.models.tokenization import as_chat
+    with _opened(model, policy, response, texts, chat) as (processor, prompts):
         from seqproc.parity.run import run_parity
 
-        if chat:
-            prompts = [as_chat(processor.tokenizer, prompt) for prompt in prompts]
         report = run_parity(
             processor,
             choices,
@@ -114,6 +141,23 @@ def parity(
         raise typer.Exit(FAILURE)
 
 
+@contextmanager
+def _opened(
+    model: ModelOptions,
+    policy: PolicyOptions,
+    response: ResponseOptions,
+    prompts: list[str],
+    chat: bool,
+) -> Iterator[tuple[SequenceProcessor, list[str]]]:
+    """The processor, and the prompts, in the chat template where that is asked for."""
+    with build_processor(model, policy, response=response) as processor:
+        from seqproc.models.tokenization import as_chat
+
+        if chat:
+            prompts = [as_chat(processor.tokenizer, prompt) for prompt in prompts]
+        yield processor, prompts
+
+
 def _nothing_yet(model: ModelOptions, draw: DrawOptions) -> ParityReport:
     from seqproc.parity.run import ParityReport
 
@@ -122,8 +166,38 @@ def _nothing_yet(model: ModelOptions, draw: DrawOptions) -> ParityReport:
     )
 
 
-def parse_engines(text: str) -> list[EngineChoice]:
+def _choices(
+    engines: str | None, pair: str | None, rows: int | None, until: float | None
+) -> list[EngineChoice]:
+    """What is tested, or the two that are compared.
+
+    Raises:
+        ConfigError: see `parse_engines` and `parse_pair`; or not one of the two options is given,
+            or an option without the one that it goes with.
+    """
+    if pair is not None and engines is None:
+        if until is not None:
+            raise ConfigError("--until goes with --engines; a pair is compared, and not tested")
+        return parse_pair(pair)
+    if engines is None or pair is not None:
+        raise ConfigError(
+            "give either --engines, to test engines against the scorer, or --pair, to put two side "
+            "by side"
+        )
+    if rows is not None:
+        raise ConfigError("--rows goes with --pair; with --engines every token is tested")
+    return parse_engines(engines)
+
+
+def parse_engines(
+    text: str, given_as: str = "--engines", others: Sequence[str] = ()
+) -> list[EngineChoice]:
     """``hf,vllm:sampler=coupled`` as names and options.
+
+    Args:
+        text: the engines.
+        given_as: the option of the command line that errors name.
+        others: names that stand for something else than an engine, and are taken as well.
 
     Raises:
         ConfigError: an engine that there is not, one that comes twice, or an option that is none.
@@ -132,21 +206,35 @@ def parse_engines(text: str) -> list[EngineChoice]:
     from seqproc.engines.registry import GROUP
     from seqproc.parity.run import EngineChoice, require_choices
 
-    choices = []
+    choices, known = [], [*engine_names(), *others]
     for part in text.split(","):
         name, *options = part.strip().split(":")
-        if name not in engine_names():
+        if name not in known:
             raise ConfigError(
-                f"--engines names {name!r}; expected some of {', '.join(engine_names())}, with "
-                f"commas between; an installed package adds one under the entry-point group {GROUP}"
+                f"{given_as} names {name!r}; expected some of {', '.join(known)}, with commas "
+                f"between; an installed package adds one under the entry-point group {GROUP}"
             )
         choices.append(
             EngineChoice(
                 name=name,
-                options=dict(parse_engine_options(options, f"an option of {name} in --engines")),
+                options=dict(parse_engine_options(options, f"an option of {name} in {given_as}")),
             )
         )
     require_choices(choices)
+    return choices
+
+
+def parse_pair(text: str) -> list[EngineChoice]:
+    """``hf,vllm`` or ``hf,scorer`` as two choices.
+
+    Raises:
+        ConfigError: see `parse_engines`; or they are not two.
+    """
+    from seqproc.parity.pair_run import SCORER
+
+    choices = parse_engines(text, "--pair", [SCORER])
+    if len(choices) != 2:
+        raise ConfigError(f"--pair takes two engines with a comma between, got {text!r}")
     return choices
 
 

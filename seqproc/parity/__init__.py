@@ -1,8 +1,9 @@
 """Parity: proof that an engine samples from the distribution that the scorer scores.
 
 `check_engine` samples, scores, tests and gives a verdict with a stated rate of false alarms, and
-the cause of a failure. `compare` says where two coupled runs part; `canary` whether an engine has
-the scorer's weights. The parts can be used alone:
+the cause of a failure. `compare` says where two coupled runs part, `compare_distributions` how far
+two engines' distributions are apart, and `canary` whether an engine has the scorer's weights. The
+parts can be used alone:
 `sample`, `score_nominal`, `sampler_findings`, `mismatch`, `decide`.
 """
 
@@ -14,6 +15,7 @@ from seqproc.parity.divergence import Comparison, Divergence, compare
 from seqproc.parity.draws import Answer, Draws, NominalScores, sample, score, score_nominal
 from seqproc.parity.freshness import canary, require_weights
 from seqproc.parity.metrics import Metric, mismatch
+from seqproc.parity.pair import Pair, ScorerDistributions, compare_distributions, spread_places
 from seqproc.parity.sampler import sampler_findings
 from seqproc.parity.sequential import Look, Until
 from seqproc.parity.structure import structure_findings
@@ -34,6 +36,8 @@ __all__ = [
     "Look",
     "Metric",
     "NominalScores",
+    "Pair",
+    "ScorerDistributions",
     "Suspects",
     "Until",
     "Verdict",
@@ -41,6 +45,7 @@ __all__ = [
     "canary",
     "check_engine",
     "compare",
+    "compare_distributions",
     "decide",
     "mismatch",
     "require_weights",
@@ -48,5 +53,6 @@ __all__ = [
     "sampler_findings",
     "score",
     "score_nominal",
+    "spread_places",
     "structure_findings",
 ]

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from seqproc._util import strict_json
-from seqproc.engines import create_engine
+from seqproc.engines import Engine, create_engine
 from seqproc.engines.base import Request
 from seqproc.engines.noise import COUPLED, GREEDY
 from seqproc.errors import ConfigError
@@ -128,16 +128,19 @@ def run_parity(
     require_choices(engines)
     if not policies:
         raise ConfigError("there is no policy to sample under; give at least one")
-    requests, owners = _requests(processor, prompts, num_draws, seed, in_order=until is None)
+    if math.ceil(num_draws / max(len(prompts), 1)) < 2:
+        raise ConfigError(
+            f"{num_draws} draws of {len(prompts)} prompts leave fewer than two of each, and their "
+            "independence untested; ask for more draws or fewer prompts"
+        )
+    requests, owners = deal(processor, prompts, num_draws, seed, in_order=until is None)
     checks: dict[str, list[Check]] = {}
     report = ParityReport(
         model=processor.source.name, seed=seed, checks=checks, comparisons=[], is_complete=False
     )
     for choice in engines:
         checks[choice.label] = done = []
-        with create_engine(choice.name, processor.source, **choice.options) as engine:
-            if engine.batch_size is not None and "batch_size" not in choice.options:
-                engine.batch_size = processor.config.gen_batch_size
+        with start(choice, processor) as engine:
             for policy in policies:
                 done.append(
                     check_engine(
@@ -160,26 +163,29 @@ def run_parity(
     return dataclasses.replace(report, comparisons=comparisons, is_complete=True)
 
 
-def _requests(
+def deal(
     processor: SequenceProcessor,
     prompts: Sequence[str],
     num_draws: int,
     seed: int,
     *,
-    in_order: bool,
+    in_order: bool = True,
 ) -> tuple[list[Request], list[int]]:
     """The draws and the numbers of their prompts: prompt by prompt, or some of each in rounds."""
     per_prompt = math.ceil(num_draws / max(len(prompts), 1))
-    if per_prompt < 2:
-        raise ConfigError(
-            f"{num_draws} draws of {len(prompts)} prompts leave fewer than two of each, and their "
-            "independence untested; ask for more draws or fewer prompts"
-        )
     seeds = [draw_seed(seed, i) for i in range(len(prompts) * per_prompt)]
     requests = processor.sampler.requests(prompts, seeds, per_prompt)
     order = range(len(requests)) if in_order else in_rounds(len(prompts), per_prompt)
     chosen = list(order)[:num_draws]
     return [requests[i] for i in chosen], [i // per_prompt for i in chosen]
+
+
+def start(choice: EngineChoice, processor: SequenceProcessor) -> Engine:
+    """Start an engine, with the batch size of the configuration where none was chosen."""
+    engine = create_engine(choice.name, processor.source, **choice.options)
+    if engine.batch_size is not None and "batch_size" not in choice.options:
+        engine.batch_size = processor.config.gen_batch_size
+    return engine
 
 
 def _comparisons(processor: SequenceProcessor, checks: dict[str, list[Check]]) -> list[Comparison]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor
 from typer.testing import CliRunner
 
 from seqproc.cli.app import app
@@ -38,6 +39,17 @@ class Hot(HFEngine):
         self, requests: Iterable[Request], policy: SamplingPolicy, stopping: StoppingRule
     ) -> Iterator[Completion]:
         return super().generate(requests, replace(policy, temperature=1.5), stopping)
+
+
+class Tepid(HFEngine):
+    """It would sample at twice the temperature."""
+
+    name = "tepid"
+
+    def distributions(
+        self, contexts: Sequence[Sequence[int]], policy: SamplingPolicy
+    ) -> Iterator[Tensor]:
+        return super().distributions(contexts, replace(policy, temperature=2.0))
 
 
 class Failing(HFEngine):
@@ -97,6 +109,7 @@ register_engine("leaving", Leaving)
 register_engine("crashing", Crashing)
 register_engine("terse", Terse)
 register_engine("hot", Hot)
+register_engine("tepid", Tepid)
 register_engine("failing", Failing)
 
 
@@ -105,9 +118,10 @@ def run(tiny_llama: Any, tiny_tokenizer: Any, tmp_path: Path) -> Run:
     tiny_llama(initializer_range=0.5).save_pretrained(tmp_path / "model")
     tiny_tokenizer.save_pretrained(tmp_path / "model")
 
-    def run(engines: str, *arguments: object) -> Any:
+    def run(engines: str | None, *arguments: object) -> Any:
         given = [
-            *("parity", "--engines", engines, "--model", tmp_path / "model"),
+            *("parity", "--model", tmp_path / "model"),
+            *(() if engines is None else ("--engines", engines)),
             *("--dataset", "arithmetic", "--draws", 96, "--max-new-tokens", 12),
             *("--gen-batch-size", 96, "--out", tmp_path / "out", *arguments),
         ]
@@ -295,6 +309,69 @@ def test_chat_needs_a_template(run: Run) -> None:
     result = run("hf", "--chat")
     assert result.exit_code == 1
     assert "this tokenizer has no chat template" in " ".join(result.output.split())
+
+
+def pair(run: Run, engines: str, *arguments: object) -> Any:
+    """The same command with a pair."""
+    return run(None, "--pair", engines, "--draws", 24, *arguments)
+
+
+def test_a_pair_is_compared_under_every_policy(run: Run, tmp_path: Path) -> None:
+    result = pair(run, "hf:batch_size=7,scorer", "--policy", "1,1", "--policy", "0.7,0.9")
+    assert result.exit_code == 0, result.output
+    assert result.output.count("KL(first ‖ second)") == 2
+    assert "hf:batch_size=7 and scorer at T = 0.7, top_p = 0.9: 256 contexts" in result.output
+    assert "pair.json" in result.output
+    found = json.loads((tmp_path / "out" / "pair.json").read_text())
+    assert [one["policy"]["top_p"] for one in found["pairs"]] == [1.0, 0.9]
+    assert all(one["total_variation"]["value"] < 1e-4 for one in found["pairs"])
+    assert len(found["pairs"][0]["worst"]) == 10
+    assert not (tmp_path / "out" / "parity.json").exists()
+
+
+def test_a_pair_that_differs_is_no_failure(run: Run, tmp_path: Path) -> None:
+    result = pair(run, "hf,tepid", "--rows", 30)
+    assert result.exit_code == 0, result.output
+    (one,) = json.loads((tmp_path / "out" / "pair.json").read_text())["pairs"]
+    assert one["engines"] == ["hf", "tepid"]
+    assert (one["num_rows"], one["num_prompts"]) == (30, 6)
+    assert one["kl"]["value"] > 0.05
+
+
+def test_a_pair_of_before_does_not_outlive_a_failure(run: Run, tmp_path: Path) -> None:
+    assert pair(run, "hf,scorer").exit_code == 0
+    assert (tmp_path / "out" / "pair.json").exists()
+    assert pair(run, "failing,scorer").exit_code == 1
+    assert not (tmp_path / "out" / "pair.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("engines", "arguments", "code", "words"),
+    [
+        ("hf", (), 2, "--pair takes two engines"),
+        ("hf,nobody", (), 2, "--pair names 'nobody'; expected some of"),
+        ("hf,hf", (), 2, "names an engine twice"),
+        ("scorer,hf", (), 2, "'scorer' does not sample"),
+        ("hf,scorer", ("--engines", "hf"), 2, "give either --engines"),
+        ("hf,scorer", ("--rows", 0), 2, "num_rows must be"),
+        ("hf,scorer", ("--until", 0.1), 2, "--until goes with --engines"),
+        ("hf,hf:batch_size", (), 2, "an option of hf in --pair must be KEY=VALUE"),
+        ("hf,repeating", (), 1, "'repeating' does not tell the distributions"),
+    ],
+)
+def test_what_is_no_pair(
+    run: Run, engines: str, arguments: tuple[object, ...], code: int, words: str
+) -> None:
+    result = pair(run, engines, *arguments)
+    assert result.exit_code == code, result.output
+    assert words in " ".join(result.output.split())
+
+
+def test_neither_engines_nor_a_pair_is_bad_usage(run: Run) -> None:
+    assert run(None).exit_code == 2
+    result = run("hf", "--rows", 3)
+    assert result.exit_code == 2
+    assert "--rows goes with --pair" in " ".join(result.output.split())
 
 
 def test_engines_and_their_options() -> None:

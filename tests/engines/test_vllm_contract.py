@@ -89,6 +89,7 @@ def test_a_function_takes_what_it_is_given(
             "stop_token_ids include_stop_str_in_output ignore_eos detokenize skip_special_tokens "
             "output_kind extra_args",
         ),
+        ("logprobs.py", "FlatLogprobs", "token_ids logprobs"),
         (
             "engine/arg_utils.py",
             "EngineArgs",
@@ -96,7 +97,7 @@ def test_a_function_takes_what_it_is_given(
             "logprobs_mode seed disable_log_stats use_tqdm_on_load worker_extension_cls "
             "logits_processors enforce_eager enable_chunked_prefill enable_prefix_caching "
             "kv_cache_memory_bytes enable_lora max_lora_rank watermark_config speculative_config "
-            "enable_sleep_mode",
+            "enable_sleep_mode max_logprobs",
         ),
     ],
     ids=lambda value: value if str(value)[:1].isupper() else "",
@@ -121,6 +122,17 @@ def test_seeds_are_signed_numbers_of_64_bits_on_v2(vllm: VLLMSource) -> None:
     text = vllm.text(f"{V2}/sample/states.py", "SamplingStates.__init__")
     if "self.seeds = UvaBackedTensor(max_num_reqs, dtype=torch.int64)" not in text:
         vllm.changed("V2 keeps seeds in another way than as int64")
+
+
+def test_logprobs_of_minus_one_are_those_of_all_tokens_in_both_runners(vllm: VLLMSource) -> None:
+    places = {
+        (f"{V2}/sample/states.py", "SamplingStates.add_request"): "num_logprobs == -1",
+        ("v1/worker/gpu_input_batch.py", "InputBatch.add_request"): "logprobs == -1",
+        (SAMPLING_PARAMS, "SamplingParams._validate_logprobs"): "max_logprobs == -1",
+    }
+    for (path, name), test in places.items():
+        if test not in vllm.text(path, name):
+            vllm.changed(f"{name} in {path} takes -1 for all log-probabilities no more")
 
 
 def test_temperatures_are_bounded_as_we_say(vllm: VLLMSource) -> None:

@@ -1,0 +1,82 @@
+"""log q of the whole vocabulary from vLLM, on both model runners, against Hugging Face logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from helpers.runner_helpers import FULL, NUCLEUS, PROMPTS, Model, run
+from seqproc.engines.answers import distributions_of
+from seqproc.errors import EngineError
+from seqproc.policy import SamplingPolicy, log_q
+
+Start = Callable[..., AbstractContextManager[Any]]
+HOT = SamplingPolicy(temperature=3.0)  # beyond what vLLM's own sampler takes
+GREEDY = SamplingPolicy(do_sample=False)
+
+
+@pytest.fixture(scope="module")
+def engine(start: Start) -> Iterator[Any]:
+    with start(max_logprobs=-1) as engine:
+        yield engine
+
+
+def contexts_of(model: Model) -> list[tuple[int, ...]]:
+    """More than are asked at a time, of several lengths."""
+    return [
+        (*model.tokenizer.encode(text), *range(40, 40 + extra))
+        for text in PROMPTS
+        for extra in (0, 1, 7)
+    ]
+
+
+@pytest.mark.parametrize("policy", [FULL, NUCLEUS, HOT, GREEDY], ids=str)
+def test_what_is_told_is_the_policy_over_hugging_face_logits(
+    policy: SamplingPolicy, engine: Any, model: Model
+) -> None:
+    contexts = contexts_of(model)
+    found = list(distributions_of(engine, contexts, policy))
+    assert len(found) == len(contexts)
+    for context, told in zip(contexts, found, strict=True):
+        with torch.no_grad():
+            logits = model.live(torch.tensor([context])).logits[0, -1].double()
+        np.testing.assert_allclose(told.numpy(), log_q(logits, policy).numpy(), atol=5e-4, rtol=0)
+
+
+def test_sampling_goes_on_as_before(engine: Any, model: Model) -> None:
+    """What is reported of the sampled tokens stands in what is told; draws repeat around it."""
+    requests, rule = model.requests(), model.rule()
+    before = run(engine, requests, FULL, rule)
+    places = [
+        ((*request.prompt_ids, *before[request.index].token_ids[:step]), request.index, step)
+        for request in requests
+        for step in range(0, len(before[request.index].token_ids), 5)
+    ]
+    told = distributions_of(engine, [context for context, _, _ in places], FULL)
+    for (_, index, step), values in zip(places, told, strict=True):
+        completion = before[index]
+        assert completion.logqs is not None
+        own = float(values[completion.token_ids[step]])
+        assert own == pytest.approx(completion.logqs[step], abs=5e-4)
+    assert run(engine, requests, FULL, rule) == before
+
+
+def test_a_reader_may_stop_and_one_at_a_time_is_read(engine: Any, model: Model) -> None:
+    contexts = contexts_of(model)
+    reading = engine.distributions(contexts, FULL)
+    next(reading)
+    with pytest.raises(EngineError, match="generating already"):
+        next(engine.distributions(contexts, FULL))
+    reading.close()
+    assert len(list(engine.distributions(contexts[:2], FULL))) == 2
+
+
+def test_without_the_option_it_says_how(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine._engine.model_config, "max_logprobs", 20)
+    with pytest.raises(EngineError, match="started with the option max_logprobs=-1"):
+        engine.distributions([(40,)], FULL)
