@@ -2,8 +2,8 @@
 
 `check_engine` samples, scores, tests and gives a verdict with a stated rate of false alarms, and
 the cause of a failure. `compare` says where two coupled runs part, `compare_distributions` how far
-two engines' distributions are apart, and `canary` whether an engine has the scorer's weights. The
-parts can be used alone:
+two engines' distributions are apart, `first_difference` in which module two models part, and
+`canary` whether an engine has the scorer's weights. The parts can be used alone:
 `sample`, `score_nominal`, `sampler_findings`, `mismatch`, `decide`.
 """
 
@@ -14,6 +14,7 @@ from seqproc.parity.check import Check, check_engine
 from seqproc.parity.divergence import Comparison, Divergence, compare
 from seqproc.parity.draws import Answer, Draws, NominalScores, sample, score, score_nominal
 from seqproc.parity.freshness import canary, require_weights
+from seqproc.parity.layers import FirstDifference, first_difference
 from seqproc.parity.metrics import Metric, mismatch
 from seqproc.parity.pair import Pair, ScorerDistributions, compare_distributions, spread_places
 from seqproc.parity.sampler import sampler_findings
@@ -32,6 +33,7 @@ __all__ = [
     "Divergence",
     "Draws",
     "Finding",
+    "FirstDifference",
     "Link",
     "Look",
     "Metric",
@@ -47,6 +49,7 @@ __all__ = [
     "compare",
     "compare_distributions",
     "decide",
+    "first_difference",
     "mismatch",
     "require_weights",
     "sample",
