@@ -6,11 +6,12 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from seqproc.parity.betting.alternatives import Alternative, Case
-from seqproc.parity.betting.heads import Tempered, cut_to, first_with, places_in
+from seqproc.parity.betting.heads import Tempered, cut_to, first_with
 from seqproc.parity.positions import LogDistribution
 from seqproc.policy import SamplingPolicy, log_q
 
@@ -46,13 +47,26 @@ def _changed(case: Case, raw_RM: Tensor) -> Tensor:
     own_R = torch.where(in_head, own_RM, heads.own * inverse - log_norm_R)
     if not case.policy.truncates:
         return own_R
-    by_id_RM = heads.ids.argsort(-1)  # the order of equal ones
-    sorted_RM, order_RM = log_p_RM.gather(-1, by_id_RM).sort(dim=-1, descending=True, stable=True)
-    order_RM = by_id_RM.gather(-1, order_RM)
-    masses_RM = sorted_RM.exp().cumsum(-1)
-    rows = Tempered(log_p=sorted_RM, masses=masses_RM, own=own_R)
+    masses_RM = _falling(log_p_RM).exp().cumsum(-1)
+    rows = Tempered(log_p=log_p_RM, masses=masses_RM, own=own_R)
     kept_R = first_with(masses_RM, case.policy.top_p)
-    return cut_to(rows, kept_R, places_in(order_RM, heads.places))
+    return cut_to(rows, kept_R, _places(case, log_p_RM))
+
+
+def _places(case: Case, log_p_RM: Tensor) -> Tensor:
+    """How many tokens of the head come before y, ``[R]``; M when it is beyond."""
+    heads, size = case.heads, log_p_RM.shape[-1]
+    place_R1 = heads.places.clamp(max=size - 1).unsqueeze(-1)
+    own_R1, id_R1 = log_p_RM.gather(-1, place_R1), heads.ids.gather(-1, place_R1)
+    before_RM = (log_p_RM > own_R1) | ((log_p_RM == own_R1) & (heads.ids < id_R1))
+    return torch.where(heads.places < size, before_RM.sum(-1), size)
+
+
+def _falling(values_RM: Tensor) -> Tensor:
+    """Sorted. On a CPU numpy takes a seventh of the time, since it does not return the order."""
+    if values_RM.device.type != "cpu":
+        return values_RM.sort(dim=-1, descending=True).values
+    return torch.from_numpy(-np.sort(-values_RM.numpy(), axis=-1))
 
 
 def _penalties() -> Iterator[Alternative]:
