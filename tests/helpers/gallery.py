@@ -34,6 +34,19 @@ class _Draw:
     logqs: list[float] = field(default_factory=list)
     beyond: int | None = None  # tokens still to come after the end; None before it
 
+    def push(self, token: int, logq: float, stopping: StoppingRule, beyond: int) -> None:
+        """Take the next token; after the one that ends the draw ``beyond`` more are to come."""
+        self.ids.append(token)
+        self.logqs.append(logq)
+        if self.beyond is not None:
+            self.beyond -= 1
+        elif (
+            self.watcher.push(token)
+            or token in stopping.eos_token_ids
+            or len(self.ids) == stopping.max_new_tokens
+        ):
+            self.beyond = beyond
+
 
 class ReferenceEngine(Engine):
     """Samples with a transformers model by inverse distribution function; every part replaceable.
@@ -62,7 +75,7 @@ class ReferenceEngine(Engine):
         cut: Callable[[list[int], str], list[int]] = lambda ids, reason: ids,
         beyond: int = 0,
         prompt_of: Callable[[Request], tuple[int, ...]] = lambda request: request.prompt_ids,
-        batch_size: int = 64,
+        batch_size: int = 512,
         dtype: str = "float32",
     ) -> None:
         self._model, self._tokenizer = model, tokenizer
@@ -124,23 +137,30 @@ class ReferenceEngine(Engine):
     def _step(
         self, draws: list[_Draw], logits: Tensor, policy: SamplingPolicy, stopping: StoppingRule
     ) -> None:
-        sampled = self._draws_from(logits, policy).exp().cumsum(-1).numpy()
-        reported = self._reports(logits, policy)
-        for row, draw in enumerate(draws):
-            if draw.beyond == 0:
-                continue
-            masses = sampled[row]
-            token = int(np.searchsorted(masses, draw.generator.random() * masses[-1], "right"))
-            draw.ids.append(token)
-            draw.logqs.append(float(reported[row, token]))
-            if draw.beyond is not None:
-                draw.beyond -= 1
-            elif (
-                draw.watcher.push(token)
-                or token in stopping.eos_token_ids
-                or len(draw.ids) == stopping.max_new_tokens
-            ):
-                draw.beyond = self._beyond
+        live = [row for row, draw in enumerate(draws) if draw.beyond != 0]
+        draws, logits = [draws[row] for row in live], logits[live]
+        sampled, reported = self._distributions(draws, logits, policy)
+        tokens = self._tokens(draws, sampled)
+        logqs = reported[range(len(draws)), tokens].tolist()
+        for draw, token, logq in zip(draws, tokens, logqs, strict=True):
+            draw.push(token, logq, stopping, self._beyond)
+
+    def _distributions(
+        self, draws: list[_Draw], logits: Tensor, policy: SamplingPolicy
+    ) -> tuple[Tensor, Tensor]:
+        """What it samples from, and what it reports; ``[R, V]`` nats each."""
+        del draws
+        return self._draws_from(logits, policy), self._reports(logits, policy)
+
+    def _tokens(self, draws: list[_Draw], log_r: Tensor) -> list[int]:
+        """The first tokens, in the order of ids, up to which there is more mass than u."""
+        u = torch.tensor([self._uniform(draw) for draw in draws], dtype=log_r.dtype)
+        masses = log_r.exp().cumsum(-1)
+        found: list[int] = (masses <= (u * masses[:, -1]).unsqueeze(-1)).sum(-1).tolist()
+        return found
+
+    def _uniform(self, draw: _Draw) -> float:
+        return float(draw.generator.random())
 
     def _completion(self, draw: _Draw, stopping: StoppingRule) -> Completion:
         upto, text, reason = finish(draw.ids, self._tokenizer, stopping)

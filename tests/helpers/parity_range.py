@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from helpers.gallery import requests_of
+from helpers.tiny import byte_tokenizer, random_model
 from seqproc.engines import Engine, StoppingRule
 from seqproc.parity import Check, check_engine
 from seqproc.policy import SamplingPolicy
@@ -45,3 +46,20 @@ def range_of(model: Any, tokenizer: Any) -> Range:
         tokenizer=tokenizer,
         scorer=TeacherForcingScorer(model, STOPPING.eos_token_ids),
     )
+
+
+def small_range(seed: int = 0, tokenizer: Any = None) -> Range:
+    """A random Llama whose logits spread by about 2.5, so that temperatures matter."""
+    from transformers import LlamaConfig
+
+    tokenizer = tokenizer or byte_tokenizer()
+    fields = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "initializer_range": 0.5,
+    }
+    return range_of(random_model(LlamaConfig, tokenizer, seed, fields), tokenizer)

@@ -8,143 +8,39 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
+from transformers import (
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TopKLogitsWarper,
+    TypicalLogitsWarper,
+)
 
+from helpers.broken import COLD, FAULTS, HOT, WHOLE, Fault
 from helpers.faults import (
     Distribution,
     FaultyEngine,
-    Uniform,
-    at,
-    biased,
+    Places,
     first_k,
-    greedy,
-    hotter,
+    frequent,
     least_of,
-    mixed,
-    of_draws,
-    of_key,
-    only_at,
-    own,
+    of_bits,
+    present,
     repeating,
-    right,
-    rounded,
+    typical,
 )
-from helpers.parity_range import PER_PROMPT, Range
+from helpers.gallery import requests_of
+from helpers.parity_range import PER_PROMPT, STOPPING, Range
 from seqproc.engines import Completion, Request
-from seqproc.parity import Check
-from seqproc.policy import SamplingPolicy
+from seqproc.parity import Check, sample, score
+from seqproc.policy import SamplingPolicy, log_q
 
 DRAWS = 256
-WHOLE = SamplingPolicy()
-COLD = SamplingPolicy(temperature=0.7, top_p=0.95)
-HOT = SamplingPolicy(temperature=1.3, top_p=0.9)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fault:
-    """A fault, and what a check should say of it."""
-
-    name: str
-    words: str  # part of the cause's description, or of a contender
-    distribution: Distribution = right
-    uniform: Uniform = own
-    policies: tuple[SamplingPolicy, ...] = (WHOLE, COLD, HOT)
-
-
-def _shared(of: Callable[[Request], int]) -> Uniform:
-    return lambda request, step: of_key(of(request), step)
-
-
-def _of_two_prompts(request: Request) -> int:
-    prompt, number = divmod(request.index, PER_PROMPT)
-    return (prompt if prompt % 4 < 2 else prompt - 2) * PER_PROMPT + number
-
-
-def _antithetic(request: Request, step: int) -> float:
-    u = of_key(request.index // 2, step)
-    return 1 - u if request.index % 2 else u
-
-
-def _late(request: Request, step: int) -> float:
-    return of_key(request.index // 2 if step >= 24 else 1_000_000 + request.index, step)
-
-
-def _steps_again(request: Request, step: int) -> float:
-    return own(request, step - 2 if step % 4 >= 2 else step)
-
-
-FAULTS = [
-    Fault(
-        name="draws i and i + 2 have one seed",
-        words="randomness is used twice",
-        uniform=_shared(lambda r: r.index - 2 if r.index % 4 >= 2 else r.index),
-    ),
-    Fault(
-        name="prompts k and k + 2 have the same noise",
-        words="randomness is used twice",
-        uniform=_shared(_of_two_prompts),
-    ),
-    Fault(
-        name="steps t and t + 2 have the same noise",
-        words="randomness is used twice",
-        uniform=_steps_again,
-    ),
-    Fault(name="antithetic pairs", words="randomness is used twice", uniform=_antithetic),
-    Fault(
-        name="pairs share their noise from step 24 on",
-        words="randomness is used twice",
-        uniform=_late,
-        policies=(WHOLE,),
-    ),
-    Fault(
-        name="first token is the argmax",
-        words="at the first token",
-        distribution=only_at(lambda step: step == 0, greedy),
-    ),
-    Fault(
-        name="1 in 20 responses decoded greedily",
-        words="of draws decoded greedily",
-        distribution=of_draws(lambda request: request.index % 20 == 0, greedy),
-    ),
-    Fault(
-        name="5 % of tokens decoded greedily",
-        words="of tokens decoded greedily",
-        distribution=mixed(0.05, greedy),
-        policies=(WHOLE,),
-    ),
-    Fault(name="T × 1.1", words="temperature", distribution=hotter(1.1)),
-    Fault(name="T × 0.9", words="temperature", distribution=hotter(0.9)),
-    Fault(name="T × 1.02", words="temperature", distribution=hotter(1.02), policies=(COLD, HOT)),
-    Fault(
-        name="EOS never",
-        words="EOS never sampled",
-        distribution=biased([0], -math.inf),
-        policies=(WHOLE, COLD),
-    ),
-    Fault(name="repetition penalty 1.1", words="repetition penalty", distribution=repeating(1.1)),
-    Fault(
-        name="logits rounded to bfloat16",
-        words="rounded to bfloat16",
-        distribution=lambda place: right(replace(place, logits=rounded(place))),
-        policies=(COLD, HOT),
-    ),
-    Fault(name="top_k = 20", words="top_k = 20", distribution=first_k(20)),
-    Fault(name="min_p = 0.05", words="min_p = 0.05", distribution=least_of(0.05)),
-    Fault(
-        name="top_p higher by 0.01",
-        words="top_p",
-        distribution=at(lambda policy: replace(policy, top_p=policy.top_p + 0.01)),
-        policies=(COLD, HOT),
-    ),
-    Fault(
-        name="top_p lower by 0.02",
-        words="top_p",
-        distribution=at(lambda policy: replace(policy, top_p=policy.top_p - 0.02)),
-    ),
-]
+SEEN = [fault for fault in FAULTS if fault.policies]  # with so many draws
 
 
 def cases() -> list[Any]:
@@ -153,9 +49,9 @@ def cases() -> list[Any]:
     All of them, both ways, take a quarter of an hour: SEQPROC_ALL_FAULTS=1.
     """
     if os.environ.get("SEQPROC_ALL_FAULTS"):
-        chosen = [(f, p, silent) for f in FAULTS for p in f.policies for silent in (True, False)]
+        chosen = [(f, p, silent) for f in SEEN for p in f.policies for silent in (True, False)]
     else:
-        chosen = [(f, f.policies[n % len(f.policies)], n % 2 == 0) for n, f in enumerate(FAULTS)]
+        chosen = [(f, f.policies[n % len(f.policies)], n % 2 == 0) for n, f in enumerate(SEEN)]
     return [
         pytest.param(
             *(fault, policy, silent),
@@ -178,15 +74,11 @@ def told(check: Check) -> list[Any]:
 def test_a_fault_is_caught_and_named(
     small: Range, fault: Fault, policy: SamplingPolicy, silent: bool
 ) -> None:
-    engine = FaultyEngine(
-        small.model,
-        small.tokenizer,
-        distribution=fault.distribution,
-        uniform=fault.uniform,
-        silent=silent,
-    )
+    engine = fault.build(small.model, small.tokenizer, silent=silent)
     found = small.check(engine, num_draws=DRAWS, policy=policy)
     assert not found.verdict.holds, [(f.name, f.p_value, f.detail) for f in found.findings]
+    if fault.words is None:
+        return
     said = [" / ".join([cause.description, *cause.contenders]) for cause in found.causes]
     assert any(fault.words in words for words in said), (found.verdict.failed, told(found))
 
@@ -199,6 +91,82 @@ def test_the_same_engine_without_a_fault_passes(
     engine = FaultyEngine(small.model, small.tokenizer, silent=silent)
     found = small.check(engine, num_draws=DRAWS, policy=policy)
     assert found.verdict.holds, (found.verdict.failed, told(found))
+
+
+# ---------------------------------------------------------------------- the faults themselves
+
+
+def places(policy: SamplingPolicy = WHOLE) -> Places:
+    """Rows of random logits, the tokens before them among the likely and the unlikely."""
+    logits = torch.randn(4, 50, generator=torch.Generator().manual_seed(0)).double() * 2
+    requests = [Request(index=i, prompt_ids=(i, 7, 7), seed=i) for i in range(4)]
+    ids = [[3, 9, 3], [int(logits[1].argmax()), 9, 3], [9, 9, 9], [1, 2, 3]]
+    return Places(requests=requests, ids=ids, logits=logits, policy=policy)
+
+
+@pytest.mark.parametrize(
+    ("distribution", "processor"),
+    [
+        (first_k(7), TopKLogitsWarper(7)),
+        (least_of(0.05), MinPLogitsWarper(0.05)),
+        (typical(0.8), TypicalLogitsWarper(0.8)),
+        (repeating(1.3), RepetitionPenaltyLogitsProcessor(1.3)),
+    ],
+    ids=["top_k", "min_p", "typical_p", "repetition penalty"],
+)
+def test_distributions_are_those_of_transformers(
+    distribution: Distribution, processor: Callable[..., torch.Tensor]
+) -> None:
+    at = places()
+    before = torch.tensor(
+        [[*r.prompt_ids, *ids] for r, ids in zip(at.requests, at.ids, strict=True)]
+    )
+    expected = processor(before, at.logits.clone()).log_softmax(-1)
+    assert not torch.equal(expected, at.logits.log_softmax(-1))
+    torch.testing.assert_close(distribution(at), expected, rtol=0, atol=1e-12)
+
+
+def test_penalties_count_the_tokens_of_the_response() -> None:
+    at = places()
+    for distribution, times in ((present(0.5), 1), (frequent(0.5), 2)):
+        expected = at.logits[0].clone()
+        expected[3] -= 0.5 * times
+        expected[9] -= 0.5
+        torch.testing.assert_close(distribution(at)[0], expected.log_softmax(-1))
+
+
+def test_a_coarse_uniform_draws_with_the_frequencies_it_says() -> None:
+    """All 16 values of u, each once, by the engine's own search."""
+    at = places(COLD)
+    log_r = of_bits(4)(at)
+    masses = log_q(at.logits, COLD).exp().cumsum(-1)
+    u = (torch.arange(16, dtype=torch.float64) + 0.5) / 16
+    tokens = torch.searchsorted(masses, u.expand(4, -1).contiguous(), right=True)
+    expected = torch.stack([torch.bincount(row, minlength=50) / 16 for row in tokens])
+    torch.testing.assert_close(log_r.exp(), expected.double())
+
+
+@pytest.mark.parametrize("name", ["T × 1.1", "weights of another checkpoint"])
+def test_log_r_of_tokens_of_another_engine(small: Range, name: str) -> None:
+    """Forced, an engine reports the log r of tokens that another one drew; the scorer agrees."""
+    (fault,) = (fault for fault in FAULTS if fault.name == name)
+    requests, owners = requests_of(40, PER_PROMPT, 0)
+    drawn = sample(FaultyEngine(small.model, small.tokenizer), requests, owners, HOT, STOPPING)
+    tokens = {answer.request.index: answer.completion.token_ids for answer in drawn}
+    engine = fault.build(small.model, small.tokenizer, forced=tokens)
+    forced = sample(engine, requests, owners, HOT, STOPPING)
+    assert [one.completion.token_ids for one in forced] == list(tokens.values())
+    reported = [value for one in forced for value in one.completion.logqs or ()]
+    of = {"r": lambda logits: log_q(logits, replace(HOT, temperature=1.1 * HOT.temperature))}
+    if name == "weights of another checkpoint":
+        of = {"r": lambda logits: log_q(logits, HOT)}
+    weights = dict(fault.weights(small.model).named_parameters())
+    expected = score(drawn, small.scorer, of, override=weights)["r"].logqs
+    unlike = score(drawn, small.scorer, {"q": lambda logits: log_q(logits, HOT)})["q"].logqs
+    finite = torch.tensor(expected).isfinite()
+    assert finite.float().mean() > 0.9
+    assert abs(torch.tensor(reported) - torch.tensor(expected))[finite].max() < 1e-4
+    assert abs(torch.tensor(reported) - torch.tensor(unlike))[finite].max() > 0.1
 
 
 # ---------------------------------------------------------------------- reports alone
