@@ -1,19 +1,31 @@
-"""The tests' small model, reference sampler and broken engines, for benchmarks."""
+"""The tests' small model, right and broken engines, and what their draws tell, for benchmarks."""
 
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from helpers.gallery import GALLERY, STALE_ADAPTER, Broken, ReferenceEngine, requests_of
-from helpers.tiny import byte_tokenizer, random_model
+from helpers import faults
+from helpers.broken import FAULTS, POLICIES, Fault
+from helpers.faults import FaultyEngine
+from helpers.gallery import ReferenceEngine, requests_of
+from helpers.likelihood import Ratios, least_draws, own_ratios, right_ratios
+from helpers.parity_range import PER_PROMPT, STOPPING, Range, small_range
 
 __all__ = [
-    "GALLERY",
-    "STALE_ADAPTER",
-    "Broken",
+    "FAULTS",
+    "PER_PROMPT",
+    "POLICIES",
+    "STOPPING",
+    "Fault",
+    "FaultyEngine",
+    "Range",
+    "Ratios",
     "ReferenceEngine",
-    "byte_tokenizer",
-    "random_model",
+    "faults",
+    "least_draws",
+    "own_ratios",
     "requests_of",
+    "right_ratios",
+    "small_range",
 ]

@@ -251,7 +251,7 @@ LOGITS = (
     ),
 )
 
-# ---------------------------------------------------------------------- not in the catalogue
+# ---------------------------------------------------------------------- weights and the rest
 
 
 def _checkpoint(model: Any) -> Any:
@@ -264,7 +264,17 @@ def _checkpoint(model: Any) -> Any:
     return other
 
 
+def _bfloat16(model: Any) -> Any:
+    return copy.deepcopy(model).bfloat16().float()
+
+
 OTHERS = (
+    Fault(
+        name="weights rounded to bfloat16",
+        words="rounded to bfloat16",
+        weights=_bfloat16,
+        policies=(),
+    ),
     Fault(name="a common token is never sampled", words=None, distribution=biased([50], -math.inf)),
     Fault(
         name="the last 30 ids are never sampled",

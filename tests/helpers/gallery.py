@@ -1,8 +1,7 @@
-"""A reference sampler in plain numpy, and engines that are broken as real ones have been.
+"""A reference sampler, and engines that are broken as real ones have been.
 
-Used by the tests and by `bench/parity.py`. The reference shares no sampling code with the library
-but for the definition of q itself: it draws by inverse distribution function from numpy's own
-generator.
+Used by tests and benchmarks. The reference shares no sampling code with the library but for the
+definition of q itself: it draws by inverse distribution function, with numpy's own generator.
 """
 
 from __future__ import annotations
@@ -263,25 +262,6 @@ def _without_end_of_stop(ids: list[int], reason: str) -> list[int]:
 def _bfloat16(model: Any, tokenizer: Any) -> Engine:
     return ReferenceEngine(copy.deepcopy(model).bfloat16().float(), tokenizer)
 
-
-def _other_adapter(model: Any, tokenizer: Any) -> Engine:
-    """The scorer has one state of an adapter, the engine another, a small step away."""
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        adapted = get_peft_model(copy.deepcopy(model), config)
-        for name, parameter in adapted.named_parameters():
-            if ".lora_" in name:
-                parameter.data.mul_(0.3)
-    return ReferenceEngine(adapted.merge_and_unload().eval(), tokenizer)
-
-
-# Its cause can only be told by a scorer that knows of the adapter: not in GALLERY.
-STALE_ADAPTER = Broken(
-    name="stale adapter", link="weights", words="without its adapter", build=_other_adapter
-)
 
 GALLERY = (
     Broken(name="top_k = 50 left on", link="policy", words="top_k = 50", build=_sampling(top_k_50)),
