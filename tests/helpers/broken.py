@@ -275,7 +275,11 @@ OTHERS = (
         weights=_bfloat16,
         policies=(),
     ),
-    Fault(name="a common token is never sampled", words=None, distribution=biased([50], -math.inf)),
+    Fault(
+        name="a common token is never sampled",
+        words="token id 50 never sampled",
+        distribution=biased([50], -math.inf),
+    ),
     Fault(
         name="the last 30 ids are never sampled",
         words=None,

@@ -276,7 +276,7 @@ GALLERY = (
         link="policy",
         words="temperature",
         build=_sampling(_changed(temperature=lambda t: 1.03 * t)),
-        num_draws=2_000,
+        num_draws=1_000,
     ),
     Broken(
         name="top_p too high by 0.02",
