@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import AddedToken
 
 from seqproc.errors import PromptError
-from seqproc.models.tokenization import encode_prompts
+from seqproc.models.tokenization import encode_prompts, special_token_ids
 
 PROMPTS = ["What is 2 + 3?", "Natalia sold clips"]
 
@@ -41,3 +43,16 @@ def test_what_is_no_list_of_texts_is_refused(
 ) -> None:
     with pytest.raises(PromptError, match=message):
         encode_prompts(tiny_tokenizer, prompts)
+
+
+def test_special_tokens_are_those_with_a_role_and_those_added_as_special(
+    tiny_tokenizer: Any,
+) -> None:
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    assert special_token_ids(tokenizer) == {0, 1}
+    tokenizer.add_tokens([AddedToken("<turn>", special=True), AddedToken("<word>", special=False)])
+    assert special_token_ids(tokenizer) == {0, 1, tokenizer.convert_tokens_to_ids("<turn>")}
+
+
+def test_a_tokenizer_that_tells_no_special_tokens_has_none() -> None:
+    assert special_token_ids(object()) == set()  # type: ignore[arg-type]

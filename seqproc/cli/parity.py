@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from seqproc.parity.betting.certificate import Certificate
     from seqproc.parity.run import EngineChoice, ParityReport
     from seqproc.parity.sequential import Look
+    from seqproc.parity.worst import WorstToken
     from seqproc.policy import SamplingPolicy
     from seqproc.processor import SequenceProcessor
 
@@ -340,11 +341,23 @@ def print_check(label: str, check: Check) -> None:
     for cause in check.causes:
         detail = f" ({cause.detail})" if cause.detail else ""
         out.print(printable(f"cause, {cause.link}: {cause.description}{detail}"))
+    for worst in check.worst:
+        out.print(worst_line(worst))
     said = "[green]parity holds[/]" if verdict.holds else "[bold red]parity does not hold[/]"
     how = "Holm" if check.certificate is None else "all looks together"
     out.print(f"{said} ({verdict.num_tests} tests, false alarms {verdict.false_alarms:g}, {how})")
     if check.certificate is not None and verdict.holds:
         out.print(printable(_certified(check.certificate)))
+
+
+def worst_line(token: WorstToken) -> str:
+    """One of the worst tokens on a line of markup. Its texts are quoted, line ends spelt out."""
+    told = "" if token.engine_log_q is None else f", {token.engine_log_q:.4g} by the engine"
+    return printable(
+        f"worst ({token.why}): prompt {token.prompt} draw {token.index} step {token.step}, after "
+        f"{token.context!r}: {token.text!r} (id {token.token_id}), log q {token.log_q:.4g}{told}, "
+        f"mass before it {token.mass_before:.6g}; most likely was {token.first_text!r}"
+    )
 
 
 def _certified(certificate: Certificate) -> str:

@@ -57,6 +57,16 @@ class Tokenizer(Protocol):
         ...
 
 
+def special_token_ids(tokenizer: Tokenizer) -> set[int]:
+    """Ids of all special tokens: those with a role, and those added to the vocabulary as special.
+
+    A chat template's tokens may be of the second kind alone. Empty for a tokenizer that tells none.
+    """
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    special = {token_id for token_id, token in added.items() if token.special}
+    return special | set(getattr(tokenizer, "all_special_ids", ()))
+
+
 def as_prompts(prompts: object) -> list[Any]:
     """The prompts of a list, or of anything else that gives them in an order of its own.
 

@@ -17,11 +17,13 @@ from seqproc.parity.freshness import canary, require_weights
 from seqproc.parity.layers import FirstDifference, first_difference
 from seqproc.parity.metrics import Metric, mismatch
 from seqproc.parity.pair import Pair, ScorerDistributions, compare_distributions, spread_places
+from seqproc.parity.places import place_findings
 from seqproc.parity.sampler import sampler_findings
 from seqproc.parity.sequential import Look, Until
 from seqproc.parity.structure import structure_findings
 from seqproc.parity.suspects import Suspects
 from seqproc.parity.verdict import FALSE_ALARMS, Finding, Link, Verdict, decide
+from seqproc.parity.worst import WorstToken, worst_tokens
 
 __all__ = [
     "FALSE_ALARMS",
@@ -43,6 +45,7 @@ __all__ = [
     "Suspects",
     "Until",
     "Verdict",
+    "WorstToken",
     "attribute",
     "canary",
     "check_engine",
@@ -51,6 +54,7 @@ __all__ = [
     "decide",
     "first_difference",
     "mismatch",
+    "place_findings",
     "require_weights",
     "sample",
     "sampler_findings",
@@ -58,4 +62,5 @@ __all__ = [
     "score_nominal",
     "spread_places",
     "structure_findings",
+    "worst_tokens",
 ]

@@ -32,6 +32,7 @@ from seqproc.parity.betting.evidence import (
 )
 from seqproc.parity.cause import Cause
 from seqproc.parity.draws import Draws, score
+from seqproc.parity.places import PLACES, place_findings
 from seqproc.parity.positions import LogDistribution
 from seqproc.parity.replay import REPLAY
 from seqproc.parity.reports import cause_of_reports
@@ -130,10 +131,10 @@ def _cause_of_tokens(case: Case, failed: Sequence[Finding]) -> Cause:
         return dependence
     if not candidates:
         only = all(finding.link is Link.TOKENS for finding in failed)
-        return replace(dependence, explains=True) if only else _unknown("")
+        return replace(dependence, explains=True) if only else _unknown(failed)
     best = max(candidates, key=lambda one: (_reports_it(one), one.holds, one.log_odds))
     if not best.holds:
-        return _unknown(f"the nearest is: {best.description}")
+        return _unknown(failed, f"the nearest is: {best.description}")
     rivals = [
         one.description
         for one in candidates
@@ -184,12 +185,14 @@ def _share_reported(case: Case, draws: Draws) -> float:
     return float((gaps <= allowed).mean())
 
 
-def _unknown(nearest: str) -> Cause:
+def _unknown(failed: Sequence[Finding], *details: str) -> Cause:
+    """With where it is wrong, as far as that is told."""
+    where = [f"{finding.name}, {finding.detail}" for finding in failed if finding.name in PLACES]
     return Cause(
         link=Link.LOGITS,
         description="another distribution, not a known one",
         explains=False,
-        detail=nearest,
+        detail="; ".join([*details, *where]),
     )
 
 
@@ -387,9 +390,10 @@ def _unreachable(case: Case, window: Window | None = None) -> float:
 
 def _fit_of(case: Case, draws: Draws) -> _Fit:
     """How well draws that were scored under an alternative fit it."""
+    findings = [*sampler_findings(draws), *place_findings(draws, case.stopping.max_new_tokens)]
     return _Fit(
         tests_hold=float(draws.in_support.mean()) >= _MOSTLY
-        and decide(sampler_findings(draws), case.false_alarms).holds,
+        and decide(findings, case.false_alarms).holds,
         reported=_share_reported(case, draws),
     )
 

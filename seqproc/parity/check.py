@@ -25,6 +25,7 @@ from seqproc.parity.sequential import Until
 from seqproc.parity.subject import OnLook, Subject
 from seqproc.parity.suspects import Suspects
 from seqproc.parity.verdict import FALSE_ALARMS, Finding, Verdict, decide, require_rate
+from seqproc.parity.worst import WorstToken, worst_tokens
 from seqproc.policy import SamplingPolicy
 from seqproc.scorers import TeacherForcingScorer
 
@@ -47,6 +48,7 @@ class Check:
     mismatch: dict[str, Metric] | None  # None: the engine reports no log q
     replay: Replay | None  # None: the noise cannot be computed again
     causes: tuple[Cause, ...]  # empty when the verdict holds
+    worst: tuple[WorstToken, ...]  # tokens by what failed; empty when the verdict holds
     answers: tuple[Answer, ...] = field(repr=False)  # what it sampled
 
 
@@ -143,6 +145,7 @@ def check_engine(
         mismatch=None if logqs is None else metrics.mismatch(case.draws, logqs),
         replay=judged.replayed,
         causes=tuple(attribute(case, failed)) if failed else (),
+        worst=worst_tokens(case, failed, tokenizer, judged.replayed),
         answers=tuple(case.answers),
     )
 

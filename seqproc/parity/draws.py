@@ -29,7 +29,7 @@ from seqproc.parity.replay import ReplayedRows, ReplayedTokens, replay_rows
 from seqproc.policy import SamplingPolicy, log_q, token_log_p
 from seqproc.scorers import TeacherForcingScorer, TokenSequence
 
-# Legend: D draws, N tokens of all draws together, K bins of ranks.
+# Legend: D draws, N tokens of all draws together, K bins of ranks, B exponents.
 
 Floats = NDArray[np.float64]
 
@@ -60,6 +60,11 @@ class Draws:
     last_probs: Floats  # [N] q of the last token kept
     is_last: NDArray[np.bool_]  # [N]
     eos_probs: Floats  # [N]
+    special_probs: Floats  # [N] q of all special ids together
+    is_special: NDArray[np.bool_]  # [N] whether y is one of them
+    rare_probs: Floats  # [N] q of all rare tokens together
+    first_ids: NDArray[np.int64]  # [N] the most likely token
+    log_powers: Floats  # [N, B] log Σ q^β of every exponent β
     randomiser: Floats  # [N] uniform on (0, 1), of the test and not of the engine
 
     @property
@@ -234,6 +239,7 @@ def score_nominal(
     override: ParamMapping | None = None,
     seed: int = 0,
     bets: bool = True,
+    special_token_ids: Sequence[int] = (),
 ) -> tuple[Draws, NominalScores]:
     """Place every token under the policy, and read what only the policy's own logits tell.
 
@@ -246,6 +252,7 @@ def score_nominal(
         override: parameters to score at; None for the model's own.
         seed: of the randomisation of the transform, which is the test's and not the engine's.
         bets: whether to bet on the distributions of the catalogue.
+        special_token_ids: ids in [0, V) that are special, beside EOS.
     """
     answers, eos = with_tokens(answers), scorer.eos_token_ids
     keys = _draw_keys(answers, scorer.device)
@@ -254,7 +261,7 @@ def score_nominal(
     def reading(logits: Tensor, rows: Rows) -> dict[str, Tensor]:
         wide = logits.double()
         log_q_RV = log_q(wide, policy)
-        placed = place(log_q_RV, rows.tokens, eos)
+        placed = place(log_q_RV, rows.tokens, eos, special_token_ids)
         own = {"logprobs": token_log_p(wide, rows.tokens)}
         own |= _named(cut(wide, rows.tokens, policy, logit_error))
         if noise is not None:

@@ -37,6 +37,7 @@ from seqproc.parity.draws import Draws, Floats, NominalScores
 from seqproc.parity.verdict import Finding, Link
 from seqproc.policy import SamplingPolicy
 
+REPORTED = "reported log q"  # name of the finding
 _PERCENTILES = {"p50_abs": 50.0, "p90_abs": 90.0, "p99_abs": 99.0, "p99.9_abs": 99.9}
 _RESAMPLES = 200
 _NAMES = (
@@ -211,7 +212,7 @@ def _silent(draws: Draws, engine_logqs: Floats) -> str:
 
 def _reported(p_value: float | None, statistic: float | None, detail: str) -> Finding:
     return Finding(
-        name="reported log q",
+        name=REPORTED,
         link=Link.LOG_Q,
         p_value=p_value,
         statistic=statistic,

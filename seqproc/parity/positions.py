@@ -24,12 +24,17 @@ from torch import Tensor
 from seqproc.policy import SamplingPolicy, support
 from seqproc.support.top_logits import largest
 
-# Shapes: R rows (steps), V tokens of the vocabulary, K bins of ranks, E ids of EOS.
+# Shapes: R rows (steps), V tokens of the vocabulary, K bins of ranks, E ids of EOS, S special ids,
+# B exponents.
 
 LogDistribution = Callable[[Tensor], Tensor]  # logits [R, V] to log q [R, V], −∞ outside support
 
 # Bin k holds the ranks from edge k − 1 up to edge k; the last bin, all from the last edge on.
 RANK_EDGES = (1, 2, 3, 5, 10, 20, 50)
+
+# β of the distributions q^β / Σ q^β: those of the same support at the temperature T/β.
+EXPONENTS = (0.5, 0.75, 0.875, 1.125, 1.25, 1.5)
+RARE = 1e-3  # tokens of a smaller probability are rare
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +51,11 @@ class Placement:
     last_probs: Tensor  # [R] q of the last token of the support
     is_last: Tensor  # [R] bool, whether y is that token
     eos_probs: Tensor  # [R] q of all EOS ids together
+    special_probs: Tensor  # [R] q of all special ids together
+    is_special: Tensor  # [R] bool, whether y is one of them
+    rare_probs: Tensor  # [R] q of all rare tokens together
+    first_ids: Tensor  # [R] int64, the most likely token
+    log_powers: Tensor  # [R, B] log Σ q^β over the support, of every exponent β
 
     @staticmethod
     def concatenate(parts: Sequence[Placement]) -> Placement:
@@ -58,13 +68,19 @@ class Placement:
         return Placement(**{f.name: getattr(self, f.name)[start:stop] for f in fields(self)})
 
 
-def place(log_q_RV: Tensor, tokens_R: Tensor, eos_token_ids: Sequence[int] = ()) -> Placement:
+def place(
+    log_q_RV: Tensor,
+    tokens_R: Tensor,
+    eos_token_ids: Sequence[int] = (),
+    special_token_ids: Sequence[int] = (),
+) -> Placement:
     """Place tokens in their distributions.
 
     Args:
         log_q_RV: log-probabilities that sum to 1, −∞ outside the support. Read in float64.
         tokens_R: int64 ids in [0, V).
         eos_token_ids: E ids, for `Placement.eos_probs`.
+        special_token_ids: S ids, for `Placement.special_probs`.
     """
     log_q_RV = log_q_RV.double()
     q_RV, logqs_R = log_q_RV.exp(), log_q_RV.gather(-1, tokens_R.unsqueeze(-1)).squeeze(-1)
@@ -86,6 +102,11 @@ def place(log_q_RV: Tensor, tokens_R: Tensor, eos_token_ids: Sequence[int] = ())
         last_probs=last_R,
         is_last=ranks_R == supported_RV.sum(-1) - 1,
         eos_probs=q_RV[:, list(eos_token_ids)].sum(-1),
+        special_probs=q_RV[:, list(special_token_ids)].sum(-1),
+        is_special=torch.isin(tokens_R, tokens_R.new_tensor(list(special_token_ids))),
+        rare_probs=(q_RV * (log_q_RV < math.log(RARE))).sum(-1),
+        first_ids=log_q_RV.argmax(-1),
+        log_powers=torch.stack([(b * log_q_RV).exp().sum(-1) for b in EXPONENTS], -1).log(),
     )
 
 

@@ -14,7 +14,7 @@ from seqproc.models.tokenization import Tokenizer
 from seqproc.parity.draws import Answer, Draws, NominalScores
 from seqproc.parity.verdict import Finding, Link
 
-ENDINGS = "endings"  # name of the finding
+ENDINGS, SUPPORT = "endings", "support"  # names of findings
 
 
 def structure_findings(
@@ -89,7 +89,7 @@ def support(draws: Draws, nominal: NominalScores) -> Finding:
     if wrong.any():
         margins = nominal.cut_margin[wrong]
         detail += f"; their cut margins are {margins.min():.2g} to {margins.max():.2g} nats"
-    return _check("support", Link.POLICY, int(wrong.sum()), len(wrong), detail)
+    return _check(SUPPORT, Link.POLICY, int(wrong.sum()), len(wrong), detail)
 
 
 def _check(name: str, link: Link, num_wrong: int, total: int, detail: str) -> Finding:

@@ -15,12 +15,13 @@ from seqproc.engines.base import Engine, Request, StoppingRule
 from seqproc.engines.noise import Noise, NotReplayable
 from seqproc.models import vocab_size
 from seqproc.models.parameters import ParamMapping
-from seqproc.models.tokenization import Tokenizer
+from seqproc.models.tokenization import Tokenizer, special_token_ids
 from seqproc.parity import metrics, structure
 from seqproc.parity.betting.certificate import certify
 from seqproc.parity.betting.evidence import evidence
 from seqproc.parity.betting.findings import allowed_families, bet_findings
 from seqproc.parity.draws import Answer, Draws, NominalScores, sample, score_nominal, with_tokens
+from seqproc.parity.places import place_findings
 from seqproc.parity.replay import Replay, replay, replay_finding
 from seqproc.parity.sampler import sampler_findings
 from seqproc.parity.sequential import Look, Until, batches
@@ -78,6 +79,7 @@ class Subject:
             noise=self.noise if isinstance(self.noise, Noise) else None,
             override=self.override,
             seed=self.seed if first == 0 else draw_seed(self.seed, first),
+            special_token_ids=self._special_token_ids(),
         )
         return Case(
             engine=self.engine,
@@ -92,6 +94,11 @@ class Subject:
             logit_error=self.logit_error,
             false_alarms=self.false_alarms,
         )
+
+    def _special_token_ids(self) -> list[int]:
+        """Those of the tokenizer that the model has logits for, EOS apart."""
+        ids = special_token_ids(self.tokenizer) - set(self.scorer.eos_token_ids)
+        return sorted(i for i in ids if i < vocab_size(self.scorer.model))
 
     def sampled_until(
         self,
@@ -189,6 +196,7 @@ def all_findings(
         *structure.structure_findings(answers, tokenizer, stopping),
         structure.support(draws, nominal),
         *sampler_findings(draws),
+        *place_findings(draws, stopping.max_new_tokens),
         twins(with_tokens(answers), draws, due.most),
         metrics.reported_log_q(draws, nominal.engine_logqs, due),
         *(

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.text import Text
 from torch import Tensor
 from typer.testing import CliRunner
 
 from seqproc.cli.app import app
-from seqproc.cli.parity import parse_engines, parse_policies
+from seqproc.cli.parity import parse_engines, parse_policies, worst_line
 from seqproc.engines import (
     Completion,
     HFEngine,
@@ -25,6 +26,7 @@ from seqproc.engines import (
     register_engine,
 )
 from seqproc.errors import ConfigError, EngineError
+from seqproc.parity.worst import WorstToken
 from seqproc.policy import SamplingPolicy
 
 Run = Callable[..., Any]
@@ -170,6 +172,36 @@ def test_a_wrong_engine_fails_and_is_told_why(run: Run, tmp_path: Path) -> None:
     (one,) = report(tmp_path)["checks"]["hot"]
     assert one["verdict"]["holds"] is False
     assert one["causes"][0]["link"] == "policy"
+    assert 1 <= len(one["worst"]) <= 5
+    assert result.output.count("\nworst (") == len(one["worst"])
+    first = one["worst"][0]
+    assert (
+        f"draw {first['index']} step {first['step']}, after {first['context']!r}" in result.output
+    )
+
+
+def test_the_text_of_a_worst_token_does_nothing_to_a_terminal() -> None:
+    token = WorstToken(
+        why="unlikely",
+        index=1,
+        prompt=0,
+        step=2,
+        context="a\x1b[2Jb\nparity holds",
+        token_id=7,
+        text="[red]x[/]\u202e",
+        first_id=8,
+        first_text="\x9b31m",
+        log_q=-3.0,
+        mass_before=0.9,
+        engine_log_q=-2.5,
+    )
+    line = worst_line(token)
+    assert line.isprintable()
+    assert Text.from_markup(line).plain == (
+        "worst (unlikely): prompt 0 draw 1 step 2, after 'a\\x1b[2Jb\\nparity holds': "
+        "'[red]x[/]\\u202e' (id 7), log q -3, -2.5 by the engine, mass before it 0.9; most likely "
+        "was '\\x9b31m'"
+    )
 
 
 def test_until_it_is_certified(run: Run, tmp_path: Path) -> None:
