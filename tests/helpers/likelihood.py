@@ -35,7 +35,17 @@ class Ratios:
     @property
     def divergence(self) -> float:
         """KL(r‖q) of a draw, nats."""
-        return float(self.under_r.mean())
+        return self.moments_under_r[1] if np.isfinite(self.under_r).all() else math.inf
+
+    @property
+    def moments_under_r(self) -> tuple[float, float, float]:
+        """Share of the finite sums, their mean and their standard deviation."""
+        return _moments(self.under_r, -1, _share(self.under_q))
+
+    @property
+    def moments_under_q(self) -> tuple[float, float, float]:
+        """As of r."""
+        return _moments(self.under_q, 1, _share(self.under_r))
 
 
 def own_ratios(draws: Draws, nominal: NominalScores) -> Floats:
@@ -72,8 +82,8 @@ def least_draws(ratios: Ratios, false_alarms: float, power: float) -> float:
     one of them is drawn, so that the others may be judged at a level that rises.
     """
     n = _GROWTH ** np.arange(_NUMBERS)
-    share_r, mean_r, deviation_r = _moments(ratios.under_r)
-    share_q, mean_q, deviation_q = _moments(ratios.under_q)
+    share_r, mean_r, deviation_r = ratios.moments_under_r
+    share_q, mean_q, deviation_q = ratios.moments_under_q
     with np.errstate(divide="ignore"):
         level = np.exp(np.minimum(math.log(false_alarms) - n * np.log(share_q), 0.0))
     bar = n * mean_q + np.sqrt(n) * deviation_q * norm.isf(level)
@@ -82,9 +92,20 @@ def least_draws(ratios: Ratios, false_alarms: float, power: float) -> float:
     return float(enough[0]) if len(enough) else math.inf
 
 
-def _moments(sums: Floats) -> tuple[float, float, float]:
-    """Share of the finite ones, their mean and their standard deviation."""
-    finite = sums[np.isfinite(sums)]
+def _share(sums: Floats) -> float:
+    return float(np.isfinite(sums).mean())
+
+
+def _moments(sums: Floats, sign: int, other_share: float) -> tuple[float, float, float]:
+    """Share of the finite sums, their mean and their standard deviation.
+
+    What both can emit has a mass under either: so exp(sign·L) over the finite sums L has the mean
+    ``other_share`` / share, and how far it is off tells how far the mean of L is.
+    """
+    finite, share = sums[np.isfinite(sums)], _share(sums)
     if len(finite) < 2:
         return 0.0, 0.0, 1.0
-    return len(finite) / len(sums), float(finite.mean()), max(float(finite.std()), 1e-12)
+    control = np.exp(sign * finite)
+    slope = np.cov(finite, control)[0, 1] / max(float(control.var()), 1e-30)
+    mean = float(finite.mean() - slope * (control.mean() - other_share / share))
+    return share, mean, max(float(finite.std()), 1e-12)

@@ -28,6 +28,21 @@ def test_of_normals_it_is_the_closed_form(shift: float) -> None:
     assert least_draws(ratios, 1e-3, 0.95) == pytest.approx(expected, rel=0.02)
 
 
+def test_few_draws_tell_a_small_divergence() -> None:
+    """The mean of 2,000 sums alone is off by three quarters of it, typically."""
+    random, shift = np.random.default_rng(0), 0.06
+    found = []
+    for _ in range(50):
+        under_q, under_r = random.standard_normal(2_000), random.standard_normal(2_000) + shift
+        sums = (shift * y - shift**2 / 2 for y in (under_r, under_q))
+        found.append(Ratios(under_r=next(sums), under_q=next(sums)))
+    plain = [float(one.under_r.mean()) for one in found]
+    better = [one.divergence for one in found]
+    assert np.std(plain) > 0.3 * shift**2
+    assert np.std(better) < 0.1 * shift**2
+    assert np.mean(better) == pytest.approx(shift**2 / 2, rel=0.05)
+
+
 def test_one_impossible_draw_is_proof() -> None:
     """A tenth of the draws cannot be q's, the others tell nothing: 0.9^n ≤ 0.05."""
     ratios = Ratios(under_r=np.array([np.inf] + [0.0] * 9), under_q=np.zeros(10))
