@@ -1,6 +1,6 @@
 """Benchmark of the parity tests: how often do right engines fail, and are their p-values right?
 
-    python bench/parity.py [--runs 2000] [--models 4]
+    python bench/parity.py [--runs 2048] [--models 4] [--vllm coupled]
 
 Runs of 128 draws of right engines (Hugging Face's and a reference sampler), on several small
 random models under several policies, in equal shares. Shows
@@ -8,7 +8,11 @@ random models under several policies, in equal shares. Shows
 - the p-values of every test, over all runs: their share below 5 %, and a Kolmogorov-Smirnov test
   that they are uniform (those of bets, and of what is exact, are larger);
 - how many runs fail at false alarms of 0.05 and of 0.001, and the exact upper bound on the rate,
-  at 95 % confidence (Clopper and Pearson, 1934).
+  at 95 % confidence (Clopper and Pearson, 1934);
+- the same of runs of 512 draws that are looked at after 64 of them, and each time they are half as
+  many again, and end at the first look that rejects the engine.
+
+With `--vllm SAMPLER` the engine is vLLM's on the first of the models, in place of those two.
 
 `bench/power.py` and `bench/random_faults.py` have broken engines. Prints a line per pool of runs as
 it is done, a table each, and last one line of JSON.
@@ -23,19 +27,22 @@ import platform
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from _gallery import PER_PROMPT, ReferenceEngine, small_range
-from _pool import pool_of
+from _gallery import PER_PROMPT, Range, ReferenceEngine, small_range
+from _pool import Pool, pool_of
 from rich.console import Console
 from rich.table import Table
 from scipy import stats
 
-from seqproc.engines import Engine, HFEngine
+from seqproc.engines import Engine, HFEngine, ModelSource, create_engine
 from seqproc.parity import FALSE_ALARMS, Finding, decide
+from seqproc.parity.sequential import batches
+from seqproc.parity.verdict import decide_at
 from seqproc.policy import SamplingPolicy
 
 POLICIES = tuple(
@@ -44,6 +51,7 @@ POLICIES = tuple(
 )
 RUN_DRAWS = 128
 POOL_RUNS = 16  # that are sampled and scored together
+STOPPED_DRAWS, FIRST_LOOK = 512, 64  # of a run that ends when it fails
 RATES = (0.05, FALSE_ALARMS)
 CONFIDENCE = 0.95
 
@@ -71,30 +79,69 @@ class Alarms:
     failed: dict[str, int]  # runs by test that failed
 
 
-def runs(num_runs: int, num_models: int) -> Iterator[tuple[str, list[Finding]]]:
-    """An engine's name and the findings of a run; models, policies and engines in turns."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Runs:
+    """What a right engine's runs came to."""
+
+    engine: str
+    findings: list[list[Finding]]  # of each run of a number of draws that is fixed before
+    stopped: list[dict[float, tuple[str, ...]]]  # of each that ends when it fails: tests, by rate
+
+
+def runs(num_runs: int, num_models: int, sampler: str | None) -> Iterator[Runs]:
+    """Pools of runs; models, policies and engines in turns."""
     start = time.perf_counter()
-    models = [small_range(seed) for seed in range(num_models)]
-    combinations = list(itertools.product(models, POLICIES, (HFEngine, ReferenceEngine)))
-    for number in range(-(-num_runs // POOL_RUNS)):
-        small, policy, kind = combinations[number % len(combinations)]
-        engine: Engine = kind(small.model, small.tokenizer, batch_size=512)
-        draws = RUN_DRAWS * POOL_RUNS
-        pool = pool_of(engine, small, policy, draws, seed=number)
-        for first in range(0, draws, RUN_DRAWS):
-            yield engine.name, pool.findings(first, first + RUN_DRAWS)
-        seconds = time.perf_counter() - start
-        done = (number + 1) * POOL_RUNS
-        print(f"{seconds:.0f} s | {done} runs | {engine.name}, {policy}", flush=True)
+    models = [small_range(seed) for seed in range(num_models if sampler is None else 1)]
+    with ExitStack() as stack:
+        engines = [
+            (small, engine)
+            for small in models
+            for engine in (_engines(small) if sampler is None else [_vllm(small, sampler, stack)])
+        ]
+        combinations = list(itertools.product(POLICIES, engines))
+        for number in range(-(-num_runs // POOL_RUNS)):
+            policy, (small, engine) = combinations[number % len(combinations)]
+            draws = RUN_DRAWS * POOL_RUNS
+            pool = pool_of(engine, small, policy, draws, seed=number)
+            yield Runs(
+                engine=engine.name,
+                findings=[pool.findings(a, a + RUN_DRAWS) for a in range(0, draws, RUN_DRAWS)],
+                stopped=[_stopped(pool, first) for first in range(0, draws, STOPPED_DRAWS)],
+            )
+            seconds = time.perf_counter() - start
+            done = (number + 1) * POOL_RUNS
+            print(f"{seconds:.0f} s | {done} runs | {engine.name}, {policy}", flush=True)
 
 
-def tests_of(found: Sequence[tuple[str, list[Finding]]]) -> list[Test]:
+def _engines(small: Range) -> list[Engine]:
+    kinds = (HFEngine, ReferenceEngine)
+    return [kind(small.model, small.tokenizer, batch_size=512) for kind in kinds]
+
+
+def _vllm(small: Range, sampler: str, stack: ExitStack) -> Engine:
+    source = stack.enter_context(ModelSource.from_model(small.model, small.tokenizer))
+    options = {"sampler": sampler, "max_num_seqs": 64}
+    return stack.enter_context(create_engine("vllm", source, **options))
+
+
+def _stopped(pool: Pool, first: int) -> dict[float, tuple[str, ...]]:
+    """The tests that reject at the first look that does, by the rate of false alarms."""
+    owners = [answer.prompt for answer in pool.answers[first : first + STOPPED_DRAWS]]
+    failed: dict[float, tuple[str, ...]] = dict.fromkeys(RATES, ())
+    for look, chosen in enumerate(batches(owners, FIRST_LOOK), 1):
+        findings = pool.findings(first, first + chosen.stop)
+        for rate in RATES:
+            failed[rate] = failed[rate] or decide_at(look, findings, rate).failed
+    return failed
+
+
+def tests_of(found: Sequence[Runs]) -> list[Test]:
     """All tests of each engine."""
     p_values: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for engine, findings in found:
-        for finding in findings:
+    for some in found:
+        for finding in itertools.chain(*some.findings):
             if finding.p_value is not None:
-                p_values[engine, finding.name].append(finding.p_value)
+                p_values[some.engine, finding.name].append(finding.p_value)
     return [
         Test(
             engine=engine,
@@ -107,24 +154,31 @@ def tests_of(found: Sequence[tuple[str, list[Finding]]]) -> list[Test]:
     ]
 
 
-def alarms_of(found: Sequence[tuple[str, list[Finding]]]) -> list[Alarms]:
-    """Of each engine, and of both, at each stated rate."""
-    by_engine = {name: [f for n, f in found if n == name] for name in sorted({n for n, _ in found})}
-    by_engine["both"] = [findings for _, findings in found]
-    return [_alarms(name, findings, rate) for name, findings in by_engine.items() for rate in RATES]
+def alarms_of(found: Sequence[Runs]) -> list[Alarms]:
+    """Of each engine, and of all, at each stated rate."""
+    names = sorted({some.engine for some in found})
+    groups = {name: [some for some in found if some.engine == name] for name in names}
+    if len(names) > 1:
+        groups["all"] = list(found)
+    rows = []
+    for name, some in groups.items():
+        for rate in RATES:
+            fixed = [decide(f, rate).failed for one in some for f in one.findings]
+            stopped = [failed[rate] for one in some for failed in one.stopped]
+            rows += [_alarms(name, rate, fixed), _alarms(f"{name}, stopped", rate, stopped)]
+    return rows
 
 
-def _alarms(engine: str, found: Sequence[list[Finding]], rate: float) -> Alarms:
-    verdicts = [decide(findings, rate) for findings in found]
-    failed = sum(not verdict.holds for verdict in verdicts)
-    interval = stats.binomtest(failed, len(found), alternative="less").proportion_ci(CONFIDENCE)
+def _alarms(engine: str, rate: float, failed: Sequence[tuple[str, ...]]) -> Alarms:
+    number = sum(bool(names) for names in failed)
+    interval = stats.binomtest(number, len(failed), alternative="less").proportion_ci(CONFIDENCE)
     return Alarms(
         engine=engine,
         stated_rate=rate,
-        num_runs=len(found),
-        num_failed=failed,
+        num_runs=len(failed),
+        num_failed=number,
         rate_at_most=float(interval.high),
-        failed=dict(Counter(name for verdict in verdicts for name in verdict.failed)),
+        failed=dict(Counter(itertools.chain(*failed))),
     )
 
 
@@ -139,12 +193,13 @@ def _table(title: str, rows: Sequence[Any]) -> Table:
 def main() -> None:
     """Measure, show the tables, and end with one line of JSON."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--runs", type=int, default=2_048, help="of both engines together")
+    parser.add_argument("--runs", type=int, default=2_048, help="of all engines together")
     parser.add_argument("--models", type=int, default=4, help="random models, each of its own seed")
+    parser.add_argument("--vllm", metavar="SAMPLER", help="native or coupled")
     options = parser.parse_args()
     torch.set_num_threads(1)
     start, console = time.perf_counter(), Console(width=150)
-    found = list(runs(options.runs, options.models))
+    found = list(runs(options.runs, options.models, options.vllm))
     parts: dict[str, Sequence[Any]] = {"tests": tests_of(found), "alarms": alarms_of(found)}
     for title, rows in parts.items():
         console.print(_table(title, rows))

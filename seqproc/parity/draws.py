@@ -277,11 +277,12 @@ def score_nominal(
     names = ReplayedTokens.names()
     replayed = {name: own.pop(name) for name in names if name in own}
     draws = _draws(answers, columns, "q", eos, seed)
+    reported = _engine_logqs(answers)
     nominal = NominalScores(
-        engine_logqs=_engine_logqs(answers),
+        engine_logqs=reported,
         gains=None
         if book is None
-        else book.gains(columns, draws.logqs, draws.ranks, draws.uniforms_by_id),
+        else book.gains(columns, draws.logqs, draws.ranks, draws.uniforms_by_id, reported),
         replayed=ReplayedTokens(**replayed) if replayed else None,
         **own,
     )

@@ -84,6 +84,7 @@ def _reports(case: Case) -> list[_Report]:
         )
         for how, change in _CHANGES.items()
     ]
+    found += _of_catalogue(case)
     others = _other_policies(case)
     policies = score(case.answers, case.scorer, others, override=case.override) if others else {}
     found += [
@@ -102,6 +103,22 @@ def _reports(case: Case) -> list[_Report]:
         if error <= case.tolerance:
             break
     return found
+
+
+def _of_catalogue(case: Case) -> list[_Report]:
+    """The log q of the alternatives that bets were placed on; those about noise have q's own."""
+    gains = case.nominal.gains
+    if gains is None or gains.report_errors is None:
+        return []
+    return [
+        _Report(
+            link=Link.LOG_Q,
+            description=f"log q reported with {alternative.name}",
+            error=float(error) / gains.num_reported,
+        )
+        for alternative, error in zip(gains.alternatives, gains.report_errors, strict=True)
+        if alternative.log_r is not None
+    ]
 
 
 def _other_policies(case: Case) -> dict[str, LogDistribution]:

@@ -25,8 +25,10 @@ from helpers.faults import (
     Distribution,
     FaultyEngine,
     Places,
+    biased,
     first_k,
     frequent,
+    hotter,
     least_of,
     of_bits,
     present,
@@ -224,3 +226,23 @@ def test_wrong_reports_are_named(
     (cause,) = found.causes
     assert words in cause.description, told(found)
     assert cause.explains == explains
+
+
+@pytest.mark.parametrize(
+    ("distribution", "words"),
+    [
+        (repeating(1.02), "log q reported with repetition penalty 1.02 left on"),
+        (hotter(1.02), "log q reported with temperature 1.02 in place of 1"),
+        (biased([0], -0.2), "log q reported with EOS with a logit -0.2 off"),
+    ],
+    ids=["repetition penalty", "temperature", "EOS"],
+)
+def test_reports_name_what_the_tokens_are_too_few_to_show(
+    small: Range, distribution: Distribution, words: str
+) -> None:
+    engine = FaultyEngine(small.model, small.tokenizer, distribution=distribution)
+    found = small.check(engine, num_draws=64, policy=WHOLE)
+    assert found.verdict.failed == ("reported log q",)
+    (cause,) = found.causes
+    assert cause.description == words, told(found)
+    assert cause.explains

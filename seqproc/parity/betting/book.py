@@ -109,6 +109,7 @@ class Book:
         logqs: NDArray[np.float64],
         ranks: NDArray[np.int64],
         uniforms: NDArray[np.float64],
+        reported: NDArray[np.float64] | None,
     ) -> Gains:
         """What the bets came to.
 
@@ -117,6 +118,7 @@ class Book:
             logqs: ``[N]`` log q of the tokens.
             ranks: ``[N]`` theirs in q.
             uniforms: ``[N]`` their transforms in the order of their ids.
+            reported: ``[N]`` log q as the engine reported them, NaN where it did not.
         """
         echoed = echo_ratios(
             self._echoes,
@@ -127,7 +129,7 @@ class Book:
         )
         ratios = np.concatenate([columns[f"{_PREFIX}ratios"], echoed], axis=1)
         bets: list[Alternative] = [*self._alternatives, *echo_bets(self._echoes)]
-        return gains(bets, ratios, logqs, ranks, self._lengths, self._bans.log_e)
+        return gains(bets, ratios, logqs, ranks, self._lengths, self._bans.log_e, reported)
 
 
 def _counted(ids: Sequence[int], size: int) -> NDArray[np.float64]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,9 +80,12 @@ class Gains:
     greedy: Floats  # [D] −Σ log q of draws that are greedy throughout; −∞ of others
     lengths: Ints  # [D] tokens
     bans: Floats | None = None  # [V] of bets that an id is never sampled; None: not of these draws
+    # [K] Σ |log q as reported − log r|, nats, and of how many tokens; None: of nothing reported.
+    report_errors: Floats | None = None
+    num_reported: int = 0
 
     def some(self, first: int, last: int) -> Gains:
-        """Those of some draws, without the bans, which are known of all together."""
+        """Those of some draws, without what is known of all together alone: bans and reports."""
         arrays = {name: getattr(self, name)[first:last] for name in _ARRAYS}
         return Gains(alternatives=self.alternatives, **arrays)
 
@@ -91,14 +94,17 @@ class Gains:
         """Those of all draws of several, which bet on the same alternatives."""
         arrays = {name: np.concatenate([getattr(p, name) for p in parts]) for name in _ARRAYS}
         bans = [part.bans for part in parts if part.bans is not None]
+        errors = [part.report_errors for part in parts if part.report_errors is not None]
         return Gains(
             alternatives=parts[0].alternatives,
             bans=np.sum(bans, axis=0) if len(bans) == len(parts) else None,
+            report_errors=np.sum(errors, axis=0) if errors else None,
+            num_reported=sum(part.num_reported for part in parts),
             **arrays,
         )
 
 
-_ARRAYS = tuple(f.name for f in fields(Gains) if f.name not in ("alternatives", "bans"))
+_ARRAYS = ("sums", "distances", "greedy", "lengths")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,6 +134,7 @@ def gains(
     ranks: NDArray[np.int64],
     lengths: NDArray[np.int64],
     bans: Floats | None = None,
+    reported: Floats | None = None,
 ) -> Gains:
     """Sum up what was gained.
 
@@ -138,6 +145,7 @@ def gains(
         ranks: ``[N]`` of the tokens in q.
         lengths: ``[D]`` tokens of each draw.
         bans: ``[V]`` what bets that an id is never sampled came to, nats.
+        reported: ``[N]`` log q as the engine reported them, NaN where it did not.
     """
     starts = np.cumsum(lengths) - lengths
     steps = np.arange(len(logqs)) - np.repeat(starts, lengths)
@@ -153,6 +161,7 @@ def gains(
     greedy = np.where(is_greedy, -log_q, -np.inf)
     with np.errstate(over="ignore"):
         apart = np.expm1(ratios) * ratios / 2
+    errors, num_reported = _report_errors(ratios, logqs, reported)
     return Gains(
         alternatives=tuple(alternatives),
         sums=sums,
@@ -160,7 +169,20 @@ def gains(
         greedy=greedy,
         lengths=np.asarray(lengths),
         bans=bans,
+        report_errors=errors,
+        num_reported=num_reported,
     )
+
+
+def _report_errors(
+    ratios: NDArray[np.float32], logqs: Floats, reported: Floats | None
+) -> tuple[Floats | None, int]:
+    """How far what was reported is from log r of each alternative, summed; and of how many."""
+    told = np.isfinite(logqs) if reported is None else np.isfinite(logqs) & np.isfinite(reported)
+    if reported is None or not told.any():
+        return None, 0
+    gaps = (reported - np.where(told, logqs, 0.0))[told, None] - ratios[told]
+    return np.abs(gaps).sum(0, dtype=float), int(told.sum())
 
 
 def evidence(found: Gains) -> Evidence:
