@@ -1,6 +1,6 @@
 """Benchmark of the parity tests: how often do right engines fail, and are their p-values right?
 
-    python bench/parity.py [--runs 2048] [--models 4] [--vllm coupled]
+    python bench/parity.py [--runs 2048] [--models 4] [--vllm coupled] [--seed 0]
 
 Runs of 128 draws of right engines (Hugging Face's and a reference sampler), on several small
 random models under several policies, in equal shares. Shows
@@ -88,10 +88,11 @@ class Runs:
     stopped: list[dict[float, tuple[str, ...]]]  # of each that ends when it fails: tests, by rate
 
 
-def runs(num_runs: int, num_models: int, sampler: str | None) -> Iterator[Runs]:
+def runs(num_runs: int, num_models: int, sampler: str | None, seed: int) -> Iterator[Runs]:
     """Pools of runs; models, policies and engines in turns."""
     start = time.perf_counter()
-    models = [small_range(seed) for seed in range(num_models if sampler is None else 1)]
+    number_of = num_models if sampler is None else 1
+    models = [small_range(number_of * seed + n) for n in range(number_of)]
     with ExitStack() as stack:
         engines = [
             (small, engine)
@@ -102,15 +103,23 @@ def runs(num_runs: int, num_models: int, sampler: str | None) -> Iterator[Runs]:
         for number in range(-(-num_runs // POOL_RUNS)):
             policy, (small, engine) = combinations[number % len(combinations)]
             draws = RUN_DRAWS * POOL_RUNS
-            pool = pool_of(engine, small, policy, draws, seed=number)
-            yield Runs(
+            pool = pool_of(engine, small, policy, draws, seed=1_000 * seed + number)
+            found = Runs(
                 engine=engine.name,
                 findings=[pool.findings(a, a + RUN_DRAWS) for a in range(0, draws, RUN_DRAWS)],
                 stopped=[_stopped(pool, first) for first in range(0, draws, STOPPED_DRAWS)],
             )
-            seconds = time.perf_counter() - start
-            done = (number + 1) * POOL_RUNS
-            print(f"{seconds:.0f} s | {done} runs | {engine.name}, {policy}", flush=True)
+            failed = {
+                rate: sum(not decide(findings, rate).holds for findings in found.findings)
+                for rate in RATES
+            }
+            ended = {rate: sum(bool(one[rate]) for one in found.stopped) for rate in RATES}
+            print(
+                f"{time.perf_counter() - start:.0f} s | {(number + 1) * POOL_RUNS} runs | "
+                f"{engine.name}, {policy} | failed {failed} | stopped {ended}",
+                flush=True,
+            )
+            yield found
 
 
 def _engines(small: Range) -> list[Engine]:
@@ -196,10 +205,11 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=2_048, help="of all engines together")
     parser.add_argument("--models", type=int, default=4, help="random models, each of its own seed")
     parser.add_argument("--vllm", metavar="SAMPLER", help="native or coupled")
+    parser.add_argument("--seed", type=int, default=0, help="of the models and of the draws")
     options = parser.parse_args()
     torch.set_num_threads(1)
     start, console = time.perf_counter(), Console(width=150)
-    found = list(runs(options.runs, options.models, options.vllm))
+    found = list(runs(options.runs, options.models, options.vllm, options.seed))
     parts: dict[str, Sequence[Any]] = {"tests": tests_of(found), "alarms": alarms_of(found)}
     for title, rows in parts.items():
         console.print(_table(title, rows))

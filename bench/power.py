@@ -3,8 +3,8 @@
     python bench/power.py [--pool 2048] [--runs 64] [--faults "penalty"] [--policies 0,1,2]
 
 For every broken engine of `tests/helpers/broken.py` under each policy, on a small random model.
-One pool of draws is sampled and scored, and cut into runs of 8, 16, 32, … draws. The draws for 95 %
-power are interpolated between the doublings, for an engine that reports no log q and for one that
+One pool of draws is sampled and scored, and cut into runs of 8, 16, 24, 32, 48, … draws. The draws
+for 95 % power are interpolated between these, for an engine that reports no log q and for one that
 reports what it samples from. Beside them, at the same false-alarm rate of 0.001:
 
 - Wald: log(1/α) / KL(r‖q), which no test that stops when it likes needs less of, on average;
@@ -133,16 +133,21 @@ def _over(evidence: float, nats: float) -> float:
 def draws_needed(pool: Pool, num_runs: int) -> tuple[float | None, float | None]:
     """Draws for 95 % power, without the reported log q and with it."""
     powers: dict[bool, list[tuple[int, float]]] = {True: [], False: []}
-    num_draws = PER_PROMPT
-    while num_draws <= len(pool.answers) // 2:
+    for num_draws in _sizes(len(pool.answers) // 2):
         runs = list(pool.runs(num_draws, num_runs))
         for is_silent, found in powers.items():
             told = [[f for f in run if not is_silent or f.name != REPORTED] for run in runs]
             found.append((num_draws, float(np.mean([not decide(run).holds for run in told]))))
         if powers[True][-1][1] >= POWER:
             break
-        num_draws *= 2
     return _interpolated(powers[True]), _interpolated(powers[False])
+
+
+def _sizes(most: int) -> list[int]:
+    """Of runs of whole prompts: 8, 16, 24, 32, 48, 64, 96, …"""
+    powers = [PER_PROMPT << n for n in range(most.bit_length())]
+    halfway = [3 * power // 2 for power in powers[1:]]
+    return sorted(size for size in [*powers, *halfway] if size <= most)
 
 
 def _interpolated(powers: Sequence[tuple[int, float]]) -> float | None:
