@@ -102,8 +102,8 @@ def _frequent(case: Case, penalty: float) -> Tensor:
 # Values, and the head's logits under one of them.
 _PENALTIES: dict[str, tuple[tuple[float, ...], Callable[[Case, float], Tensor]]] = {
     "repetition penalty": ((0.95, 1.02, 1.05, 1.1, 1.2), _repeated),
-    "presence penalty": ((0.1, 0.5, 1.0), _present),
-    "frequency penalty": ((0.1, 0.5, 1.0), _frequent),
+    "presence penalty": ((0.1, 0.2, 0.3, 0.5, 1.0), _present),
+    "frequency penalty": ((0.05, 0.1, 0.2, 0.5, 1.0), _frequent),
 }
 
 
