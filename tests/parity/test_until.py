@@ -13,6 +13,9 @@ from helpers.gallery import requests_of
 from helpers.parity_range import PER_PROMPT, STOPPING, Range
 from seqproc.errors import ConfigError
 from seqproc.parity import Check, check_engine
+from seqproc.parity.betting.alternatives import Alternative
+from seqproc.parity.betting.certificate import certify
+from seqproc.parity.betting.evidence import gains
 from seqproc.parity.sequential import Look, Until, batches, in_rounds
 from seqproc.policy import SamplingPolicy
 
@@ -133,10 +136,6 @@ def test_a_greedy_policy_has_nothing_to_be_decided(small: Range) -> None:
 
 def test_a_distance_is_that_of_two_known_distributions() -> None:
     """½(KL(r‖q) + KL(q‖r)) of T × 1.1 on one row, against the mean over its tokens."""
-    from seqproc.parity.betting.alternatives import Alternative
-    from seqproc.parity.betting.certificate import certify
-    from seqproc.parity.betting.evidence import gains
-
     rng = np.random.default_rng(0)
     logits = rng.normal(size=50)
     log_q, log_r = (v - np.logaddexp.reduce(v) for v in (logits, logits / 1.1))
@@ -160,11 +159,24 @@ def test_a_distance_is_that_of_two_known_distributions() -> None:
 
 
 def test_an_alternative_is_wrongly_ruled_out_as_seldom_as_is_said() -> None:
-    """Tokens from r: over all looks, q·/r· exceeds 1/β = 10 in a tenth of the runs at most."""
+    """Tokens from r, looked at 20 times: at β = 0.1 it is ruled out in a tenth of runs at most."""
     rng = np.random.default_rng(1)
     logits = rng.normal(size=30)
     log_q, log_r = (v - np.logaddexp.reduce(v) for v in (logits, logits / 1.3))
-    tokens = rng.choice(30, size=(4_000, 400), p=np.exp(log_r))
-    paths = (log_q - log_r)[tokens].cumsum(1)
-    share = float((paths.max(1) >= math.log(10)).mean())
-    assert 0.01 < share <= 0.1 + 3 * math.sqrt(0.09 / 4_000)
+    num_runs, length, looks = 400, 20, 20
+    wrong = 0
+    for _ in range(num_runs):
+        tokens = rng.choice(30, size=looks * length, p=np.exp(log_r))
+        found = gains(
+            [Alternative(family="temperature", name="r")],
+            (log_r - log_q)[tokens, None].astype(np.float32),
+            log_q[tokens],
+            np.ones(len(tokens), dtype=np.int64),
+            np.full(looks, length),
+        )
+        left = [
+            {one.name for one in certify(found.some(0, n), within=1e-12, level=0.1).left}
+            for n in range(1, looks + 1)
+        ]
+        wrong += not all("r" in names for names in left)
+    assert 0.01 < wrong / num_runs <= 0.1 + 3 * math.sqrt(0.09 / num_runs)
