@@ -19,7 +19,7 @@ from torch import Tensor
 from seqproc.engines import Engine
 from seqproc.parity import Answer, Draws, Finding, NominalScores, sample, score_nominal
 from seqproc.parity.betting.bans import Bans
-from seqproc.parity.metrics import LOGIT_ERRORS, tolerance
+from seqproc.parity.logit_error import LOGIT_ERRORS, LogitError
 from seqproc.parity.reading import Rows, read_columns
 from seqproc.parity.subject import all_findings
 from seqproc.policy import SamplingPolicy, log_q
@@ -49,7 +49,7 @@ class Pool:
             self.small.tokenizer,
             STOPPING,
             self.policy,
-            tolerance(ERROR, self.policy),
+            LogitError(nats=ERROR),
         )
 
     def runs(self, num_draws: int, at_most: int) -> Iterator[list[Finding]]:

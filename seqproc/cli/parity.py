@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from seqproc.parity import Check
     from seqproc.parity.betting.certificate import Certificate
     from seqproc.parity.run import EngineChoice, ParityReport
-    from seqproc.parity.sequential import Look
+    from seqproc.parity.sequential import Look, Until
     from seqproc.parity.worst import WorstToken
     from seqproc.policy import SamplingPolicy
     from seqproc.processor import SequenceProcessor
@@ -64,8 +64,10 @@ _UntilWithin = Annotated[
     ),
 ]
 _Level = Annotated[
-    float,
-    typer.Option(help="Of --until: probability that a wrong engine of the catalogue passes."),
+    float | None,
+    typer.Option(
+        help="Of --until: probability that a wrong engine of the catalogue passes. Default 0.01."
+    ),
 ]
 _ParityOut = Annotated[
     Path, typer.Option(help="Folder that parity.json, or pair.json, is written to.")
@@ -83,7 +85,7 @@ def parity(
     policies: _Policies = None,
     false_alarms: _FalseAlarms = 1e-3,
     until: _UntilWithin = None,
-    level: _Level = 0.01,
+    level: _Level = None,
     out: _ParityOut = Path(),
     chat: Chat = False,
 ) -> None:
@@ -93,6 +95,7 @@ def parity(
     tested or decided; 2 bad usage.
     """
     choices = _choices(engines, pair, rows, until)
+    rule = _until(until, level)
     measured = parse_policies(policies or [])
     _refuse_two_policies(policies, policy)
     if pair is not None:
@@ -105,9 +108,7 @@ def parity(
         return
 
     from seqproc.parity.sampler import require_scipy
-    from seqproc.parity.sequential import Until
 
-    rule = None if until is None else Until(within=until, level=level)
     require_scipy()  # this, and the folder, before anything is sampled for nothing
     _require_folder(out)
     path = out / "parity.json"
@@ -188,6 +189,21 @@ def _choices(
     if rows is not None:
         raise ConfigError("--rows goes with --pair; with --engines every token is tested")
     return parse_engines(engines)
+
+
+def _until(within: float | None, level: float | None) -> Until | None:
+    """When to stop, as far as it was asked for.
+
+    Raises:
+        ConfigError: a level alone, or what `Until` refuses.
+    """
+    from seqproc.parity.sequential import Until
+
+    if within is None:
+        if level is not None:
+            raise ConfigError("--level goes with --until, which is not given")
+        return None
+    return Until(within=within) if level is None else Until(within=within, level=level)
 
 
 def parse_engines(

@@ -18,6 +18,7 @@ from seqproc.parity.attribution import attribute
 from seqproc.parity.betting.certificate import Certificate
 from seqproc.parity.cause import Cause
 from seqproc.parity.draws import Answer
+from seqproc.parity.logit_error import require_logit_error
 from seqproc.parity.metrics import Metric
 from seqproc.parity.replay import Replay
 from seqproc.parity.sampler import require_scipy
@@ -41,7 +42,7 @@ class Check:
     num_draws: int
     num_tokens: int
     logit_error: float  # allowed to the engine, nats
-    assumed: str | None  # about the engine, where it does not tell; in words
+    assumed: str | None  # or measured, for the error of its logits; in words
     findings: tuple[Finding, ...]
     verdict: Verdict
     certificate: Certificate | None  # None: the check was not to go on until it is decided
@@ -83,7 +84,7 @@ def check_engine(
         suspects: other parameters that it might hold instead, by a description each; they are
             made only when something failed. The model's own are one, when there is an override.
         logit_error: by which each logit may be off [nats]; None for what goes with the dtype that
-            the engine says it has.
+            the engine says it has, which in float16 and bfloat16 is measured on its tokens.
         false_alarms: probability that a right engine fails.
         seed: of the tests' own randomisation.
         until: when it is decided, with all D draws at most; None to sample them all. Give the draws
@@ -98,6 +99,7 @@ def check_engine(
     """
     require_scipy()
     require_rate(false_alarms)
+    require_logit_error(logit_error)
     if not is_seed(seed):
         raise ConfigError(f"seed must be an integer in [0, 2**64), got {seed!r}")
     _require_requests(requests, prompts)
@@ -107,7 +109,6 @@ def check_engine(
             "and nothing is left to decide by more draws; leave it out"
         )
     description, noise = described(engine), noise_of(engine, policy)
-    error, assumed = metrics.logit_error_of(description, logit_error)
     subject = Subject(
         engine=engine,
         scorer=scorer,
@@ -117,7 +118,8 @@ def check_engine(
         noise=noise,
         override=override,
         suspects=_suspects(override, suspects),
-        logit_error=error,
+        logit_error=logit_error,
+        description=description,
         false_alarms=false_alarms,
         seed=seed,
     )
@@ -137,8 +139,8 @@ def check_engine(
         num_prompts=len(set(case.draws.prompts)),
         num_draws=len(case.answers),
         num_tokens=len(case.draws.logqs),
-        logit_error=error,
-        assumed=assumed,
+        logit_error=case.error.nats,
+        assumed=case.error.told,
         findings=tuple(judged.findings),
         verdict=verdict,
         certificate=certificate,

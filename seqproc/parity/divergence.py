@@ -17,7 +17,7 @@ from torch import Tensor
 from seqproc.engines.gumbel import gumbel_noise
 from seqproc.models.parameters import ParamMapping
 from seqproc.parity.draws import Answer
-from seqproc.parity.metrics import tolerance
+from seqproc.parity.logit_error import tolerance
 from seqproc.parity.positions import cut
 from seqproc.parity.reading import Rows, read_columns
 from seqproc.policy import SamplingPolicy, token_log_q

@@ -320,6 +320,18 @@ def with_tokens(answers: Sequence[Answer]) -> list[Answer]:
     return scored
 
 
+def token_sequences(answers: Sequence[Answer]) -> list[TokenSequence]:
+    """What is scored of the answers that hold a token."""
+    return [
+        TokenSequence(
+            prompt_ids=torch.tensor(answer.request.prompt_ids),
+            response_ids=torch.tensor(answer.completion.token_ids),
+        )
+        for answer in answers
+        if answer.completion.token_ids
+    ]
+
+
 def _named(record: Placement | Cut | ReplayedRows, prefix: str = "") -> dict[str, Tensor]:
     return {f"{prefix}{field.name}": getattr(record, field.name) for field in fields(record)}
 
@@ -331,13 +343,7 @@ def _columns(
     override: ParamMapping | None,
 ) -> dict[str, Any]:
     """Columns over all tokens, in order of draw."""
-    sequences = [
-        TokenSequence(
-            prompt_ids=torch.tensor(answer.request.prompt_ids),
-            response_ids=torch.tensor(answer.completion.token_ids),
-        )
-        for answer in answers
-    ]
+    sequences = token_sequences(answers)
     with progress_bar(len(answers), "scoring", unit="seq") as bar:
         found = read_columns(scorer, sequences, reading, override=override, progress=bar.update)
     return {name: torch.cat([one[name] for one in found]).numpy() for name in found[0]}

@@ -16,8 +16,8 @@ from seqproc.engines.base import Engine, Request, StoppingRule
 from seqproc.errors import EngineError, SequenceError
 from seqproc.models import vocab_size
 from seqproc.models.parameters import ParamMapping
-from seqproc.parity.draws import sample, score_nominal
-from seqproc.parity.metrics import logit_error_of, tolerance
+from seqproc.parity.draws import sample, score_nominal, token_sequences
+from seqproc.parity.logit_error import logit_error_of, require_logit_error, tolerance
 from seqproc.parity.verdict import Finding, Link
 from seqproc.policy import SamplingPolicy
 from seqproc.scorers import TeacherForcingScorer
@@ -53,8 +53,8 @@ def canary(
         SequenceError: no prompts, or one without tokens or with an id that the model lacks.
         EngineError: when the engine fails or breaks its contract.
     """
-    logit_error, assumed = logit_error_of(described(engine), logit_error)
     requests = _requests(prompts, vocab_size(scorer.model))
+    require_logit_error(logit_error)
     stopping = StoppingRule(max_new_tokens=_NUM_TOKENS, eos_token_ids=scorer.eos_token_ids)
     wrong, total, worst = 0, 0, 0.0
     for policy in (SamplingPolicy(do_sample=False), SamplingPolicy()):
@@ -66,12 +66,15 @@ def canary(
             stopping,
             vocabulary=vocab_size(scorer.model),
         )
-        draws, nominal = score_nominal(answers, scorer, policy, logit_error, override=override)
+        error = logit_error_of(
+            described(engine), logit_error, scorer, token_sequences(answers), override
+        )
+        draws, nominal = score_nominal(answers, scorer, policy, error.nats, override=override)
         bad = ~nominal.is_reachable
         if policy.do_sample and nominal.engine_logqs is not None:
             gaps = np.abs(nominal.engine_logqs - draws.logqs)
             gaps[np.isnan(nominal.engine_logqs)] = 0.0  # not reported
-            bad |= ~(gaps <= tolerance(logit_error, policy))
+            bad |= ~(gaps <= tolerance(error.nats, policy))
             worst = float(gaps.max())
         wrong, total = wrong + int(bad.sum()), total + len(bad)
     return Finding(
@@ -80,7 +83,8 @@ def canary(
         p_value=0.0 if wrong else 1.0,
         statistic=float(wrong),
         detail=f"{wrong} of {total} tokens are not those of the scorer's weights; log q of sampled "
-        f"ones are off by up to {worst:.2g} nats" + ("" if assumed is None else f"; {assumed}"),
+        f"ones are off by up to {worst:.2g} nats"
+        + ("" if error.told is None else f"; {error.told}"),
     )
 
 

@@ -23,68 +23,25 @@ Introduction to the Bootstrap" (1993).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from seqproc.config import dtype_name
-from seqproc.errors import ConfigError
 from seqproc.estimators import effective_sample_size
 from seqproc.parity.draws import Draws, Floats, NominalScores
+from seqproc.parity.logit_error import LogitError, tolerance
 from seqproc.parity.verdict import Finding, Link
 from seqproc.policy import SamplingPolicy
 
 REPORTED = "reported log q"  # name of the finding
 _PERCENTILES = {"p50_abs": 50.0, "p90_abs": 90.0, "p99_abs": 99.0, "p99.9_abs": 99.9}
 _RESAMPLES = 200
+_ENOUGH_FOR_A_MEAN = 100  # reported log q
 _NAMES = (
     *("mean_abs", "max_abs", *_PERCENTILES, "kl_k1", "kl_k3", "perplexity_ratio"),
     *("chi2_token", "chi2_sequence", "effective_sample_size", "pearson"),
 )
-
-# How far each logit of a right engine may be off, in nats, by the dtype that it computes in.
-LOGIT_ERRORS = {"float64": 1e-7, "float32": 5e-4, "float16": 0.05, "bfloat16": 0.25}
-_ASSUMED = "float32"
-
-
-def known_dtype(told: object) -> tuple[str, str | None]:
-    """The dtype that an engine says it computes in, by its one name; float32 where that is none.
-
-    And what was assumed, in words; None when nothing was.
-    """
-    name = dtype_name(told)
-    if isinstance(name, str) and name in LOGIT_ERRORS:
-        return name, None
-    was = "the engine tells no dtype" if told is None else f"the engine's dtype {told!r} is unknown"
-    return _ASSUMED, f"{was}: its logits are allowed the error of {_ASSUMED}"
-
-
-def logit_error_of(
-    description: Mapping[str, Any], given: float | None = None
-) -> tuple[float, str | None]:
-    """By how much each logit may be off [nats], and what was assumed for it, in words.
-
-    Args:
-        description: of the engine by itself.
-        given: by the user; None for what goes with the engine's dtype.
-
-    Raises:
-        ConfigError: it is no number of nats.
-    """
-    if given is None:
-        dtype, assumed = known_dtype(description.get("dtype"))
-        return LOGIT_ERRORS[dtype], assumed
-    if isinstance(given, bool) or not isinstance(given, (int, float)) or not 0 <= given < math.inf:
-        raise ConfigError(f"logit_error must be a number of nats ≥ 0, got {given!r}")
-    return given, None
-
-
-def tolerance(logit_error: float, policy: SamplingPolicy) -> float:
-    """By how much a log q, or the gap of two, may then be off [nats]: 2·δ/T."""
-    return 2 * logit_error / policy.temperature
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,10 +116,11 @@ class LogQRange:
     most: Floats
     is_settled: NDArray[np.bool_]  # whether the support is sure: log q are then within ``allowed``
     allowed: float
+    allowed_mean: float = math.inf  # of |Δ| over tokens whose support is sure
 
 
 def log_q_range(
-    draws: Draws, nominal: NominalScores, policy: SamplingPolicy, allowed: float
+    draws: Draws, nominal: NominalScores, policy: SamplingPolicy, error: LogitError
 ) -> LogQRange:
     """What the error of the logits leaves open.
 
@@ -171,6 +129,7 @@ def log_q_range(
     log p(y), and at most that less log top_p, both within ``allowed``. Nothing is known of a token
     that the scorer has outside the support.
     """
+    allowed = tolerance(error.nats, policy)
     settled, inside = nominal.is_settled, draws.in_support
     logqs, head_mass = np.where(inside, [draws.logqs, nominal.head_mass], [[0.0], [1.0]])
     logps = logqs + np.log(head_mass)
@@ -182,11 +141,12 @@ def log_q_range(
         most=np.where(inside, most + allowed, np.inf),
         is_settled=settled,
         allowed=allowed,
+        allowed_mean=error.mean / policy.temperature,
     )
 
 
 def reported_log_q(draws: Draws, engine_logqs: Floats | None, due: LogQRange) -> Finding:
-    """No reported log q lies outside what a right engine may report."""
+    """No reported log q is off by more than a right engine's may be, nor are all on average."""
     if engine_logqs is None:
         return _reported(None, None, "the engine reports no log q")
     judged = draws.in_support & ~np.isnan(engine_logqs)
@@ -201,7 +161,11 @@ def reported_log_q(draws: Draws, engine_logqs: Floats | None, due: LogQRange) ->
     )
     if unsure.any():
         detail += f"; {(wrong & unsure).sum():,} of {unsure.sum():,} where no cut is sure fit none"
-    return _reported(0.0 if wrong.any() else 1.0, worst, detail + _silent(draws, engine_logqs))
+    mean = float(gaps.mean()) if len(gaps) >= _ENOUGH_FOR_A_MEAN else 0.0
+    if mean > due.allowed_mean:
+        detail += f"; off by {mean:.2g} nats on average, where {due.allowed_mean:.2g} are allowed"
+    is_wrong = bool(wrong.any()) or mean > due.allowed_mean
+    return _reported(0.0 if is_wrong else 1.0, worst, detail + _silent(draws, engine_logqs))
 
 
 def _silent(draws: Draws, engine_logqs: Floats) -> str:
@@ -216,6 +180,7 @@ def _reported(p_value: float | None, statistic: float | None, detail: str) -> Fi
         link=Link.LOG_Q,
         p_value=p_value,
         statistic=statistic,
+        is_exact=True,
         detail=detail,
     )
 

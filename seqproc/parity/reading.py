@@ -47,6 +47,7 @@ def read_columns(
     reading: Reading,
     *,
     override: ParamMapping | None = None,
+    rounded_to: torch.dtype | None = None,
     token_budget: int | None = None,
     progress: Progress | None = None,
 ) -> list[dict[str, Tensor]]:
@@ -57,6 +58,8 @@ def read_columns(
         sequences: what to read, each with at least one token.
         reading: a pure function, row by row, of logits and the tokens that followed them.
         override: parameters to read at, possibly partial; None for the model's own θ.
+        rounded_to: dtype that parameters are held in, and the forward runs in, for the time of the
+            call; None for the scorer's.
         token_budget: see `TeacherForcingScorer.score`.
         progress: told how many sequences each batch finished.
 
@@ -64,6 +67,8 @@ def read_columns(
         For each sequence, in the order given, the columns on the CPU, one row per token.
     """
     mapping, width = resolve_mapping(scorer.model, override, None, scorer.minimum_dtypes())
+    if rounded_to is not None:
+        mapping, width = mapping | _rounded(scorer, mapping, rounded_to), rounded_to
     results: list[dict[str, Tensor]] = [{}] * len(sequences)
 
     def read(batch: Batch) -> dict[str, Tensor]:
@@ -76,6 +81,14 @@ def read_columns(
             if progress is not None:
                 progress(len(batch.indices))
     return results
+
+
+def _rounded(
+    scorer: TeacherForcingScorer, state: Mapping[str, Tensor], dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """The parameters among the state, in a dtype."""
+    names = [name for name, p in scorer.model.named_parameters() if p.is_floating_point()]
+    return {name: state[name].to(dtype) for name in names}
 
 
 def _read_batch(

@@ -202,5 +202,6 @@ def replay_finding(result: Replay | None, reason: str = "") -> Finding:
         link=Link.TOKENS,
         p_value=0.0 if result.num_wrong else 1.0,
         statistic=float(result.num_wrong),
+        is_exact=True,
         detail=detail,
     )

@@ -55,10 +55,10 @@ def _few_are_wrong(case: Case) -> Cause | None:
     """Some log q that are wrong where all others are right."""
     reported = case.nominal.engine_logqs
     assert reported is not None
-    due = log_q_range(case.draws, case.nominal, case.policy, case.tolerance)
+    due = log_q_range(case.draws, case.nominal, case.policy, case.error)
     judged = case.draws.in_support & ~np.isnan(reported)
     wrong = np.flatnonzero(judged & ~((reported >= due.least) & (reported <= due.most)))
-    if len(wrong) > _FEW * judged.sum():
+    if not 0 < len(wrong) <= _FEW * judged.sum():
         return None
     gaps = np.abs(reported[wrong] - case.draws.logqs[wrong])
     token = int(wrong[np.argmax(gaps)])

@@ -165,11 +165,15 @@ def lengths(draws: Draws) -> Finding:
 
     Let S_t = Π_{s ≤ t} (1 − q_s(EOS)) be the chance to live through step t. A draw that ends by
     EOS at T gets a uniform point of (S_T, S_{T−1}), one that is cut off there a point of (0, S_T):
-    uniform on (0, 1) for a right engine, however T and the q_s came about.
+    uniform on (0, 1) for a right engine, however T and the q_s came about. Draws in which EOS never
+    was possible and not certain are left out: as no outcome of one decides that, this selects
+    nothing.
     """
-    if len(draws.lengths) < _LEAST_DRAWS:
-        return _undecided("lengths", Link.TEXT, f"{len(draws.lengths)} draws")
-    points = _survival_points(draws)
+    was_open = (draws.eos_probs > 0) & (draws.eos_probs < 1)
+    is_open = np.logical_or.reduceat(was_open, draws.starts) if len(was_open) else was_open
+    if is_open.sum() < _LEAST_DRAWS:
+        return _undecided("lengths", Link.TEXT, f"{is_open.sum()} draws that EOS could have ended")
+    points = _survival_points(draws)[is_open]
     result = _stats().kstest(points, "uniform")
     ended, expected = int(draws.ended_by_eos.sum()), float(draws.eos_probs.sum())
     return Finding(
@@ -177,7 +181,7 @@ def lengths(draws: Draws) -> Finding:
         link=Link.TEXT,
         p_value=float(result.pvalue),
         statistic=float(result.statistic),
-        detail=f"{ended:,} of {len(points):,} draws end by EOS, {expected:,.1f} expected",
+        detail=f"{ended:,} of {len(draws.lengths):,} draws end by EOS, {expected:,.1f} expected",
     )
 
 

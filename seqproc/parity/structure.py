@@ -98,5 +98,6 @@ def _check(name: str, link: Link, num_wrong: int, total: int, detail: str) -> Fi
         link=link,
         p_value=0.0 if num_wrong else 1.0,
         statistic=float(num_wrong),
+        is_exact=True,
         detail=f"{num_wrong:,} of {total:,}: {detail}",
     )

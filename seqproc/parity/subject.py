@@ -6,8 +6,9 @@ Joins the tests of this package; computes nothing itself.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,16 @@ from seqproc.parity import metrics, structure
 from seqproc.parity.betting.certificate import certify
 from seqproc.parity.betting.evidence import evidence
 from seqproc.parity.betting.findings import allowed_families, bet_findings
-from seqproc.parity.draws import Answer, Draws, NominalScores, sample, score_nominal, with_tokens
+from seqproc.parity.draws import (
+    Answer,
+    Draws,
+    NominalScores,
+    sample,
+    score_nominal,
+    token_sequences,
+    with_tokens,
+)
+from seqproc.parity.logit_error import LogitError, logit_error_of
 from seqproc.parity.places import place_findings
 from seqproc.parity.replay import Replay, replay, replay_finding
 from seqproc.parity.sampler import sampler_findings
@@ -57,12 +67,16 @@ class Subject:
     noise: Noise | NotReplayable
     override: ParamMapping | None
     suspects: Suspects
-    logit_error: float
+    logit_error: float | None  # given by the user, nats
+    description: Mapping[str, Any]  # of the engine by itself
     false_alarms: float
     seed: int
 
-    def sampled(self, requests: Sequence[Request], prompts: Sequence[int], first: int = 0) -> Case:
-        """Draws, sampled and scored; ``first`` is the number of the first of them."""
+    def sampled(
+        self, requests: Sequence[Request], prompts: Sequence[int], before: Case | None = None
+    ) -> Case:
+        """Draws, sampled and scored, and those that were before."""
+        first = 0 if before is None else len(before.answers)
         answers = sample(
             self.engine,
             requests,
@@ -71,17 +85,18 @@ class Subject:
             self.stopping,
             vocabulary=vocab_size(self.scorer.model),
         )
+        error = self._error_of(answers) if before is None else before.error
         draws, nominal = score_nominal(
             answers,
             self.scorer,
             self.policy,
-            self.logit_error,
+            error.nats,
             noise=self.noise if isinstance(self.noise, Noise) else None,
             override=self.override,
             seed=self.seed if first == 0 else draw_seed(self.seed, first),
             special_token_ids=self._special_token_ids(),
         )
-        return Case(
+        case = Case(
             engine=self.engine,
             answers=answers,
             scorer=self.scorer,
@@ -91,8 +106,18 @@ class Subject:
             nominal=nominal,
             override=self.override,
             suspects=self.suspects,
-            logit_error=self.logit_error,
+            error=error,
             false_alarms=self.false_alarms,
+        )
+        return case if before is None else joined([before, case])
+
+    def _error_of(self, answers: Sequence[Answer]) -> LogitError:
+        return logit_error_of(
+            self.description,
+            self.logit_error,
+            self.scorer,
+            token_sequences(answers),
+            self.override,
         )
 
     def _special_token_ids(self) -> list[int]:
@@ -108,10 +133,10 @@ class Subject:
         on_look: OnLook | None,
     ) -> tuple[Case, Judged, Look]:
         """Draws up to the look at which it is decided, or all of them; and that look."""
-        start, case = time.perf_counter(), None
+        start = time.perf_counter()
+        case: Case | None = None
         for number, chosen in enumerate(batches(prompts, until.first_look), 1):
-            more = self.sampled(requests[chosen], prompts[chosen], chosen.start)
-            case = more if case is None else joined([case, more])
+            case = self.sampled(requests[chosen], prompts[chosen], case)
             judged = self.judged(case)
             assert case.nominal.gains is not None
             look = Look(
@@ -125,7 +150,7 @@ class Subject:
                     case.nominal.gains,
                     within=until.within,
                     level=until.level,
-                    allowed=allowed_families(self.logit_error),
+                    allowed=allowed_families(case.error.nats),
                 ),
             )
             if on_look is not None:
@@ -143,7 +168,7 @@ class Subject:
             self.tokenizer,
             self.stopping,
             self.policy,
-            case.tolerance,
+            case.error,
         )
         noise = self.noise
         replayed = None if isinstance(noise, NotReplayable) else _replay(case, noise)
@@ -178,7 +203,7 @@ def all_findings(
     tokenizer: Tokenizer,
     stopping: StoppingRule,
     policy: SamplingPolicy,
-    tolerance: float,
+    error: LogitError,
 ) -> list[Finding]:
     """Every test and check of sampled and scored draws, along the chain.
 
@@ -189,9 +214,9 @@ def all_findings(
         tokenizer: tells where a response ends.
         stopping: where it should.
         policy: the measure q.
-        tolerance: of a reported log q, nats.
+        error: by which the engine's logits may be off.
     """
-    due = metrics.log_q_range(draws, nominal, policy, tolerance)
+    due = metrics.log_q_range(draws, nominal, policy, error)
     return [
         *structure.structure_findings(answers, tokenizer, stopping),
         structure.support(draws, nominal),
@@ -199,9 +224,5 @@ def all_findings(
         *place_findings(draws, stopping.max_new_tokens),
         twins(with_tokens(answers), draws, due.most),
         metrics.reported_log_q(draws, nominal.engine_logqs, due),
-        *(
-            []
-            if nominal.gains is None
-            else bet_findings(evidence(nominal.gains), tolerance * policy.temperature / 2)
-        ),
+        *([] if nominal.gains is None else bet_findings(evidence(nominal.gains), error.nats)),
     ]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from seqproc.engines.base import Engine, StoppingRule
 from seqproc.models.parameters import ParamMapping
 from seqproc.parity.draws import Answer, Draws, NominalScores
-from seqproc.parity.metrics import tolerance
+from seqproc.parity.logit_error import LogitError, tolerance
 from seqproc.parity.positions import LogDistribution
 from seqproc.parity.verdict import FALSE_ALARMS
 from seqproc.policy import SamplingPolicy, log_q
@@ -37,13 +37,13 @@ class Case:
     nominal: NominalScores
     override: ParamMapping | None
     suspects: Suspects  # other weights that the engine might hold
-    logit_error: float  # by which each logit may be off, nats
+    error: LogitError  # of a right engine
     false_alarms: float = FALSE_ALARMS
 
     @property
     def tolerance(self) -> float:
         """Of a reported log q, nats."""
-        return tolerance(self.logit_error, self.policy)
+        return tolerance(self.error.nats, self.policy)
 
 
 def joined(parts: Sequence[Case]) -> Case:

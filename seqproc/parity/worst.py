@@ -111,7 +111,7 @@ def _excess(case: Case) -> Floats:
     """By how much reported log q lie outside what a right engine may report, nats."""
     reported = case.nominal.engine_logqs
     assert reported is not None  # or they could not be wrong
-    due = log_q_range(case.draws, case.nominal, case.policy, case.tolerance)
+    due = log_q_range(case.draws, case.nominal, case.policy, case.error)
     judged = case.draws.in_support & ~np.isnan(reported)
     with np.errstate(invalid="ignore"):  # of tokens that nothing is known of
         outside = np.maximum(due.least - reported, reported - due.most)

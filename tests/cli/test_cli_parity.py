@@ -236,7 +236,9 @@ def test_what_is_not_decided_by_all_draws_is_neither_right_nor_wrong(
     assert (found["holds"], found["is_decided"]) == (True, False)
 
 
-@pytest.mark.parametrize("options", [("--until", 0), ("--until", 0.1, "--level", 2)], ids=str)
+@pytest.mark.parametrize(
+    "options", [("--until", 0), ("--until", 0.1, "--level", 2), ("--level", 0.1)], ids=str
+)
 def test_a_rule_that_is_none_is_bad_usage(run: Run, options: tuple[object, ...]) -> None:
     assert run("hf", *options).exit_code == 2
 

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from helpers.synthetic import POLICY, synthetic
 from seqproc import estimators
 from seqproc.parity import Draws, Finding, NominalScores, mismatch
-from seqproc.parity.metrics import LOGIT_ERRORS, known_dtype, log_q_range, reported_log_q
+from seqproc.parity.logit_error import LogitError
+from seqproc.parity.metrics import log_q_range, reported_log_q
 
 E = np.array([0.5, 0.3, 0.2])  # the engine's distribution at every step
 Q = np.array([0.4, 0.4, 0.2])  # the scorer's
@@ -114,7 +115,11 @@ def judged(draws: Draws, engine: NDArray[np.float64], allowed: float, settled: b
         is_settled=flags,
         engine_logqs=engine,
     )
-    return reported_log_q(draws, engine, log_q_range(draws, nominal, POLICY, allowed))
+    return reported_log_q(
+        draws,
+        engine,
+        log_q_range(draws, nominal, POLICY, LogitError(nats=allowed * POLICY.temperature / 2)),
+    )
 
 
 def test_reported_log_q() -> None:
@@ -159,32 +164,6 @@ def test_not_a_number_is_no_log_q() -> None:
     draws = synthetic(0)
     assert judged(draws, draws.logqs - np.inf, 1.0, True).p_value == 0.0
     assert judged(draws, draws.logqs - np.inf, 1.0, False).p_value == 0.0
-
-
-def test_wider_dtypes_are_allowed_less() -> None:
-    assert LOGIT_ERRORS["float64"] < LOGIT_ERRORS["float32"] < LOGIT_ERRORS["bfloat16"]
-
-
-@pytest.mark.parametrize(
-    ("told", "dtype"),
-    [
-        ("float32", "float32"),
-        ("torch.float16", "float16"),
-        ("BF16", "bfloat16"),
-        ("half", "float16"),
-        ("fp64", "float64"),
-    ],
-)
-def test_a_dtype_has_several_names(told: str, dtype: str) -> None:
-    assert known_dtype(told) == (dtype, None)
-
-
-@pytest.mark.parametrize("told", [None, "auto", "fp8", "", 3, ["float32"], {}])
-def test_an_unknown_dtype_gets_the_allowance_of_float32_and_says_so(told: object) -> None:
-    dtype, assumed = known_dtype(told)
-    assert dtype == "float32"
-    assert assumed is not None
-    assert repr(told) in assumed or told is None
 
 
 def test_draws_that_report_none_do_not_hide_the_others() -> None:

@@ -20,7 +20,7 @@ from helpers.gallery import crossing_token_excluded, top_k_50, top_p_before_temp
 from helpers.synthetic import synthetic
 from seqproc.parity import Draws, Finding, decide, sampler_findings
 from seqproc.parity.positions import place
-from seqproc.parity.sampler import tail, uniformity
+from seqproc.parity.sampler import lengths, tail, uniformity
 from seqproc.policy import SamplingPolicy, log_q
 
 ALARM = 1e-6
@@ -161,10 +161,24 @@ def test_too_few_tokens_are_left_undecided(test: Any) -> None:
     assert "too little to decide" in found.detail
 
 
-def test_greedy_leaves_every_test_undecided_but_the_lengths() -> None:
+def test_greedy_leaves_every_test_undecided() -> None:
     draws = synthetic(0, policy=SamplingPolicy(do_sample=False))
-    decided = {one.name for one in sampler_findings(draws) if one.p_value is not None}
-    assert decided <= {"lengths"}
+    assert all(one.p_value is None for one in sampler_findings(draws))
+
+
+def test_lengths_of_draws_that_eos_could_not_end_say_nothing() -> None:
+    """A nucleus without EOS, and one in which some draws come to it: p-values of 60 are uniform."""
+    small = SamplingPolicy(temperature=0.8, top_p=0.6)
+    p_values = []
+    for seed in range(60):
+        draws = synthetic(seed, policy=small, num_prompts=40)
+        is_open = [
+            bool(((part > 0) & (part < 1)).any())
+            for part in np.split(draws.eos_probs, draws.starts[1:])
+        ]
+        assert 20 < sum(is_open) < len(is_open)
+        p_values.append(lengths(draws).p_value)
+    assert stats.kstest(np.array(p_values, dtype=float), "uniform").pvalue > 1e-3
 
 
 def test_without_truncation_the_last_token_decides_nothing() -> None:

@@ -79,3 +79,16 @@ def test_looks_at_growing_draws_keep_the_rate() -> None:
                 alarms += 1
                 break
     assert 0.01 < alarms / runs < 0.1
+
+
+def exact(p_value: float) -> Finding:
+    return Finding(name="exact", link=Link.TEXT, p_value=p_value, is_exact=True)
+
+
+def test_an_exact_check_takes_nothing_of_the_rate() -> None:
+    """α = 0.1 over two tests by chance: a threshold of 0.05, with or without the exact check."""
+    found = findings(0.049, 0.9)
+    for rule in (decide, lambda some, rate: decide_at(1, some, 2 * rate)):
+        assert rule([*found, exact(1.0)], 0.1).failed == ("test 0",)
+        assert rule([*found, exact(0.0)], 0.1).failed == ("exact", "test 0")
+        assert rule([*findings(0.9), exact(0.0)], 0.1).failed == ("exact",)
