@@ -10,7 +10,7 @@ import pytest
 from tokenizers import AddedToken
 
 from seqproc.errors import PromptError
-from seqproc.models.tokenization import encode_prompts, special_token_ids
+from seqproc.models.tokenization import encode_prompts, ids_that_write, special_token_ids
 
 PROMPTS = ["What is 2 + 3?", "Natalia sold clips"]
 
@@ -56,3 +56,12 @@ def test_special_tokens_are_those_with_a_role_and_those_added_as_special(
 
 def test_a_tokenizer_that_tells_no_special_tokens_has_none() -> None:
     assert special_token_ids(object()) == set()  # type: ignore[arg-type]
+
+
+def test_ids_that_write_a_character(tiny_tokenizer: Any) -> None:
+    vocabulary = len(tiny_tokenizer)
+    found = ids_that_write("n>", tiny_tokenizer, vocabulary)
+    assert tiny_tokenizer.convert_tokens_to_ids("n") in found
+    texts = [tiny_tokenizer.decode([i]) for i in range(vocabulary)]
+    assert found == [i for i, text in enumerate(texts) if "n" in text or ">" in text]
+    assert ids_that_write("", tiny_tokenizer, vocabulary) == []

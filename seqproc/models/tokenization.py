@@ -67,6 +67,18 @@ def special_token_ids(tokenizer: Tokenizer) -> set[int]:
     return special | set(getattr(tokenizer, "all_special_ids", ()))
 
 
+def ids_that_write(characters: str, tokenizer: Tokenizer, vocabulary: int) -> list[int]:
+    """Ids whose own text has one of some characters in it.
+
+    Args:
+        characters: any of them.
+        tokenizer: decodes each id alone.
+        vocabulary: V; ids from 0 up to it are looked at.
+    """
+    wanted = set(characters)
+    return [i for i in range(vocabulary) if wanted & set(tokenizer.decode([i]))] if wanted else []
+
+
 def as_prompts(prompts: object) -> list[Any]:
     """The prompts of a list, or of anything else that gives them in an order of its own.
 

@@ -62,6 +62,8 @@ class Draws:
     eos_probs: Floats  # [N]
     special_probs: Floats  # [N] q of all special ids together
     is_special: NDArray[np.bool_]  # [N] whether y is one of them
+    stop_probs: Floats  # [N] q of all ids together that may complete a stop string
+    is_stop: NDArray[np.bool_]  # [N] whether y is one of them
     rare_probs: Floats  # [N] q of all rare tokens together
     first_ids: NDArray[np.int64]  # [N] the most likely token
     log_powers: Floats  # [N, B] log Σ q^β of every exponent β
@@ -240,6 +242,7 @@ def score_nominal(
     seed: int = 0,
     bets: bool = True,
     special_token_ids: Sequence[int] = (),
+    stop_token_ids: Sequence[int] = (),
 ) -> tuple[Draws, NominalScores]:
     """Place every token under the policy, and read what only the policy's own logits tell.
 
@@ -253,6 +256,7 @@ def score_nominal(
         seed: of the randomisation of the transform, which is the test's and not the engine's.
         bets: whether to bet on the distributions of the catalogue.
         special_token_ids: ids in [0, V) that are special, beside EOS.
+        stop_token_ids: ids in [0, V) that may complete a stop string.
     """
     answers, eos = with_tokens(answers), scorer.eos_token_ids
     keys = _draw_keys(answers, scorer.device)
@@ -261,7 +265,7 @@ def score_nominal(
     def reading(logits: Tensor, rows: Rows) -> dict[str, Tensor]:
         wide = logits.double()
         log_q_RV = log_q(wide, policy)
-        placed = place(log_q_RV, rows.tokens, eos, special_token_ids)
+        placed = place(log_q_RV, rows.tokens, eos, special_token_ids, stop_token_ids)
         own = {"logprobs": token_log_p(wide, rows.tokens)}
         own |= _named(cut(wide, rows.tokens, policy, logit_error))
         if noise is not None:

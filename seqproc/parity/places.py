@@ -4,7 +4,7 @@ A fault of one prompt in many, or of the last steps alone, hardly shows in a tes
 tokens are divided by what is known before they are drawn: their prompt, the number of their draw,
 their step. In each cell there are bets on q^β / Σ q^β, which is the policy's q at another
 temperature. Right tokens make the product of r(y)/q(y) over a cell one of mean 1, however few they
-are and whatever decides their number. Tokens of one class (EOS, special, rare) are bet on by
+are and whatever decides their number. Tokens of one class (EOS, special, stop, rare) are bet on by
 multiplying their odds.
 
 The cells of one finding share its stakes, which are fixed before; so the inverse of what all of
@@ -35,6 +35,7 @@ from seqproc.parity.verdict import Finding, Link
 
 BY_PROMPT, BY_DRAW, BY_STEP, BY_CLASS = "by prompt", "by draw", "by step", "by token class"
 PLACES = (BY_PROMPT, BY_DRAW, BY_STEP, BY_CLASS)  # names of the findings
+_BATCH = 32  # draws that are taken for computed together where it is not known
 _ODDS = (0.25, 0.5, 0.8, 1.25, 2.0, 4.0, 8.0)  # by which those of a class are multiplied
 
 Ints = NDArray[np.int64]
@@ -66,38 +67,47 @@ class _Class:
     is_hit: Bools  # [N] whether the token that came is of it
 
 
-def place_findings(draws: Draws, limit: int) -> list[Finding]:
+def place_findings(draws: Draws, limit: int, batch_size: int | None = None) -> list[Finding]:
     """Whether tokens of every prompt, draw, step and class are right, one finding each.
 
     Args:
         draws: scored under the policy.
         limit: tokens of a draw, at most.
+        batch_size: draws that are computed together, in their order; None when it is not known.
     """
-    by_cell = [_by_cell(name, draws, divisions) for name, divisions in _all(draws, limit).items()]
+    divisions = _all(draws, limit, batch_size or _BATCH)
+    by_cell = [_by_cell(name, draws, some) for name, some in divisions.items()]
     return [*by_cell, _by_class(draws)]
 
 
-def tokens_of(name: str, draws: Draws, limit: int) -> Bools:
+def tokens_of(name: str, draws: Draws, limit: int, batch_size: int | None = None) -> Bools:
     """The tokens on which the bets of a finding came to most, ``[N]``.
 
     Args:
         name: of the finding.
         draws: as those of `place_findings`, and
         limit: likewise.
+        batch_size: likewise.
     """
     if name == BY_CLASS:
         return _class_bets(draws)[1].is_hit
-    return _cell_bets(draws, _all(draws, limit)[name])[1].tokens
+    return _cell_bets(draws, _all(draws, limit, batch_size or _BATCH)[name])[1].tokens
 
 
 # ---------------------------------------------------------------------- cells
 
 
-def _all(draws: Draws, limit: int) -> dict[str, list[_Division]]:
+def _all(draws: Draws, limit: int, batch_size: int) -> dict[str, list[_Division]]:
     """By finding; a division of one cell divides nothing."""
     divisions = {
         BY_PROMPT: [_prompts(draws)],
-        BY_DRAW: [_parts_of_draws(draws, 2), _parts_of_draws(draws, 4), _firsts(draws)],
+        BY_DRAW: [
+            _parts_of_draws(draws, 2),
+            _parts_of_draws(draws, 4),
+            _firsts(draws),
+            _batches(draws, batch_size),
+            _slots(draws, batch_size),
+        ],
         BY_STEP: [_bins(draws, limit), _quarters(draws, limit), _last(draws, limit)],
     }
     return {name: [d for d in some if len(d.names) > 1] for name, some in divisions.items()}
@@ -126,6 +136,24 @@ def _firsts(draws: Draws) -> _Division:
     return _Division(
         names=["the first draw of each prompt", "later draws of each prompt"],
         cells=is_later[draws.owners],
+    )
+
+
+def _batches(draws: Draws, size: int) -> _Division:
+    total = len(draws.lengths)
+    firsts = range(0, total, size)
+    return _Division(
+        names=[f"the batch of draws {a} to {min(a + size, total) - 1}" for a in firsts],
+        cells=draws.owners // size,
+    )
+
+
+def _slots(draws: Draws, size: int) -> _Division:
+    """Places in a batch, which kernels and caches number alike in each."""
+    number = min(size, len(draws.lengths))
+    return _Division(
+        names=[f"draw {slot} of each batch" for slot in range(number)],
+        cells=draws.owners % size,
     )
 
 
@@ -212,8 +240,8 @@ def _by_class(draws: Draws) -> Finding:
     return _finding(
         BY_CLASS,
         log_e,
-        f"bets on EOS, special and rare tokens came to e^{log_e:.1f}; most on {worst.name}, drawn "
-        f"{worst.is_hit.sum():,} times, {worst.masses.sum():,.1f} expected",
+        f"bets on EOS, special, stop and rare tokens came to e^{log_e:.1f}; most on {worst.name}, "
+        f"drawn {worst.is_hit.sum():,} times, {worst.masses.sum():,.1f} expected",
     )
 
 
@@ -226,6 +254,11 @@ def _classes(draws: Draws) -> list[_Class]:
             name="special tokens other than EOS",
             masses=draws.special_probs,
             is_hit=draws.is_special,
+        ),
+        _Class(
+            name="tokens that may complete a stop string",
+            masses=draws.stop_probs,
+            is_hit=draws.is_stop,
         ),
         _Class(
             name=f"rare tokens (q < {RARE:g})",

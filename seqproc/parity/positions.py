@@ -24,8 +24,8 @@ from torch import Tensor
 from seqproc.policy import SamplingPolicy, support
 from seqproc.support.top_logits import largest
 
-# Shapes: R rows (steps), V tokens of the vocabulary, K bins of ranks, E ids of EOS, S special ids,
-# B exponents.
+# Shapes: R rows (steps), V tokens of the vocabulary, K bins of ranks, E ids of EOS, S ids of a
+# class, B exponents.
 
 LogDistribution = Callable[[Tensor], Tensor]  # logits [R, V] to log q [R, V], −∞ outside support
 
@@ -53,6 +53,8 @@ class Placement:
     eos_probs: Tensor  # [R] q of all EOS ids together
     special_probs: Tensor  # [R] q of all special ids together
     is_special: Tensor  # [R] bool, whether y is one of them
+    stop_probs: Tensor  # [R] q of all ids together that may complete a stop string
+    is_stop: Tensor  # [R] bool, whether y is one of them
     rare_probs: Tensor  # [R] q of all rare tokens together
     first_ids: Tensor  # [R] int64, the most likely token
     log_powers: Tensor  # [R, B] log Σ q^β over the support, of every exponent β
@@ -73,6 +75,7 @@ def place(
     tokens_R: Tensor,
     eos_token_ids: Sequence[int] = (),
     special_token_ids: Sequence[int] = (),
+    stop_token_ids: Sequence[int] = (),
 ) -> Placement:
     """Place tokens in their distributions.
 
@@ -81,6 +84,7 @@ def place(
         tokens_R: int64 ids in [0, V).
         eos_token_ids: E ids, for `Placement.eos_probs`.
         special_token_ids: S ids, for `Placement.special_probs`.
+        stop_token_ids: S ids, for `Placement.stop_probs`.
     """
     log_q_RV = log_q_RV.double()
     q_RV, logqs_R = log_q_RV.exp(), log_q_RV.gather(-1, tokens_R.unsqueeze(-1)).squeeze(-1)
@@ -104,6 +108,8 @@ def place(
         eos_probs=q_RV[:, list(eos_token_ids)].sum(-1),
         special_probs=q_RV[:, list(special_token_ids)].sum(-1),
         is_special=torch.isin(tokens_R, tokens_R.new_tensor(list(special_token_ids))),
+        stop_probs=q_RV[:, list(stop_token_ids)].sum(-1),
+        is_stop=torch.isin(tokens_R, tokens_R.new_tensor(list(stop_token_ids))),
         rare_probs=(q_RV * (log_q_RV < math.log(RARE))).sum(-1),
         first_ids=log_q_RV.argmax(-1),
         log_powers=torch.stack([(b * log_q_RV).exp().sum(-1) for b in EXPONENTS], -1).log(),

@@ -5,6 +5,7 @@ Joins the tests of this package; computes nothing itself.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from seqproc.engines.base import Engine, Request, StoppingRule
 from seqproc.engines.noise import Noise, NotReplayable
 from seqproc.models import vocab_size
 from seqproc.models.parameters import ParamMapping
-from seqproc.models.tokenization import Tokenizer, special_token_ids
+from seqproc.models.tokenization import Tokenizer, ids_that_write, special_token_ids
 from seqproc.parity import metrics, structure
 from seqproc.parity.betting.certificate import certify
 from seqproc.parity.betting.evidence import evidence
@@ -55,7 +56,7 @@ class Judged:
     replayed: Replay | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Subject:
     """An engine under check, and all that its draws are held against."""
 
@@ -94,7 +95,8 @@ class Subject:
             noise=self.noise if isinstance(self.noise, Noise) else None,
             override=self.override,
             seed=self.seed if first == 0 else draw_seed(self.seed, first),
-            special_token_ids=self._special_token_ids(),
+            special_token_ids=self._special_token_ids,
+            stop_token_ids=self._stop_token_ids,
         )
         case = Case(
             engine=self.engine,
@@ -120,10 +122,18 @@ class Subject:
             self.override,
         )
 
+    @functools.cached_property
     def _special_token_ids(self) -> list[int]:
         """Those of the tokenizer that the model has logits for, EOS apart."""
         ids = special_token_ids(self.tokenizer) - set(self.scorer.eos_token_ids)
         return sorted(i for i in ids if i < vocab_size(self.scorer.model))
+
+    @functools.cached_property
+    def _stop_token_ids(self) -> list[int]:
+        """Those that write the last character of a stop string, EOS apart."""
+        ends = "".join(stop[-1:] for stop in self.stopping.stop)
+        found = ids_that_write(ends, self.tokenizer, vocab_size(self.scorer.model))
+        return [i for i in found if i not in self.scorer.eos_token_ids]
 
     def sampled_until(
         self,
@@ -169,6 +179,7 @@ class Subject:
             self.stopping,
             self.policy,
             case.error,
+            self.engine.batch_size,
         )
         noise = self.noise
         replayed = None if isinstance(noise, NotReplayable) else _replay(case, noise)
@@ -204,6 +215,7 @@ def all_findings(
     stopping: StoppingRule,
     policy: SamplingPolicy,
     error: LogitError,
+    batch_size: int | None = None,
 ) -> list[Finding]:
     """Every test and check of sampled and scored draws, along the chain.
 
@@ -215,13 +227,14 @@ def all_findings(
         stopping: where it should.
         policy: the measure q.
         error: by which the engine's logits may be off.
+        batch_size: draws that the engine computes together; None when it does not tell.
     """
     due = metrics.log_q_range(draws, nominal, policy, error)
     return [
         *structure.structure_findings(answers, tokenizer, stopping),
         structure.support(draws, nominal),
         *sampler_findings(draws),
-        *place_findings(draws, stopping.max_new_tokens),
+        *place_findings(draws, stopping.max_new_tokens, batch_size),
         twins(with_tokens(answers), draws, due.most),
         metrics.reported_log_q(draws, nominal.engine_logqs, due),
         *([] if nominal.gains is None else bet_findings(evidence(nominal.gains), error.nats)),

@@ -84,7 +84,7 @@ def _badness(case: Case, failed: Sequence[Finding], replayed: Replay | None) -> 
     found = [finding for finding in failed if finding.name in PLACES]
     if found:
         name = min(found, key=lambda finding: finding.p_value or 0.0).name
-        here = tokens_of(name, draws, case.stopping.max_new_tokens)
+        here = tokens_of(name, draws, case.stopping.max_new_tokens, case.engine.batch_size)
         return f"unlikely, {name}", np.where(here, _unlikeliness(draws), -np.inf)
     if any(finding.link is Link.POLICY for finding in failed):
         return "unlikely", _unlikeliness(draws)

@@ -24,7 +24,7 @@ from seqproc.policy import SamplingPolicy, log_q
 
 PLACES = ("by prompt", "by draw", "by step", "by token class")
 POLICY = SamplingPolicy()
-EOS, RARE, SPECIAL = 0, 2, 3
+EOS, STOP, RARE, SPECIAL = 0, 1, 2, 3
 LIMIT = 2
 
 # q of the four tokens after nothing, 1, 2 and 3; token 2 is rare.
@@ -50,7 +50,8 @@ def draws_of(drawn: Sequence[Sequence[int]]) -> Draws:
     """One draw of each of two prompts, placed in ROWS."""
     rows = [ROWS[tuple(ids[:step])] for ids in drawn for step in range(len(ids))]
     tokens = torch.tensor([token for ids in drawn for token in ids])
-    placed = place(torch.tensor(rows, dtype=torch.float64).log(), tokens, (EOS,), (SPECIAL,))
+    log_q_RV = torch.tensor(rows, dtype=torch.float64).log()
+    placed = place(log_q_RV, tokens, (EOS,), (SPECIAL,), (STOP,))
     return Draws(
         prompts=np.arange(len(drawn)),
         lengths=np.array([len(ids) for ids in drawn]),
@@ -95,9 +96,9 @@ def test_classes_are_bet_on_at_other_odds() -> None:
     found = {one.name: one for one in place_findings(draws_of([(EOS,)]), LIMIT)}
     factors, total = (0.25, 0.5, 0.8, 1.25, 2.0, 4.0, 8.0), 0.0
     for odds in factors:
-        for mass, is_hit in ((0.3, True), (0.2, False), (0.0005, False)):
+        for mass, is_hit in ((0.3, True), (0.2, False), (0.4995, False), (0.0005, False)):
             whole = odds * mass + (1 - mass)
-            total += (odds if is_hit else 1.0) / whole / len(factors) / 3
+            total += (odds if is_hit else 1.0) / whole / len(factors) / 4
     assert math.exp(found["by token class"].statistic or 0.0) == pytest.approx(total, rel=1e-12)
 
 
@@ -134,10 +135,10 @@ def at(temperature: float) -> Callable[[Tensor], Tensor]:
     return lambda log_q_RV: (log_q_RV / temperature).log_softmax(-1)
 
 
-def test_one_prompt_of_32_at_another_temperature_fails_by_prompt_alone() -> None:
+def test_one_prompt_of_32_at_another_temperature_fails_by_prompt() -> None:
     hot = Partly(at(1.5), lambda rows, step: rows // 32 == 5)
     draws = synthetic(1, policy=POLICY, draws_from=hot, num_prompts=32, per_prompt=32)
-    assert failing(draws) == {"by prompt"}
+    assert failing(draws) == {"by prompt", "by draw"}  # they are a batch as well
     assert "most on prompt 5, where surprisal is over entropy by +" in detail_of("by prompt", draws)
     chosen = tokens_of("by prompt", draws, 16)
     assert set(draws.prompts[draws.owners[chosen]]) == {5}
@@ -159,6 +160,23 @@ def test_the_first_draw_of_each_prompt_at_another_temperature_fails_by_draw_alon
     assert "most on the first draw of each prompt" in detail_of("by draw", draws)
 
 
+def test_one_place_in_each_batch_at_another_temperature_fails_by_draw() -> None:
+    hot = Partly(at(1.6), lambda rows, step: rows % 10 == 7)
+    draws = synthetic(1, policy=POLICY, draws_from=hot, num_prompts=64, per_prompt=8)
+    (found,) = (one for one in place_findings(draws, 16, 10) if one.name == "by draw")
+    assert found.p_value is not None
+    assert found.p_value < 1e-4
+    assert "most on draw 7 of each batch" in found.detail
+    assert set(draws.owners[tokens_of("by draw", draws, 16, 10)] % 10) == {7}
+
+
+def test_one_batch_at_another_temperature_fails_by_draw() -> None:
+    hot = Partly(at(1.6), lambda rows, step: rows // 32 == 4)
+    draws = synthetic(1, policy=POLICY, draws_from=hot, num_prompts=64, per_prompt=8)
+    assert "by draw" in failing(draws)
+    assert "most on the batch of draws 128 to 159" in detail_of("by draw", draws)
+
+
 def test_the_last_quarter_of_the_steps_at_another_temperature_fails_by_step() -> None:
     hot = Partly(at(1.25), lambda rows, step: torch.full_like(rows, step >= 12, dtype=torch.bool))
     draws = synthetic(1, policy=POLICY, draws_from=hot, num_prompts=64, per_prompt=8)
@@ -173,21 +191,28 @@ def test_the_last_step_alone_fails_by_step_alone() -> None:
     assert "most on step 15" in detail_of("by step", draws)
 
 
-def with_special(draws: Draws, factor: float, seed: int) -> Draws:
-    """As if 2 % of each q were special tokens, drawn ``factor`` times as often as that."""
+def with_class(draws: Draws, name: str, factor: float, seed: int) -> Draws:
+    """As if 2 % of each q were tokens of a class, drawn ``factor`` times as often as that."""
     hits = np.random.default_rng(seed).random(len(draws.logqs)) < 0.02 * factor
     mass = np.full(len(draws.logqs), 0.02)
-    return replace(draws, special_probs=mass, is_special=hits)
+    return replace(draws, **{f"{name}_probs": mass, f"is_{name}": hits})
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("special", "special tokens other than EOS"),
+        ("stop", "tokens that may complete a stop string"),
+    ],
+)
 @pytest.mark.parametrize(("factor", "expected"), [(1.0, set()), (2.0, {"by token class"})])
-def test_special_tokens_drawn_too_often_fail_by_class_alone(
-    factor: float, expected: set[str]
+def test_tokens_of_a_class_drawn_too_often_fail_by_class_alone(
+    name: str, words: str, factor: float, expected: set[str]
 ) -> None:
-    draws = with_special(synthetic(1, policy=POLICY), factor, 7)
+    draws = with_class(synthetic(1, policy=POLICY), name, factor, 7)
     assert failing(draws) == expected
     if expected:
-        assert "most on special tokens other than EOS" in detail_of("by token class", draws)
+        assert f"most on {words}" in detail_of("by token class", draws)
 
 
 def test_rare_tokens_drawn_too_often_fail_by_class() -> None:
