@@ -9,6 +9,7 @@ from helpers import faults
 from helpers.broken import FAULTS, POLICIES, Fault
 from helpers.faults import FaultyEngine
 from helpers.gallery import ReferenceEngine, requests_of
+from helpers.interpreter import install
 from helpers.likelihood import Ratios, least_draws, own_ratios, right_ratios
 from helpers.parity_range import PER_PROMPT, STOPPING, Range, small_range
 
@@ -23,6 +24,7 @@ __all__ = [
     "Ratios",
     "ReferenceEngine",
     "faults",
+    "install",
     "least_draws",
     "own_ratios",
     "requests_of",

@@ -48,8 +48,11 @@ def range_of(model: Any, tokenizer: Any) -> Range:
     )
 
 
-def small_range(seed: int = 0, tokenizer: Any = None) -> Range:
-    """A random Llama whose logits spread by about 2.5, so that temperatures matter."""
+def small_range(seed: int = 0, tokenizer: Any = None, **changes: Any) -> Range:
+    """A random Llama whose logits spread by about 2.5, so that temperatures matter.
+
+    ``changes`` are of fields of its configuration.
+    """
     from transformers import LlamaConfig
 
     tokenizer = tokenizer or byte_tokenizer()
@@ -62,4 +65,4 @@ def small_range(seed: int = 0, tokenizer: Any = None) -> Range:
         "max_position_embeddings": 512,
         "initializer_range": 0.5,
     }
-    return range_of(random_model(LlamaConfig, tokenizer, seed, fields), tokenizer)
+    return range_of(random_model(LlamaConfig, tokenizer, seed, fields | changes), tokenizer)
