@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from seqproc.parity.betting.bans import without
 from seqproc.parity.betting.catalogue import SHARE
@@ -29,9 +30,10 @@ from seqproc.parity.betting.evidence import (
     Evidence,
     Window,
     evidence,
+    in_part,
 )
 from seqproc.parity.cause import Cause
-from seqproc.parity.draws import Draws, score
+from seqproc.parity.draws import Draws, Floats, score
 from seqproc.parity.places import PLACES, place_findings
 from seqproc.parity.positions import LogDistribution
 from seqproc.parity.replay import REPLAY
@@ -222,7 +224,7 @@ def _scored(candidates: Sequence[_Candidate], case: Case) -> list[_Candidate]:
     scored = []
     for n, one in enumerate(candidates):
         draws = {words: _within(one.window, found[f"{n}/{words}"], case) for words in one.wholes}
-        gains = {words: _gain(case, of_words) for words, of_words in draws.items()}
+        gains = {words: _gain(case, found[f"{n}/{words}"], one.window) for words in one.wholes}
         words = max(gains, key=lambda name: gains[name])
         scored.append(
             replace(
@@ -240,6 +242,8 @@ def _within(window: Window, draws: Draws, case: Case) -> Draws:
     if window == WINDOWS[0]:
         return draws
     inside = window.holds(draws.steps, draws.owners)
+    if window.part < 1:
+        inside &= _probably_from(_gains_of_draws(case, draws), window.part)[draws.owners]
     mixed = {
         name: np.where(inside.reshape(-1, *(1,) * (values.ndim - 1)), values, policys)
         for (name, values), policys in zip(
@@ -370,18 +374,53 @@ def _with(case: Case, name: str, values: Sequence[float]) -> dict[str, LogDistri
     return found
 
 
-def _gain(case: Case, draws: Draws) -> float:
-    """Log-likelihood of all tokens against that under the policy, as a bet would have it."""
+def _gain(case: Case, draws: Draws, window: Window = WINDOWS[0]) -> float:
+    """Log-likelihood of a window's tokens against that under the policy, as a bet would have it."""
+    if window.part < 1:
+        return float(in_part(_gains_of_draws(case, draws), window.part).sum())
+    inside = window.holds(draws.steps, draws.owners)
+    return float(_gains_of_tokens(case, draws)[inside].sum())
+
+
+def _gains_of_draws(case: Case, draws: Draws) -> Floats:
+    """``[D]``."""
+    gains: Floats = np.add.reduceat(_gains_of_tokens(case, draws), draws.starts)
+    return gains
+
+
+def _gains_of_tokens(case: Case, draws: Draws) -> Floats:
+    """``[N]``."""
     own, other = case.draws.logqs, draws.logqs
     inside = np.isfinite(own)
+    gains = np.where(np.isfinite(other), 0.0, math.log(SHARE))
     with np.errstate(over="ignore"):
-        ratios = np.log(SHARE + (1 - SHARE) * np.exp(other[inside] - own[inside]))
-    outside = np.where(np.isfinite(other[~inside]), 0.0, math.log(SHARE))
-    return float(ratios.sum() + outside.sum()) + _unreachable(case)
+        ratios = np.exp(other[inside] - own[inside])
+    gains[inside] = np.log(SHARE + (1 - SHARE) * ratios)
+    gains[~inside & ~case.nominal.is_reachable] -= math.log(SHARE)
+    return gains
+
+
+def _probably_from(log_ratios: Floats, part: float) -> NDArray[np.bool_]:
+    """Which draws are from an alternative, by chance: each with the probability that it is.
+
+    Given these the tokens of either kind are distributed as they are to be, if the alternative is
+    true; those that are most probably from it would not be.
+
+    Args:
+        log_ratios: ``[D]`` log r/q of each draw if it is from it, nats.
+        part: probability of that, before.
+    """
+    probabilities = np.exp(math.log(part) + log_ratios - in_part(log_ratios, part))
+    return np.asarray(np.random.default_rng(0).random(len(log_ratios)) < probabilities)
 
 
 def _unreachable(case: Case, window: Window | None = None) -> float:
-    """What the tokens of a window that the policy cannot have emitted tell against it, nats."""
+    """What the tokens of a window that the policy cannot have emitted tell against it, nats.
+
+    Of some draws, which nobody knows, it is told when they are scored: nothing, here.
+    """
+    if window is not None and window.part < 1:
+        return 0.0
     outside = ~case.draws.in_support & ~case.nominal.is_reachable
     if window is not None:
         outside = outside & window.holds(case.draws.steps, case.draws.owners)

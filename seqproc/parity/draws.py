@@ -286,7 +286,14 @@ def score_nominal(
         engine_logqs=reported,
         gains=None
         if book is None
-        else book.gains(columns, draws.logqs, draws.ranks, draws.uniforms_by_id, reported),
+        else book.gains(
+            columns,
+            draws.logqs,
+            draws.ranks,
+            (draws.mass_below, draws.mass_before),
+            draws.uniforms_by_id,
+            reported,
+        ),
         replayed=ReplayedTokens(**replayed) if replayed else None,
         **own,
     )

@@ -181,6 +181,12 @@ TEMPERATURES = (
 
 CUTS = (
     Fault(name="top_k = 20", words="top_k = 20", distribution=first_k(20)),
+    Fault(
+        name="top_k = 10 in a tenth of the draws",
+        words="in 10% of the draws",
+        distribution=of_draws(lambda request: of_key(7, request.index) < 0.1, first_k(10)),
+        policies=(WHOLE, HOT),
+    ),
     Fault(name="top_k = 50", words="top_k = 50", distribution=first_k(50), policies=()),
     Fault(name="min_p = 0.05", words="min_p = 0.05", distribution=least_of(0.05)),
     Fault(name="min_p = 0.02", words="min_p = 0.02", distribution=least_of(0.02), policies=()),

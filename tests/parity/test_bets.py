@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,6 @@ from seqproc.parity.betting import heads
 from seqproc.parity.betting.alternatives import Alternative, Case, Seen
 from seqproc.parity.betting.bans import Bans, without
 from seqproc.parity.betting.catalogue import SHARE, catalogue, log_ratios
-from seqproc.parity.betting.echoes import Echo, echo_bets, echo_ratios, echoes
 from seqproc.parity.betting.evidence import WINDOWS, evidence, gains
 from seqproc.parity.betting.heads import heads_of, tempered
 from seqproc.policy import SamplingPolicy, log_q
@@ -190,51 +190,6 @@ def test_a_temperature_beyond_the_head_is_nearly_the_exact_one() -> None:
             assert float(gap.abs().sum()) < 1e-3
 
 
-# ---------------------------------------------------------------------- echoes
-
-
-def test_echoes_name_the_earlier_tokens() -> None:
-    prompts, lengths = np.array([0, 0, 1, 1, 0]), np.array([3, 2, 1, 4, 2])
-    found = {echo.name: echo.earlier.tolist() for echo in echoes(prompts, lengths)}
-    assert found["steps 2 apart in one draw"] == [-1, -1, 0, -1, -1, -1, -1, -1, 6, 7, -1, -1]
-    # Draws of prompt 0 are 0, 1, 4, which begin at tokens 0, 3, 10.
-    assert found["draws 1 apart of one prompt"] == [
-        *(-1, -1, -1),
-        *(0, 1),
-        -1,
-        *(5, -1, -1, -1),
-        *(3, 4),
-    ]
-    assert found["draws of prompts 1 apart"] == [
-        *(-1, -1, -1),
-        *(-1, -1),
-        0,
-        *(3, 4, -1, -1),
-        *(-1, -1),
-    ]
-
-
-def test_bets_on_echoes_have_mean_1() -> None:
-    """Over all tokens, and over places of the transform, whatever the earlier one was."""
-    q = np.array([0.5, 0.25, 0.15, 0.1])
-    grid = (np.arange(2000) + 0.5) / 2000
-    for earlier in range(4):
-        echo = [Echo(name="", earlier=np.array([-1, *[0] * 4]))]
-        tokens, logqs = np.array([earlier, *range(4)]), np.log([0.3, *q])
-        theirs = np.full((5, 1), math.log(q[earlier]))
-        ratios = echo_ratios(echo, tokens, logqs, theirs, np.full(5, 0.5))
-        again = [n for n, bet in enumerate(echo_bets(echo)) if bet.family == "noise drawn again"]
-        assert q @ np.exp(ratios[1:, again]) == pytest.approx(np.ones(len(again)), rel=1e-6)
-    for place in (0.01, 0.3, 0.99):
-        uniforms = np.array([place, *grid])
-        echo = [Echo(name="", earlier=np.array([-1, *[0] * len(grid)]))]
-        ratios = echo_ratios(
-            echo, np.zeros(2001, int), np.zeros(2001), np.zeros((2001, 1)), uniforms
-        )
-        places = [n for n, bet in enumerate(echo_bets(echo)) if bet.family != "noise drawn again"]
-        assert np.exp(ratios[1:, places]).mean(0) == pytest.approx(np.ones(len(places)), rel=1e-5)
-
-
 # ---------------------------------------------------------------------- all together
 
 
@@ -242,12 +197,14 @@ def test_windows_share_all_bets() -> None:
     assert sum(window.share for window in WINDOWS) == pytest.approx(1.0)
 
 
-def toy(rng: np.random.Generator, r: float, num_draws: int, q: float = 0.3) -> Any:
+def toy(
+    rng: np.random.Generator, r: float, num_draws: int, q: float = 0.3, r_of_bet: float = 0.4
+) -> Any:
     """Draws of 6 tokens of two, whose second has the chance r, and q by the policy."""
-    one = Alternative(family="a", name="0.4")
+    one = Alternative(family="a", name=f"{r_of_bet:g}")
     lengths = np.full(num_draws, 6)
     is_second = rng.random(num_draws * 6) < r
-    ratio = np.where(is_second, math.log(0.4 / q), math.log(0.6 / (1 - q)))
+    ratio = np.where(is_second, math.log(r_of_bet / q), math.log((1 - r_of_bet) / (1 - q)))
     logqs = np.where(is_second, math.log(q), math.log(1 - q))
     return gains([one], ratio[:, None].astype(np.float32), logqs, is_second.astype(int), lengths)
 
@@ -298,3 +255,20 @@ def test_what_the_sums_hold_is_what_was_gained() -> None:
     for (column, name), window in itertools.product(enumerate("ab"), keep):
         kept = [keep[window](step, draw) for step, draw in zip(steps, owners, strict=True)]
         assert by_name[name, window] == pytest.approx(float(ratios[kept, column].sum()), abs=1e-4)
+    for column, name in enumerate("ab"):
+        e_of_draws = [
+            math.exp(ratios[owners == draw, column].sum(dtype=float)) for draw in range(50)
+        ]
+        due = sum(math.log(0.9 + 0.1 * e) for e in e_of_draws)
+        assert by_name[name, "in 10% of the draws"] == pytest.approx(due, abs=1e-3)
+
+
+def test_some_draws_from_an_alternative_are_seen() -> None:
+    """A tenth of 600 draws, which by themselves hardly count among all tokens."""
+    rng, is_some = np.random.default_rng(3), np.random.default_rng(4).random(600) < 0.1
+    some, all_ = toy(rng, 0.99, 600, r_of_bet=0.99), toy(rng, 0.3, 600, r_of_bet=0.99)
+    mixed = replace(some, sums=np.where(is_some[:, None, None], some.sums, all_.sums))
+    best = evidence(mixed).bets[0]
+    assert best.window.name == "in 10% of the draws"
+    assert best.log_e > 50
+    assert evidence(all_).bets[0].log_e < 7

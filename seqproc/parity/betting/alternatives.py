@@ -46,3 +46,4 @@ class Alternative:
     # come from the logits.
     log_r: Callable[[Case], Tensor] | None = None
     whole: LogDistribution | None = None  # log r of all tokens; None where the logits do not tell
+    in_some_draws: bool = True  # whether there are bets that some draws alone are from it

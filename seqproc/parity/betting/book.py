@@ -15,10 +15,12 @@ from torch import Tensor
 
 from seqproc.parity.betting.alternatives import Alternative, Case, Seen
 from seqproc.parity.betting.bans import Bans
+from seqproc.parity.betting.blocks import Placed
 from seqproc.parity.betting.catalogue import catalogue, log_ratios
-from seqproc.parity.betting.echoes import echo_bets, echo_ratios, echoes
+from seqproc.parity.betting.echoes import echo_ratios
 from seqproc.parity.betting.evidence import Gains, gains
 from seqproc.parity.betting.heads import heads_of, tempered
+from seqproc.parity.betting.pairs import all_pairs
 from seqproc.parity.positions import Placement
 from seqproc.parity.reading import Rows
 from seqproc.policy import SamplingPolicy
@@ -51,9 +53,8 @@ class Book:
         self._policy, self._eos = policy, list(eos_token_ids)
         self._alternatives = catalogue(policy, self._eos)
         self._lengths = np.array([len(ids) for ids in responses])
-        self._starts = np.cumsum(self._lengths) - self._lengths
         self._tokens = np.concatenate([np.array(ids, dtype=np.int64) for ids in responses])
-        self._echoes = echoes(np.asarray(owners), self._lengths)
+        self._pairs = all_pairs(np.asarray(owners))
         self._bans = Bans()
 
     def columns(
@@ -71,16 +72,7 @@ class Book:
             is_eos=torch.isin(rows.tokens, torch.tensor(self._eos, device=rows.tokens.device)),
             seen=self._seen(heads.ids, rows),
         )
-        return {
-            f"{_PREFIX}ratios": log_ratios(self._alternatives, case).float(),
-            f"{_PREFIX}earlier": log_q_RV.gather(-1, self._earlier(rows)).float(),
-        }
-
-    def _earlier(self, rows: Rows) -> Tensor:
-        """The ids of the earlier tokens of each row, ``[R, E]``; any where there is none."""
-        numbers = self._starts[rows.sequences.cpu().numpy()] + rows.steps.cpu().numpy()
-        ids = [self._tokens[echo.earlier[numbers]] for echo in self._echoes]
-        return torch.from_numpy(np.stack(ids, axis=1)).to(rows.tokens.device)
+        return {f"{_PREFIX}ratios": log_ratios(self._alternatives, case).float()}
 
     def _seen(self, ids_RM: Tensor, rows: Rows) -> Seen:
         """How often the tokens of the heads came before. Rows of a draw follow one another."""
@@ -108,6 +100,7 @@ class Book:
         columns: Mapping[str, Any],
         logqs: NDArray[np.float64],
         ranks: NDArray[np.int64],
+        masses: tuple[NDArray[np.float64], NDArray[np.float64]],
         uniforms: NDArray[np.float64],
         reported: NDArray[np.float64] | None,
     ) -> Gains:
@@ -117,18 +110,18 @@ class Book:
             columns: those of `columns`, of all tokens ``[N, ·]``.
             logqs: ``[N]`` log q of the tokens.
             ranks: ``[N]`` theirs in q.
+            masses: q of the tokens before each, ``[N]``, in the order of ids and in that of falling
+                probability.
             uniforms: ``[N]`` their transforms in the order of their ids.
             reported: ``[N]`` log q as the engine reported them, NaN where it did not.
         """
-        echoed = echo_ratios(
-            self._echoes,
-            self._tokens,
-            logqs,
-            columns[f"{_PREFIX}earlier"],
-            uniforms,
+        below, before = masses
+        placed = Placed(
+            ids=self._tokens, logqs=logqs, below=below, before=before, uniforms=uniforms
         )
+        echoes, echoed = echo_ratios(self._pairs, placed, self._lengths)
         ratios = np.concatenate([columns[f"{_PREFIX}ratios"], echoed], axis=1)
-        bets: list[Alternative] = [*self._alternatives, *echo_bets(self._echoes)]
+        bets: list[Alternative] = [*self._alternatives, *echoes]
         return gains(bets, ratios, logqs, ranks, self._lengths, self._bans.log_e, reported)
 
 

@@ -120,6 +120,7 @@ def _top_ks(policy: SamplingPolicy) -> Iterator[Alternative]:
                 value=float(k),
                 log_r=_of_first(partial(_num_first, k), before),
                 whole=_whole_of(policy, partial(_are_first, k), before),
+                in_some_draws=k > 1,  # on draws decoded greedily there are bets of their own
             )
 
 

@@ -1,136 +1,104 @@
 """Echoes: bets that a token is drawn with randomness that an earlier one was drawn with.
 
-Two kinds, each for many distances: that the token is the earlier one again, and that it lies at a
-like place in its distribution, or at the opposite one. The earlier token is of the same draw, of
-another draw of the same prompt, or of another prompt; a right engine draws independently of it.
+At which distance is not known before. So a bet is a mixture over all distances, whose weights are
+those that the tokens before have given to each; what it comes to is a martingale of mean 1 as long
+as no weight depends on the token that is bet on. Of every kind of pairs there are three bets:
+
+- some draws, from some step on or up to one, have the noise of an earlier one (`reuse`);
+- every token is, a little more often than by chance, the earlier one again;
+- every token lies at a place in its distribution that is a little like, or unlike, the earlier's.
 
 Knows arrays.
+
+References: Herbster and Warmuth, "Tracking the best expert" (1998), for weights that switch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from seqproc.parity.betting.alternatives import Alternative
+from seqproc.parity.betting.blocks import Block, Floats, Placed, blocks, lifted, told
+from seqproc.parity.betting.pairs import Ints, Pairs
+from seqproc.parity.betting.reuse import Reuse
 
 SAME, PLACE = "noise drawn again", "noise at like places"  # families
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-
-STEP_LAGS = (1, 2, 3, 4, 6, 8)
-DRAW_LAGS = (1, 2, 3, 4, 8)
-PROMPT_LAGS = (1, 2, 3, 4, 8)
-AGAIN = (0.03, 0.2, 0.8)  # share of tokens that are the earlier one again
+AGAIN = (0.03, 0.2)  # share of tokens that are the earlier one again
 SLOPES = (-0.3, -0.1, 0.1, 0.3)  # of the density of the place, in units of its correlation
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Echo:
-    """Which earlier token belongs to each."""
-
-    name: str  # in words
-    earlier: Ints  # [N] number of the token; −1 where there is none
-
-
-def echoes(prompts: Ints, lengths: Ints) -> list[Echo]:
-    """All pairs of tokens that are looked at.
-
-    Args:
-        prompts: ``[D]`` number of each draw's prompt.
-        lengths: ``[D]`` its tokens.
-    """
-    starts = np.cumsum(lengths) - lengths
-    steps = np.arange(int(lengths.sum())) - np.repeat(starts, lengths)
-    owners = np.repeat(np.arange(len(lengths)), lengths)
-
-    def at(other: Ints) -> Ints:
-        """The token of the same step in another draw of each, −1 where there is none."""
-        theirs = other[owners]
-        exists = (theirs >= 0) & (steps < np.where(theirs >= 0, lengths[theirs], 0))
-        return np.where(exists, starts[theirs] + steps, -1)
-
-    found = []
-    for lag in STEP_LAGS:
-        earlier = np.where(steps >= lag, np.arange(len(steps)) - lag, -1)
-        found.append(Echo(name=f"steps {lag} apart in one draw", earlier=earlier))
-    for lag in DRAW_LAGS:
-        name = f"draws {lag} apart of one prompt"
-        found.append(Echo(name=name, earlier=at(_before_of_prompt(prompts, lag))))
-    for lag in PROMPT_LAGS:
-        name = f"draws of prompts {lag} apart"
-        found.append(Echo(name=name, earlier=at(_of_prompt_before(prompts, lag))))
-    return found
-
-
-def _before_of_prompt(prompts: Ints, lag: int) -> Ints:
-    """The draw ``lag`` before each among those of its prompt."""
-    other = np.full(len(prompts), -1)
-    for prompt in np.unique(prompts):
-        own = np.flatnonzero(prompts == prompt)
-        other[own[lag:]] = own[: len(own) - lag] if lag < len(own) else own[:0]
-    return other
-
-
-def _of_prompt_before(prompts: Ints, lag: int) -> Ints:
-    """The draw of the same number among those of the prompt ``lag`` before."""
-    by_prompt = [np.flatnonzero(prompts == prompt) for prompt in np.unique(prompts)]
-    other = np.full(len(prompts), -1)
-    for earlier, own in zip(by_prompt, by_prompt[lag:], strict=False):
-        common = min(len(earlier), len(own))
-        other[own[:common]] = earlier[:common]
-    return other
-
-
-def echo_bets(found: Sequence[Echo]) -> list[Alternative]:
-    """The bets, in the order of `echo_ratios`."""
-    again = [
-        Alternative(family=SAME, name=f"the same token again: {echo.name}", value=share)
-        for echo in found
-        for share in AGAIN
-    ]
-    places = [
-        Alternative(
-            family=PLACE,
-            name=f"{'like' if slope > 0 else 'opposite'} places: {echo.name}",
-            value=slope,
-        )
-        for echo in found
-        for slope in SLOPES
-    ]
-    return [*again, *places]
+# Shapes: N tokens of all draws, n draws of a block, T steps of its longest draw, L distances,
+# S strengths.
 
 
 def echo_ratios(
-    found: Sequence[Echo],
-    tokens: Ints,
-    logqs: Floats,
-    logqs_of_earlier: Floats,
-    uniforms: Floats,
-) -> NDArray[np.float32]:
-    """log r/q of every bet, ``[N, K]``.
+    pairs: Sequence[Pairs], placed: Placed, lengths: Ints
+) -> tuple[list[Alternative], NDArray[np.float32]]:
+    """All bets, K of them, and log r/q of each, ``[N, K]``.
 
     Args:
-        found: E of them.
-        tokens: ``[N]``.
-        logqs: ``[N]`` log q of the tokens.
-        logqs_of_earlier: ``[N, E]`` log q, at each step, of the earlier token's id.
-        uniforms: ``[N]`` transforms of the tokens, in the order of their ids.
+        pairs: of the same draws.
+        placed: their tokens.
+        lengths: ``[D]`` tokens of each draw.
     """
-    inside = np.isfinite(logqs)
-    columns = []
-    for e, echo in enumerate(found):
-        is_open = inside & (echo.earlier >= 0) & np.isfinite(logqs_of_earlier[:, e])
-        again = is_open & (tokens == tokens[echo.earlier])
-        with np.errstate(over="ignore"):
-            gain = np.where(again, np.exp(-np.where(again, logqs, 0.0)), 0.0)
-        columns += [np.where(is_open, np.log1p(share * (gain - 1)), 0.0) for share in AGAIN]
-    for echo in found:
-        is_open = inside & (echo.earlier >= 0)
-        product = 12 * (uniforms - 0.5) * (uniforms[echo.earlier] - 0.5)
-        columns += [np.where(is_open, np.log1p(slope * product), 0.0) for slope in SLOPES]
-    return np.stack(columns, axis=1).astype(np.float32)
+    bets: list[Alternative] = []
+    ratios = np.zeros((len(placed.ids), 3 * len(pairs)), dtype=np.float32)
+    for p, one in enumerate(pairs):
+        reuse, weak = Reuse(one), (_Weak(one, SAME), _Weak(one, PLACE))
+        bettors: tuple[Reuse | _Weak, ...] = (reuse, *weak)
+        for block in blocks(one, placed, lengths):
+            for k, bettor in enumerate(bettors, 3 * p):
+                ratios[block.own[block.is_token], k] = bettor.ratios(block, placed)[block.is_token]
+        bets += [Alternative(family=SAME, name=reuse.name), *(one.bet() for one in weak)]
+    return bets, ratios
+
+
+class _Weak:
+    """The bet that all tokens depend a little on the earlier one, at some distance.
+
+    A mixture over distances and strengths; the weights are what each of them came to.
+
+    Args:
+        pairs: of tokens.
+        family: how they depend.
+    """
+
+    def __init__(self, pairs: Pairs, family: str) -> None:
+        self._pairs, self._family = pairs, family
+        self._strengths = np.array(AGAIN if family == SAME else SLOPES)
+        self._log_es = np.zeros((len(self._strengths), pairs.draws.shape[1]))  # [S, L]
+
+    def ratios(self, block: Block, placed: Placed) -> Floats:
+        """log r/q of the tokens of a block, ``[n, T]``. Each block is to be asked for once."""
+        lift = lifted(block, placed) if self._family == SAME else _product(block, placed)
+        ratios = np.zeros(block.own.shape)
+        log_es = np.zeros_like(self._log_es)
+        for s, (strength, weights) in enumerate(zip(self._strengths, self._weights, strict=True)):
+            gains = 1 + strength * lift
+            ratios += gains @ weights
+            log_es[s] = np.log(gains).sum((0, 1))
+        self._log_es += log_es
+        return np.log(ratios)
+
+    @property
+    def _weights(self) -> Floats:
+        weights = np.exp(self._log_es - self._log_es.max())
+        return np.asarray(weights / weights.sum())
+
+    def bet(self) -> Alternative:
+        """What it bet on, in words."""
+        weights = self._weights
+        strength = float(self._strengths[int(weights.sum(1).argmax())])
+        kind = "the same token again" if self._family == SAME else "like places"
+        kind = "opposite places" if strength < 0 else kind
+        where = told(self._pairs, weights.sum(0))
+        return Alternative(family=self._family, name=f"{kind}: {where}", value=strength)
+
+
+def _product(block: Block, placed: Placed) -> Floats:
+    """12 (u − ½)(u' − ½), ``[n, T, L]``; 0 where there is no bet."""
+    centred = placed.uniforms - 0.5
+    products = 12 * centred[block.own][:, :, None] * centred[block.earlier]
+    return np.where(block.is_open, products, 0.0)

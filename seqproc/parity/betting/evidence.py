@@ -1,9 +1,10 @@
 """Evidence: what bets on the alternatives of a catalogue have come to.
 
 The bets are placed on every token, and on those of a window only: the first ones of each draw, all
-from some step on, those of the first draws, those of later ones. All of them together are one bet,
-of which each has a share that was fixed before; what it comes to exceeds 1/α with probability α at
-most when the engine is right, at whatever number of draws one looks.
+from some step on, those of the first draws, those of later ones; and on some of the draws that
+nobody knows, each of which is from r with a probability that was fixed before. All of them together
+are one bet, of which each has a share that was fixed before; what it comes to exceeds 1/α with
+probability α at most when the engine is right, at whatever number of draws one looks.
 
 What the bets come to is also how probable each alternative has become, against the others and
 against the policy.
@@ -15,6 +16,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import compress
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +31,8 @@ DRAW_EDGES = (32, 128, 512, 2048)
 _ENDLESS = 2**31
 _WEIGHTS = {TEMPERATURE: 3.0, TOP_P: 3.0}  # of families, by how often engines have these faults
 _WHOLE = 0.7  # share of the bets on all tokens
+_SOME = 0.1  # share of those on draws that nobody knows
+_PARTS = (0.02, 0.05, 0.1, 0.3)  # probability with which a draw is one of these
 GREEDY_DRAWS, BANNED = "greedy draws", "banned ids"  # families
 OTHER_BAN = "another token id never sampled"  # all but the likeliest, in one bet
 WHOLE_DRAWS = (0.02, 0.05, 0.2)  # share of draws decoded greedily
@@ -45,22 +49,26 @@ class Window:
     share: float  # of the bets
     steps: tuple[int, int] = (0, _ENDLESS)  # [first, last) in a draw
     draws: tuple[int, int] = (0, _ENDLESS)  # [first, last)
+    part: float = 1.0  # probability with which each of these draws is in it
 
     def holds(self, steps: Ints, owners: Ints) -> NDArray[np.bool_]:
-        """Which tokens are in it, by their steps and the numbers of their draws, ``[N]``."""
+        """Which tokens may be in it, by their steps and the numbers of their draws, ``[N]``."""
         in_draw = (self.steps[0] <= steps) & (steps < self.steps[1])
         return np.asarray(in_draw & (self.draws[0] <= owners) & (owners < self.draws[1]))
 
 
 def _windows() -> list[Window]:
     """The same ones whatever is drawn, or all together would be no bet."""
-    rest = (1 - _WHOLE) / 4
+    rest = (1 - _WHOLE - _SOME) / 4
     per_step, per_draw = rest / len(STEP_EDGES), rest / len(DRAW_EDGES)
     found = [Window(name="", share=_WHOLE)]
     for edge in STEP_EDGES:
         first = "at the first token" if edge == 1 else f"in the first {edge} tokens"
         found.append(Window(name=first, share=per_step, steps=(0, edge)))
         found.append(Window(name=f"from step {edge} on", share=per_step, steps=(edge, _ENDLESS)))
+    for part in _PARTS:
+        name = f"in {part:.0%} of the draws"
+        found.append(Window(name=name, share=_SOME / len(_PARTS), part=part))
     for edge in DRAW_EDGES:
         found.append(Window(name=f"in the first {edge} draws", share=per_draw, draws=(0, edge)))
         found.append(Window(name=f"from draw {edge} on", share=per_draw, draws=(edge, _ENDLESS)))
@@ -91,12 +99,15 @@ class Gains:
 
     @staticmethod
     def concatenate(parts: Sequence[Gains]) -> Gains:
-        """Those of all draws of several, which bet on the same alternatives."""
+        """Those of all draws of several, which bet on the same alternatives.
+
+        Echoes are named by the last part: its draws have told the most about them.
+        """
         arrays = {name: np.concatenate([getattr(p, name) for p in parts]) for name in _ARRAYS}
         bans = [part.bans for part in parts if part.bans is not None]
         errors = [part.report_errors for part in parts if part.report_errors is not None]
         return Gains(
-            alternatives=parts[0].alternatives,
+            alternatives=parts[-1].alternatives,
             bans=np.sum(bans, axis=0) if len(bans) == len(parts) else None,
             report_errors=np.sum(errors, axis=0) if errors else None,
             num_reported=sum(part.num_reported for part in parts),
@@ -188,21 +199,43 @@ def _report_errors(
 def evidence(found: Gains) -> Evidence:
     """What all bets have come to."""
     bets = []
-    sizes = Counter(alternative.family for alternative in found.alternatives)
-    shares = _shares_of_families({*sizes, GREEDY_DRAWS, BANNED})
-    by_draws = {w.draws: found.sums[w.draws[0] : w.draws[1]].sum(0, float) for w in WINDOWS}
-    for window in WINDOWS:
-        first, last = np.searchsorted((*STEP_EDGES, _ENDLESS), window.steps, side="right")
-        log_es = by_draws[window.draws][:, first:last].sum(-1)
-        for alternative, log_e in zip(found.alternatives, log_es, strict=True):
-            family = alternative.family
-            share = window.share * shares[family] / sizes[family]
-            bets.append(_bet(alternative, window, float(log_e), share))
+    shares = _shares_of_families(
+        {*(one.family for one in found.alternatives), GREEDY_DRAWS, BANNED}
+    )
+    for window, log_es in zip(WINDOWS, _in_windows(found), strict=True):
+        chosen = [one.in_some_draws or window.part == 1 for one in found.alternatives]
+        sizes = Counter(one.family for one in compress(found.alternatives, chosen))
+        for one, log_e in compress(zip(found.alternatives, log_es, strict=True), chosen):
+            share = window.share * shares[one.family] / sizes[one.family]
+            bets.append(_bet(one, window, float(log_e), share))
     bets += [bet for bet, _ in on_greedy_draws(found, shares[GREEDY_DRAWS])]
     bets += _on_bans(found, shares[BANNED])
     bets.sort(key=lambda bet: bet.log_e + bet.log_share, reverse=True)
     total = float(np.logaddexp.reduce([bet.log_e + bet.log_share for bet in bets]))
     return Evidence(log_e=total, bets=tuple(bets))
+
+
+def _in_windows(found: Gains) -> Iterator[Floats]:
+    """What the bets of each window came to, ``[K]``."""
+    by_draws = {w.draws: found.sums[w.draws[0] : w.draws[1]].sum(0, float) for w in WINDOWS}
+    of_draws = found.sums.sum(-1, float)
+    for window in WINDOWS:
+        if window.part < 1:
+            yield in_part(of_draws, window.part).sum(0)
+        else:
+            first, last = np.searchsorted((*STEP_EDGES, _ENDLESS), window.steps, side="right")
+            yield by_draws[window.draws][:, first:last].sum(-1)
+
+
+def in_part(log_ratios: Floats, part: float) -> Floats:
+    """log r/q of draws each of which is from an alternative with some probability.
+
+    Args:
+        log_ratios: log r/q of the draws if they are from it, of any shape.
+        part: that probability.
+    """
+    found: Floats = np.logaddexp(math.log1p(-part), math.log(part) + log_ratios)
+    return found
 
 
 def _shares_of_families(families: Iterable[str]) -> dict[str, float]:
@@ -231,7 +264,7 @@ def on_greedy_draws(found: Gains, share: float = 1.0) -> Iterator[tuple[Bet, Flo
         share: of these in all bets.
     """
     for part in WHOLE_DRAWS:
-        log_ratios = np.logaddexp(math.log1p(-part), math.log(part) + found.greedy)
+        log_ratios = in_part(found.greedy, part)
         bet = Bet(
             family=GREEDY_DRAWS,
             name=f"{part:.0%} of draws decoded greedily",
