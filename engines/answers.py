@@ -22,6 +22,7 @@ from seqproc._util import strict_json
 from seqproc.engines.base import (
     Completion,
     Engine,
+    Path,
     Request,
     StoppingRule,
     TellsDistributions,
@@ -173,6 +174,26 @@ def distributions_of(
     if not isinstance(given, Iterable):
         _refuse(name_of(engine), f"gave a {type(given).__name__}; expected an iterator of tensors")
     return _distributions(given, len(contexts), name_of(engine))
+
+
+def followed_by(engine: Engine, paths: Sequence[Path], policy: SamplingPolicy) -> Iterator[Tensor]:
+    """What an engine would sample from at each step of the paths; every distribution is held.
+
+    Args:
+        engine: see `Engine.follow`.
+        paths: see there.
+        policy: see there.
+
+    Returns:
+        For each path and each of its steps, log q of every id: ``[V]`` in float64 on the CPU, nats.
+
+    Raises:
+        EngineError: as for `distributions_of`.
+    """
+    given: Any = engine.follow(list(paths), policy)
+    if not isinstance(given, Iterable):
+        _refuse(name_of(engine), f"gave a {type(given).__name__}; expected an iterator of tensors")
+    return _distributions(given, sum(len(path.steps) for path in paths), name_of(engine))
 
 
 def _distributions(given: Iterable[Any], number: int, engine: str) -> Iterator[Tensor]:

@@ -9,6 +9,7 @@ group ``seqproc.engines``.
 
 from __future__ import annotations
 
+import itertools
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 from seqproc.engines.noise import Noise, NotReplayable
-from seqproc.errors import EngineError
+from seqproc.errors import EngineError, SequenceError
 from seqproc.policy import SamplingPolicy
 from seqproc.types import FinishReason
 
@@ -31,6 +32,11 @@ NO_DISTRIBUTIONS = (
     "the engine {!r} does not tell the distributions that it samples from (Engine.distributions). "
     "What remains is to test the tokens that it samples and the log q that it reports: "
     "seqproc parity --engines"
+)
+
+NO_FOLLOWING = (
+    "the engine {!r} cannot decode given tokens (Engine.follow), so that the steps of its "
+    "generations cannot be compared. What remains is to read each context at once, in a prefill"
 )
 
 
@@ -64,6 +70,28 @@ class Completion:
     prompt_ids: tuple[int, ...] | None = None  # as the engine really fed them to the model
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Path:
+    """A response that an engine decodes as it is given, and the steps that are asked about."""
+
+    prompt_ids: tuple[int, ...]  # at least one token
+    response_ids: tuple[int, ...]
+    steps: tuple[int, ...]  # rising, at least one; after so many tokens of the response
+
+    def __post_init__(self) -> None:
+        ordered = [-1, *self.steps, len(self.response_ids) + 1]
+        if not self.steps or not all(a < b for a, b in itertools.pairwise(ordered)):
+            raise SequenceError(
+                "the steps of a path must be rising numbers from 0 to its "
+                f"{len(self.response_ids)} tokens, at least one; got {self.steps}"
+            )
+
+    @property
+    def last(self) -> int:
+        """The last step: as many tokens of the response are fed."""
+        return self.steps[-1]
+
+
 class TellsDistributions(Protocol):
     """An engine, or what stands in the place of one, as seen by a comparison of distributions."""
 
@@ -82,7 +110,7 @@ class Engine(ABC):
 
     name: ClassVar[str]  # as it is asked for
     batch_size: int | None = None  # sequences per static batch, settable; None: schedules itself
-    # Options of `from_source` without which `distributions` raises.
+    # Options of `from_source` without which `distributions` raises, or `can_follow` is False.
     distribution_options: ClassVar[Mapping[str, Any]] = {}
 
     @classmethod
@@ -141,6 +169,31 @@ class Engine(ABC):
         """
         del contexts, policy
         raise EngineError(NO_DISTRIBUTIONS.format(self.name))
+
+    @property
+    def can_follow(self) -> bool:
+        """Whether `follow` works."""
+        return False
+
+    def follow(self, paths: Sequence[Path], policy: SamplingPolicy) -> Iterator[Tensor]:
+        """What the next token would be sampled from while given responses are decoded; optional.
+
+        As `distributions`, but the tokens of a response are fed as `generate` feeds those that it
+        samples: one at a time, behind its cache. So what is wrong in decode steps alone shows.
+
+        Args:
+            paths: responses and their steps. A step's next token has to fit the context.
+            policy: as for `generate`.
+
+        Returns:
+            For each path in the order given, and each of its steps, log q of every id: ``[V]``,
+            nats, −∞ outside the support. At step 0 it is that of the prompt's prefill.
+
+        Raises:
+            EngineError: at the call, when the engine cannot; later, when the back-end fails.
+        """
+        del paths, policy
+        raise EngineError(NO_FOLLOWING.format(self.name))
 
     def load_weights(self, weights: Mapping[str, Tensor] | str | os.PathLike[str] | None) -> None:
         """Sample with other weights from the next `generate` on. The live model stays as it is.

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from seqproc._util.isolation import in_turn, undisturbed
 from seqproc._util.memory import is_out_of_memory
-from seqproc.engines.base import Completion, Engine, Request, StoppingRule
-from seqproc.engines.contexts import NEXT_TOKEN, next_token_requests
+from seqproc.engines.base import Completion, Engine, Path, Request, StoppingRule
+from seqproc.engines.contexts import PathFollower, decoding, path_requests, read_at_once
 from seqproc.engines.coupling import choose, one_hot_scores
 from seqproc.engines.gumbel import seed_tensor
 from seqproc.engines.noise import COUPLED, GREEDY, Noise, NotReplayable
@@ -40,7 +40,7 @@ from seqproc.models.weights import (
     validate_weights,
     weights_directory,
 )
-from seqproc.policy import SamplingPolicy, log_q
+from seqproc.policy import SamplingPolicy
 
 # Shapes: N rows of a batch, P padded prompt width, T generated tokens, V vocabulary.
 
@@ -140,29 +140,31 @@ class HFEngine(Engine):
         self, contexts: Sequence[Sequence[int]], policy: SamplingPolicy
     ) -> Iterator[Tensor]:
         """See `Engine.distributions`; in float64, from the logits that `generate` gives."""
-        return self._distributions(next_token_requests(contexts, self._max_context), policy)
+        return self.follow(read_at_once(contexts), policy)
 
-    def _distributions(
-        self, requests: Sequence[Request], policy: SamplingPolicy
+    @property
+    def can_follow(self) -> bool:
+        """Always."""
+        return True
+
+    def follow(self, paths: Sequence[Path], policy: SamplingPolicy) -> Iterator[Tensor]:
+        """See `Engine.follow`; in float64, in batches, as `generate` decodes with its cache."""
+        return self._follow(path_requests(paths, self._max_context), paths, policy)
+
+    def _follow(
+        self, requests: Sequence[Request], paths: Sequence[Path], policy: SamplingPolicy
     ) -> Iterator[Tensor]:
         size = self.batch_size or 1
         self._num_generating += 1
         try:
             for start in range(0, len(requests), size):
-                yield from self._next_log_q(requests[start : start + size], policy)
+                some = paths[start : start + size]
+                follower = PathFollower(some, policy)
+                padded = _left_padded(requests[start : start + size], self._device)
+                self._run(padded, decoding(some), follower)
+                yield from itertools.chain.from_iterable(follower.found)
         finally:
             self._num_generating -= 1
-
-    def _next_log_q(self, batch: Sequence[Request], policy: SamplingPolicy) -> Tensor:
-        """log q of the token that follows each prompt: ``[N, V]``, on the CPU."""
-        seen: list[Tensor] = []
-
-        def see(_input_ids: Tensor, scores: Tensor) -> Tensor:
-            seen.append(log_q(scores.double(), policy).cpu())
-            return scores
-
-        self._run(_left_padded(batch, self._device), NEXT_TOKEN, see)
-        return seen[0]
 
     @property
     def _device(self) -> torch.device:

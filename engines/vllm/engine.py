@@ -21,19 +21,20 @@ import torch
 from torch import Tensor
 
 from seqproc._util.versions import vllm_build
-from seqproc.engines.base import Completion, Engine, Request, StoppingRule
-from seqproc.engines.contexts import NEXT_TOKEN, next_token_requests
+from seqproc.engines.base import NO_FOLLOWING, Completion, Engine, Path, Request, StoppingRule
+from seqproc.engines.contexts import path_requests, read_at_once
 from seqproc.engines.noise import COUPLED, GREEDY, Noise, NotReplayable
 from seqproc.engines.stopping import check_request, finish
 from seqproc.engines.vllm.distributions import (
     ALL_IDS,
-    CONTEXTS_AT_A_TIME,
-    distribution_params,
-    log_distribution,
+    log_distributions,
+    path_params,
+    paths_at_a_time,
 )
 from seqproc.engines.vllm.noise import NATIVE_V2, NATIVE_V2_FP64
 from seqproc.engines.vllm.options import environment, llm_options, sampling_params
 from seqproc.engines.vllm.process import (
+    WHERE_IT_CAN,
     explained,
     failure_to_start,
     has_process_group,
@@ -44,6 +45,7 @@ from seqproc.engines.vllm.process import (
     start_vllm,
     stop_vllm,
     torch_generator_unchanged,
+    with_trace_replay,
 )
 from seqproc.engines.vllm.runner import TEMPERATURES, Runner
 from seqproc.engines.vllm.weights import VLLMWeights
@@ -56,6 +58,10 @@ Sampler = Literal["auto", "native", "coupled"]
 
 _LOGGER = logging.getLogger("seqproc")
 _SEEDS = "mixed by SplitMix64's finaliser, signed 64-bit"
+_HOW_TO_FOLLOW = (
+    "vLLM decodes them on its model runner V2, without speculative decoding, when it was started "
+    "with the options max_logprobs=-1 and enable_trace_replay=true, which change no draw"
+)
 _QUEUED_PER_RUNNING = 2  # requests in vLLM for each that it can run at once
 
 
@@ -70,7 +76,8 @@ class VLLMEngine(Engine):
             engine; "auto" for vLLM's own where it draws from the policy exactly, and ours
             elsewhere (see `Runner.inexact`).
         source: where the checkpoint came from; without it only directories can be loaded later.
-        **options: of `vllm.LLM`; each overrides the default chosen for the platform.
+        **options: of `vllm.LLM`; each overrides the default chosen for the platform. With
+            ``enable_trace_replay="auto"`` it is set where the model runner is V2.
 
     Raises:
         MissingDependencyError: when vLLM is not installed.
@@ -79,7 +86,10 @@ class VLLMEngine(Engine):
     """
 
     name: ClassVar[str] = "vllm"
-    distribution_options: ClassVar[Mapping[str, Any]] = {"max_logprobs": ALL_IDS}
+    distribution_options: ClassVar[Mapping[str, Any]] = {
+        "max_logprobs": ALL_IDS,
+        "enable_trace_replay": WHERE_IT_CAN,
+    }
 
     def __init__(
         self,
@@ -113,6 +123,7 @@ class VLLMEngine(Engine):
                 checkpoint, options, on_cpu=on_cpu, coupled=sampler != "native"
             )
             with explained(failure_to_start()):
+                self._options = with_trace_replay(self._options)
                 self._llm: Any = start_vllm(vllm, self._options)
                 self._runner = Runner(**self._llm.collective_rpc("seqproc_runner")[0])
                 self._weights = VLLMWeights(self._llm, checkpoint, source)
@@ -142,11 +153,12 @@ class VLLMEngine(Engine):
         self._tell_choice(policy)
 
         def params(request: Request) -> Any:
+            check_request(request, stopping, self.max_context)
             return sampling_params(request.seed, policy, stopping, coupled=is_coupled)
 
         running = self._engine.vllm_config.scheduler_config.max_num_seqs
         reports = policy.do_sample and not is_coupled  # else it reports log p
-        outputs = self._outputs(requests, params, stopping, running * _QUEUED_PER_RUNNING)
+        outputs = self._outputs(requests, params, running * _QUEUED_PER_RUNNING)
         with closing(outputs):
             for request, output in outputs:
                 yield self._completion(request, output, stopping, reports_log_q=reports)
@@ -159,36 +171,57 @@ class VLLMEngine(Engine):
         Where vLLM's own sampler draws, it is what that reports, its nucleus included; where ours
         does, the policy over the log p that vLLM reports. vLLM computes in float32.
         """
+        return self._follow(read_at_once(contexts), policy)
+
+    @property
+    def can_follow(self) -> bool:
+        """On model runner V2, with the options ``enable_trace_replay`` and ``max_logprobs=-1``."""
+        model, speculative = self._engine.model_config, self._options.get("speculative_config")
+        return model.enable_trace_replay and model.max_logprobs == ALL_IDS and speculative is None
+
+    def follow(self, paths: Sequence[Path], policy: SamplingPolicy) -> Iterator[Tensor]:
+        """See `Engine.follow`; by vLLM's trace replay, told as `distributions` tells.
+
+        vLLM makes log q of all steps up to the last one that is asked about.
+        """
+        if not self.can_follow:
+            raise EngineError(f"{NO_FOLLOWING.format(self.name)}. {_HOW_TO_FOLLOW}")
+        return self._follow(paths, policy)
+
+    def _follow(self, paths: Sequence[Path], policy: SamplingPolicy) -> Iterator[Tensor]:
         self._require_possible(policy)
         if self._engine.model_config.max_logprobs != ALL_IDS:
             raise EngineError(
                 "vLLM tells the log q of all tokens only when it was started with the option "
                 "max_logprobs=-1, which changes nothing of what it samples: start it so"
             )
-        return self._distributions(next_token_requests(contexts, self.max_context), policy)
+        return self._in_order(path_requests(paths, self.max_context), paths, policy)
 
-    def _distributions(
-        self, requests: Sequence[Request], policy: SamplingPolicy
+    def _in_order(
+        self, requests: Sequence[Request], paths: Sequence[Path], policy: SamplingPolicy
     ) -> Iterator[Tensor]:
         is_ours = self._is_coupled(policy) or not policy.do_sample
-        params = distribution_params(SamplingPolicy() if is_ours else policy)
+        asked = SamplingPolicy() if is_ours else policy
         vocabulary = int(self._engine.model_config.get_vocab_size())
-        early: dict[int, Tensor] = {}
+        early: dict[int, list[Tensor]] = {}
         due = 0
-        outputs = self._outputs(requests, lambda _: params, NEXT_TOKEN, CONTEXTS_AT_A_TIME)
+        outputs = self._outputs(
+            requests,
+            lambda request: path_params(paths[request.index], asked),
+            paths_at_a_time(paths, vocabulary),
+        )
         with closing(outputs):
             for request, output in outputs:
-                values = log_distribution(output, vocabulary)
-                early[request.index] = log_q(values, policy) if is_ours else values
+                told = log_distributions(output, paths[request.index], vocabulary)
+                early[request.index] = [log_q(one, policy) if is_ours else one for one in told]
                 while due in early:
-                    yield early.pop(due)
+                    yield from early.pop(due)
                     due += 1
 
     def _outputs(
         self,
         requests: Iterable[Request],
         params: Callable[[Request], Any],
-        stopping: StoppingRule,
         num_queued: int,
     ) -> Generator[tuple[Request, Any], None, None]:
         """vLLM's own outputs, each in the step that finishes it, with the request it is of."""
@@ -200,13 +233,13 @@ class VLLMEngine(Engine):
         stream = iter(requests)
         self._is_generating = True
         try:
-            self._feed(stream, in_flight, params, stopping, num_queued)
+            self._feed(stream, in_flight, params, num_queued)
             while in_flight:
                 for output in self._step(in_flight):
                     request = in_flight.pop(output.request_id, None)
                     if request is not None:
                         yield request, output
-                self._feed(stream, in_flight, params, stopping, num_queued)
+                self._feed(stream, in_flight, params, num_queued)
         finally:
             self._is_generating = False
             self._num_in_flight = 0
@@ -381,18 +414,17 @@ class VLLMEngine(Engine):
         stream: Iterator[Request],
         in_flight: dict[str, Request],
         params: Callable[[Request], Any],
-        stopping: StoppingRule,
         num_queued: int,
     ) -> None:
         """Fill vLLM's queue up."""
         for request in itertools.islice(stream, num_queued - len(in_flight)):
-            check_request(request, stopping, self.max_context)
+            asked = params(request)
             request_id = str(next(self._ids))
             with explained(f"vLLM refused request {request.index}"):
                 self._engine.add_request(
                     request_id,
                     {"type": "token", "prompt_token_ids": list(request.prompt_ids)},
-                    params(request),
+                    asked,
                     lora_request=self._weights.lora,
                 )
             in_flight[request_id] = request

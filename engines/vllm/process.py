@@ -15,6 +15,7 @@ import textwrap
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,9 @@ from seqproc.errors import EngineError, MissingDependencyError, SeqprocError
 
 # The versions that the tests cover, both ends; pyproject.toml says the same.
 TESTED_VERSIONS = ((0, 32), (0, 33))
+
+WHERE_IT_CAN = "auto"  # value of vLLM's option for trace replay, which itself knows True and False
+_TRACE_REPLAY = "enable_trace_replay"
 
 _LOGGER = logging.getLogger("seqproc")
 _GIST_LENGTH = 300  # characters of an error of vLLM's; all of it is in the exception's cause
@@ -91,6 +95,22 @@ def failure_to_start() -> str:
         "vLLM could not start: its CUDA build is installed, and torch sees no GPU; look at "
         "nvidia-smi and CUDA_VISIBLE_DEVICES, or set a CPU up with make setup DEVICE=cpu"
     )
+
+
+def with_trace_replay(options: dict[str, Any]) -> dict[str, Any]:
+    """The options of a `vllm.LLM`, with trace replay where it can be, if that was asked for.
+
+    Model runner V2 alone can follow given tokens, and V1 does not start with the option. Which of
+    them runs is asked of the configuration that vLLM makes of the options.
+    """
+    if options.get(_TRACE_REPLAY) != WHERE_IT_CAN:
+        return options
+    from vllm.engine.arg_utils import EngineArgs
+
+    known = {field.name for field in fields(EngineArgs)} - {_TRACE_REPLAY}
+    given = {name: value for name, value in options.items() if name in known}
+    config = EngineArgs(**given).create_engine_config()
+    return {**options, _TRACE_REPLAY: bool(config.use_v2_model_runner)}
 
 
 def start_vllm(vllm: Any, options: dict[str, Any]) -> Any:

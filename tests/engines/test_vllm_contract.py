@@ -64,6 +64,7 @@ def test_the_version_is_one_that_seqproc_says_it_supports(vllm: VLLMSource) -> N
         (f"{V2}/buffer_utils.py", "UvaBackedTensor.__init__", ["size", "dtype"]),
         (f"{V2}/buffer_utils.py", "UvaBackedTensor.copy_to_uva", []),
         ("config/vllm.py", "VllmConfig.use_v2_model_runner", []),
+        ("engine/arg_utils.py", "EngineArgs.create_engine_config", []),
     ],
     ids=lambda value: value if str(value)[:1].isupper() else "",
 )
@@ -81,15 +82,15 @@ def test_a_function_takes_what_it_is_given(
         (V2_INTERFACE, "LogitsContext", "expanded_idx_mapping idx_mapping_np pos"),
         (V2_INTERFACE, "LogitsProcRequestState", "max_num_reqs prompt_len"),
         (V1_INTERFACE, "BatchUpdate", "removed added moved"),
-        ("config/model.py", "ModelConfig", "use_fp64_gumbel logits_processors"),
+        ("config/model.py", "ModelConfig", "use_fp64_gumbel logits_processors enable_trace_replay"),
         (
             SAMPLING_PARAMS,
             "SamplingParams",
             "temperature top_p top_k min_p seed max_tokens logprobs flat_logprobs stop "
             "stop_token_ids include_stop_str_in_output ignore_eos detokenize skip_special_tokens "
-            "output_kind extra_args",
+            "output_kind extra_args trace_decode_token_ids",
         ),
-        ("logprobs.py", "FlatLogprobs", "token_ids logprobs"),
+        ("logprobs.py", "FlatLogprobs", "token_ids logprobs start_indices end_indices"),
         (
             "engine/arg_utils.py",
             "EngineArgs",
@@ -97,7 +98,7 @@ def test_a_function_takes_what_it_is_given(
             "logprobs_mode seed disable_log_stats use_tqdm_on_load worker_extension_cls "
             "logits_processors enforce_eager enable_chunked_prefill enable_prefix_caching "
             "kv_cache_memory_bytes enable_lora max_lora_rank watermark_config speculative_config "
-            "enable_sleep_mode max_logprobs",
+            "enable_sleep_mode max_logprobs enable_trace_replay",
         ),
     ],
     ids=lambda value: value if str(value)[:1].isupper() else "",
@@ -204,6 +205,20 @@ def test_a_logits_processor_is_loaded_by_name_in_both_runners(vllm: VLLMSource) 
         ("v1/sample/logits_processor/__init__.py", "_load_logitsprocs_by_fqcns"),
     ):
         vllm.require_order(path, name, ["split(':')", "issubclass("], "the name is MODULE:CLASS")
+
+
+def test_a_replayed_token_stands_in_for_the_sampled_one_and_not_in_the_logits(
+    vllm: VLLMSource,
+) -> None:
+    vllm.require_order(
+        V2_SAMPLER,
+        "Sampler.__call__",
+        ["self.sample(", "apply_trace(sampled, idx_mapping)", "compute_topk_scores("],
+        "log q of a replay are the model's",
+    )
+    text = vllm.text("config/vllm.py", "VllmConfig._verify_trace_replay_config")
+    if "not self.use_v2_model_runner" not in text:
+        vllm.changed("trace replay is not of runner V2 alone any more")
 
 
 def test_a_position_is_that_of_the_token_fed_in(vllm: VLLMSource) -> None:

@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from helpers.runner_helpers import FULL, NUCLEUS, PROMPTS, Model, run
+from seqproc.engines import VLLMEngine
 from seqproc.engines.answers import distributions_of
+from seqproc.engines.base import Path
 from seqproc.errors import EngineError
 from seqproc.policy import SamplingPolicy, log_q
 
@@ -22,7 +24,7 @@ GREEDY = SamplingPolicy(do_sample=False)
 
 @pytest.fixture(scope="module")
 def engine(start: Start) -> Iterator[Any]:
-    with start(max_logprobs=-1) as engine:
+    with start(**VLLMEngine.distribution_options) as engine:
         yield engine
 
 
@@ -80,3 +82,14 @@ def test_without_the_option_it_says_how(engine: Any, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(engine._engine.model_config, "max_logprobs", 20)
     with pytest.raises(EngineError, match="started with the option max_logprobs=-1"):
         engine.distributions([(40,)], FULL)
+
+
+def test_runner_v2_alone_decodes_given_tokens(engine: Any, runner: str) -> None:
+    """What V2 tells then is held against Hugging Face in `test_follow_v2`."""
+    path = Path(prompt_ids=(40,), response_ids=(41, 42), steps=(2,))
+    assert engine.can_follow == (runner == "V2")
+    if engine.can_follow:
+        assert len(list(engine.follow([path], FULL))) == 1
+    else:
+        with pytest.raises(EngineError, match="decodes them on its model runner V2"):
+            engine.follow([path], FULL)
