@@ -2,23 +2,82 @@
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from seqproc.cli.display import console, printable
-from seqproc.cli.options import DrawOptions
+from seqproc.cli.options import DrawOptions, ModelOptions
+from seqproc.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from seqproc.parity.pair import Pair, Row
+    from seqproc.parity.pair import Pair, Reading, Row
+    from seqproc.parity.pair_run import Layers, OtherModel, PairReport
     from seqproc.parity.run import EngineChoice
     from seqproc.policy import SamplingPolicy
     from seqproc.processor import SequenceProcessor
 
 PAIR_FILE = "pair.json"
 _SHOWN_ROWS = 5  # of a comparison; the file has more
+_SHOWN_PARAMETERS = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairOptions:
+    """How a pair is compared."""
+
+    rows: Annotated[
+        int | None,
+        typer.Option(help="Of --pair: contexts compared under each policy. Default 256."),
+    ] = None
+    read: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOW[,HOW]",
+            help="Of --pair: how each engine reads contexts, decode or prefill. Default decode "
+            "where it can.",
+        ),
+    ] = None
+    layers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Of --pair: another model, such as a checkpoint's folder, to tell which module "
+            "first differs from --model's.",
+        ),
+    ] = None
+
+    @property
+    def given(self) -> list[str]:
+        """Names of the options that were given."""
+        values = {"--rows": self.rows, "--read": self.read, "--layers": self.layers}
+        return [name for name, value in values.items() if value is not None]
+
+
+def parse_readings(text: str | None) -> tuple[Reading | None, Reading | None]:
+    """``decode``, or ``decode,prefill`` for the first and the second; None where nothing is said.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    from seqproc.parity.pair import Reading
+
+    if text is None:
+        return None, None
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) > 2 or not set(parts) <= set(typing.get_args(Reading)):
+        raise ConfigError(
+            "--read takes decode or prefill, or one for each engine such as decode,prefill; "
+            f"got {text!r}"
+        )
+    first, second = (parts * 2)[:2]
+    return typing.cast("Reading", first), typing.cast("Reading", second)
 
 
 def compare_pair(
@@ -26,14 +85,20 @@ def compare_pair(
     choices: Sequence[EngineChoice],
     prompts: Sequence[str],
     policies: Sequence[SamplingPolicy],
+    model: ModelOptions,
     draw: DrawOptions,
-    rows: int | None,
+    pair: PairOptions,
     out: Path,
 ) -> None:
-    """Compare two engines, print a table for each policy, and write the file."""
-    from seqproc._util.atomic import write_atomically
+    """Compare two engines; print a table for each policy, and write the file anew after it."""
     from seqproc.parity.pair import NUM_ROWS
     from seqproc.parity.pair_run import run_pair
+
+    path = out / PAIR_FILE
+
+    def on_pair(found: Pair, so_far: PairReport) -> None:
+        print_pair(found)
+        write_pairs(so_far, path)
 
     report = run_pair(
         processor,
@@ -41,13 +106,48 @@ def compare_pair(
         prompts,
         policies,
         num_draws=draw.draws,
-        num_rows=NUM_ROWS if rows is None else rows,
+        num_rows=NUM_ROWS if pair.rows is None else pair.rows,
         seed=draw.seed,
-        on_pair=print_pair,
+        readings=parse_readings(pair.read),
+        other=None if pair.layers is None else _other_model(pair.layers, model),
+        on_pair=on_pair,
     )
-    path = out / PAIR_FILE
-    write_atomically(path, lambda file: file.write(report.to_json().encode()))
+    write_pairs(report, path)
+    if report.layers is not None:
+        print_layers(report.layers)
     console().print(f"\nwritten to {printable(str(path))}")
+
+
+def write_nothing_yet(model: ModelOptions, draw: DrawOptions, out: Path) -> None:
+    """A report without comparisons, in place of an earlier one."""
+    from seqproc.parity.pair_run import PairReport
+
+    nothing = PairReport(model=model.model, seed=draw.seed, engines=(), pairs=(), is_complete=False)
+    write_pairs(nothing, out / PAIR_FILE)
+
+
+def _other_model(name: str, model: ModelOptions) -> OtherModel:
+    from seqproc.models import load_model
+    from seqproc.parity.pair_run import OtherModel
+
+    loaded, _ = load_model(
+        name,
+        dtype=model.dtype,
+        device=model.device,
+        trust_remote_code=model.trust_remote_code,
+    )
+    return OtherModel(name=name, model=loaded)
+
+
+def write_pairs(report: PairReport, path: Path) -> None:
+    """The report as it stands, in place of an earlier one.
+
+    Raises:
+        RunError: when the operating system refuses.
+    """
+    from seqproc._util.atomic import write_atomically
+
+    write_atomically(path, lambda file: file.write(report.to_json().encode()))
 
 
 def print_pair(pair: Pair) -> None:
@@ -56,13 +156,32 @@ def print_pair(pair: Pair) -> None:
     first, second = map(printable, pair.engines)
     measure = f"T = {policy.temperature:g}, top_p = {policy.top_p:g}"
     out.print(
-        f"\n[bold]{first}[/] and [bold]{second}[/] at "
-        f"{measure if policy.do_sample else 'greedy'}: {pair.num_rows:,} contexts from "
+        f"\n[bold]{first}[/] and [bold]{second}[/] at {measure}: {pair.num_rows:,} contexts from "
         f"{pair.num_draws:,} draws of {pair.num_prompts:,} prompts, by {first}"
     )
+    how = zip((first, second), pair.readings, strict=True)
+    out.print("[dim]contexts are read by {}[/]".format(", ".join(f"{n} in {r}" for n, r in how)))
     out.print(_distances(pair))
     for row in pair.worst[:_SHOWN_ROWS]:
         out.print(_told(row))
+
+
+def print_layers(layers: Layers) -> None:
+    """The module in which the two models part, and the parameters in it that differ."""
+    names = f"{layers.first} and {layers.second}, module by module"
+    found = layers.difference
+    if found is None:
+        console().print(printable(f"\n{names}: no output differs on {layers.num_draws} draws"))
+        return
+    inside = ", ".join(found.parameters[:_SHOWN_PARAMETERS]) or "none"
+    console().print(
+        printable(
+            f"\n{names}: the first that differs is {found.module} ({found.kind}), by "
+            f"{found.difference:.2g} where {found.tolerance:.2g} is allowed, after "
+            f"{found.num_before:,} that agree; parameters in it that differ: {inside}; "
+            f"{found.num_parameters:,} in the whole model"
+        )
+    )
 
 
 def _distances(pair: Pair) -> Table:

@@ -14,7 +14,7 @@ from seqproc.cli.build import build_processor, parse_engine_options
 from seqproc.cli.command import DOES_NOT_HOLD, FAILURE
 from seqproc.cli.display import console, duration, printable
 from seqproc.cli.options import Chat, DrawOptions, ModelOptions, PolicyOptions, ResponseOptions
-from seqproc.cli.pair import PAIR_FILE, compare_pair
+from seqproc.cli.pair import PairOptions, compare_pair, parse_readings, write_nothing_yet
 from seqproc.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -41,9 +41,6 @@ _Pair = Annotated[
         metavar="FIRST,SECOND",
         help="In place of --engines: compare the distributions of two; SECOND may be scorer.",
     ),
-]
-_Rows = Annotated[
-    int | None, typer.Option(help="Of --pair: contexts compared under each policy. Default 256.")
 ]
 _Policies = Annotated[
     list[str] | None,
@@ -79,9 +76,9 @@ def parity(
     draw: DrawOptions,
     policy: PolicyOptions,
     response: ResponseOptions,
+    of_pair: PairOptions,
     engines: _Engines = None,
     pair: _Pair = None,
-    rows: _Rows = None,
     policies: _Policies = None,
     false_alarms: _FalseAlarms = 1e-3,
     until: _UntilWithin = None,
@@ -94,17 +91,17 @@ def parity(
     Exit codes: 0 parity holds, or the two are compared; 3 it does not hold; 1 it could not be
     tested or decided; 2 bad usage.
     """
-    choices = _choices(engines, pair, rows, until)
+    choices = _choices(engines, pair, of_pair, until)
     rule = _until(until, level)
     measured = parse_policies(policies or [])
     _refuse_two_policies(policies, policy)
     if pair is not None:
         _require_folder(out)
-        (out / PAIR_FILE).unlink(missing_ok=True)  # of before
-        with _opened(model, policy, response, _prompts(draw), chat) as (processor, prompts):
-            compare_pair(
-                processor, choices, prompts, measured or [processor.policy], draw, rows, out
-            )
+        texts = _prompts(draw)
+        write_nothing_yet(model, draw, out)
+        with _opened(model, policy, response, texts, chat) as (processor, prompts):
+            policies_of = measured or [processor.policy]
+            compare_pair(processor, choices, prompts, policies_of, model, draw, of_pair, out)
         return
 
     from seqproc.parity.sampler import require_scipy
@@ -169,7 +166,7 @@ def _nothing_yet(model: ModelOptions, draw: DrawOptions) -> ParityReport:
 
 
 def _choices(
-    engines: str | None, pair: str | None, rows: int | None, until: float | None
+    engines: str | None, pair: str | None, of_pair: PairOptions, until: float | None
 ) -> list[EngineChoice]:
     """What is tested, or the two that are compared.
 
@@ -180,14 +177,17 @@ def _choices(
     if pair is not None and engines is None:
         if until is not None:
             raise ConfigError("--until goes with --engines; a pair is compared, and not tested")
+        parse_readings(of_pair.read)
         return parse_pair(pair)
     if engines is None or pair is not None:
         raise ConfigError(
             "give either --engines, to test engines against the scorer, or --pair, to put two side "
             "by side"
         )
-    if rows is not None:
-        raise ConfigError("--rows goes with --pair; with --engines every token is tested")
+    if of_pair.given:
+        raise ConfigError(
+            f"{of_pair.given[0]} goes with --pair; with --engines every token is tested"
+        )
     return parse_engines(engines)
 
 

@@ -9,6 +9,10 @@ summed over the vocabulary. No sampled token enters but through its context, so 
 contexts is the Rao-Blackwell estimate of what `metrics.mismatch` estimates from sampled tokens, and
 of less variance. Standard errors are clustered by prompt.
 
+An engine reads a context by decoding the response in it, token by token behind its cache, where it
+can: what it samples is decoded so. Otherwise the whole context is read at once, in a prefill, and a
+fault of decode steps or of the cache does not show.
+
 Knows distributions and draws; starts no engine.
 
 References: Casella and Robert, "Rao-Blackwellisation of sampling schemes" (1996); Liang and Zeger,
@@ -17,16 +21,19 @@ References: Casella and Robert, "Rao-Blackwellisation of sampling schemes" (1996
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from seqproc._util.progress import progress_bar
 from seqproc.config import require_count
-from seqproc.engines.answers import distributions_of, name_of
-from seqproc.engines.base import TellsDistributions
+from seqproc.engines.answers import distributions_of, followed_by, name_of
+from seqproc.engines.base import NO_FOLLOWING, Engine, Path, TellsDistributions
 from seqproc.errors import EngineError
 from seqproc.estimators import Estimate, mean
 from seqproc.models.parameters import ParamMapping
@@ -35,6 +42,9 @@ from seqproc.parity.draws import Answer, with_tokens
 from seqproc.parity.reading import Rows, read_columns
 from seqproc.policy import SamplingPolicy, log_q
 from seqproc.scorers import TeacherForcingScorer, TokenSequence
+
+# How contexts are read: their responses decoded token by token, or all at once.
+Reading = Literal["decode", "prefill"]
 
 NUM_ROWS = 256
 _NUM_WORST = 10  # rows that a comparison shows
@@ -84,6 +94,7 @@ class Pair:
 
     engines: tuple[str, str]
     policy: SamplingPolicy
+    readings: tuple[Reading, Reading]  # how each read the contexts
     num_draws: int
     num_prompts: int  # that the rows are of; the clusters of the standard errors
     num_rows: int
@@ -117,7 +128,7 @@ class ScorerDistributions:
             yield from self._read(contexts[start : start + _CONTEXTS_AT_A_TIME], policy)
 
     def _read(self, contexts: Sequence[Sequence[int]], policy: SamplingPolicy) -> Iterator[Tensor]:
-        def reading(logits: Tensor, _: Rows) -> dict[str, Tensor]:
+        def columns_of(logits: Tensor, _: Rows) -> dict[str, Tensor]:
             return {"log_q": log_q(logits.double(), policy)}
 
         # The last token of a response is never an input: any will do.
@@ -125,7 +136,7 @@ class ScorerDistributions:
             TokenSequence(prompt_ids=torch.tensor(context), response_ids=torch.tensor([0]))
             for context in contexts
         ]
-        for columns in read_columns(self._scorer, sequences, reading, override=self._override):
+        for columns in read_columns(self._scorer, sequences, columns_of, override=self._override):
             yield columns["log_q"][0]
 
 
@@ -163,6 +174,62 @@ def spread_places(answers: Sequence[Answer], num_rows: int = NUM_ROWS) -> list[P
     return [every[(2 * row + 1) * len(every) // (2 * number)] for row in range(number)]
 
 
+def reading_of(engine: TellsDistributions, wanted: Reading | None = None) -> Reading:
+    """How an engine is to read contexts: as is wanted, or by decoding where it can.
+
+    The scorer, and whatever else is no engine, decodes nothing.
+
+    Raises:
+        EngineError: decoding is wanted of an engine that cannot decode given tokens.
+    """
+    if not isinstance(engine, Engine):
+        return "prefill"
+    if wanted == "decode" and not engine.can_follow:
+        raise EngineError(NO_FOLLOWING.format(name_of(engine)))
+    return wanted or ("decode" if engine.can_follow else "prefill")
+
+
+def read_places(
+    engine: TellsDistributions, places: Sequence[Place], policy: SamplingPolicy, reading: Reading
+) -> Iterator[Tensor]:
+    """log q ``[V]`` after each place, float64, nats; told on the way how many are read.
+
+    Args:
+        engine: tells them.
+        places: those of one answer behind one another, in order of their steps.
+        policy: to read under.
+        reading: from `reading_of`.
+    """
+    if reading == "decode":
+        assert isinstance(engine, Engine)
+        values = followed_by(engine, paths_of(places), policy)
+    else:
+        values = distributions_of(engine, [place.ids for place in places], policy)
+    title = f"contexts by {name_of(engine)}, {reading}"
+    with progress_bar(len(places), title, unit="context") as bar:
+        for one in values:
+            bar.update()
+            yield one
+
+
+def paths_of(places: Sequence[Place]) -> list[Path]:
+    """The places of each answer, which stand behind one another, as one path."""
+    return [
+        Path(
+            prompt_ids=tuple(answer.request.prompt_ids),
+            response_ids=tuple(answer.completion.token_ids),
+            steps=tuple(place.step for place in some),
+        )
+        for answer, some in _by_answer(places)
+    ]
+
+
+def _by_answer(places: Sequence[Place]) -> Iterator[tuple[Answer, list[Place]]]:
+    for _, some in itertools.groupby(places, key=lambda place: id(place.answer)):
+        own = list(some)
+        yield own[0].answer, own
+
+
 def compare_distributions(
     first: TellsDistributions,
     second: TellsDistributions,
@@ -171,6 +238,7 @@ def compare_distributions(
     tokenizer: Tokenizer,
     *,
     num_rows: int = NUM_ROWS,
+    readings: tuple[Reading | None, Reading | None] = (None, None),
 ) -> Pair:
     """Compare what two engines would sample next, along the same draws.
 
@@ -181,22 +249,24 @@ def compare_distributions(
         policy: of both.
         tokenizer: decodes what is shown.
         num_rows: contexts that are compared, evenly spread over all tokens of the answers.
+        readings: how each engine reads them; None for decoding where it can.
 
     Raises:
-        EngineError: one of them cannot give distributions (the message says what remains), fails,
-            or gives what is none; the two have vocabularies of different sizes; no answer holds a
-            token.
+        EngineError: one of them cannot give distributions (the message says what remains), or not
+            as is wanted; it fails, or gives what is none; the two have vocabularies of different
+            sizes; no answer holds a token.
         ConfigError: num_rows is no whole number ≥ 1.
     """
     places = spread_places(answers, num_rows)
-    contexts = [place.ids for place in places]
+    how = reading_of(first, readings[0]), reading_of(second, readings[1])
     return compare_rows(
         (name_of(first), name_of(second)),
         places,
-        distributions_of(first, contexts, policy),
-        distributions_of(second, contexts, policy),
+        read_places(first, places, policy, how[0]),
+        read_places(second, places, policy, how[1]),
         policy,
         tokenizer,
+        how,
     )
 
 
@@ -207,16 +277,18 @@ def compare_rows(
     second: Iterable[Tensor],
     policy: SamplingPolicy,
     tokenizer: Tokenizer,
+    readings: tuple[Reading, Reading],
 ) -> Pair:
     """Compare distributions that were got one after the other.
 
     Args:
         names: of the engines.
         places: at least one.
-        first: log q ``[V]`` after each of the places, as from `answers.distributions_of`.
+        first: log q ``[V]`` after each of the places, as from `read_places`.
         second: the same of the second engine.
         policy: of both.
         tokenizer: decodes what is shown.
+        readings: how each read the contexts.
 
     Raises:
         EngineError: the two have vocabularies of different sizes.
@@ -231,6 +303,7 @@ def compare_rows(
     return Pair(
         engines=names,
         policy=policy,
+        readings=readings,
         num_draws=len({row.index for row in rows}),
         num_prompts=len(set(prompts)),
         num_rows=len(rows),

@@ -1,31 +1,35 @@
 """`run_pair`: two engines side by side, over draws of the first on one dataset; one report.
 
-Knows the processor's parts and `pair`; not how a report is shown.
+Knows the processor's parts, `pair` and `layers`; not how a report is shown.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from seqproc._util import strict_json
 from seqproc.engines import Engine
-from seqproc.engines.answers import described, distributions_of
+from seqproc.engines.answers import described
 from seqproc.engines.base import NO_DISTRIBUTIONS, Request, TellsDistributions
 from seqproc.engines.registry import engine_class
 from seqproc.errors import ConfigError, EngineError
 from seqproc.parity.draws import sample
+from seqproc.parity.layers import FirstDifference, first_difference
 from seqproc.parity.pair import (
     NUM_ROWS,
     Pair,
     Place,
+    Reading,
     ScorerDistributions,
     compare_rows,
+    read_places,
+    reading_of,
     spread_places,
 )
 from seqproc.parity.run import EngineChoice, deal, require_choices, start
@@ -33,6 +37,25 @@ from seqproc.policy import SamplingPolicy
 from seqproc.processor import SequenceProcessor
 
 SCORER = "scorer"  # as the second of a pair
+_NUM_READ_BY_LAYER = 4  # draws
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OtherModel:
+    """A model that the scorer's is held against, module by module."""
+
+    name: str
+    model: nn.Module
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layers:
+    """Where the scorer's model and another part, on the tokens of some draws."""
+
+    first: str  # names of the models
+    second: str
+    num_draws: int  # that both read
+    difference: FirstDifference | None  # None: no module's output differs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,12 +64,18 @@ class PairReport:
 
     model: str
     seed: int
-    engines: tuple[dict[str, Any], ...]  # the two, as they describe themselves
+    engines: tuple[dict[str, Any], ...]  # those that have started, as they describe themselves
     pairs: tuple[Pair, ...]  # one per policy
+    layers: Layers | None = None  # None where no other model was given
+    is_complete: bool  # False while comparisons are still to come
 
     def to_json(self) -> str:
         """Strict JSON."""
         return strict_json.dumps(dataclasses.asdict(self))
+
+
+# Called after each policy with its comparison and the report so far.
+OnPair = Callable[[Pair, PairReport], object]
 
 
 def run_pair(
@@ -58,57 +87,88 @@ def run_pair(
     num_draws: int,
     num_rows: int = NUM_ROWS,
     seed: int = 0,
-    on_pair: Callable[[Pair], object] | None = None,
+    readings: tuple[Reading | None, Reading | None] = (None, None),
+    other: OtherModel | None = None,
+    on_pair: OnPair | None = None,
 ) -> PairReport:
     """Compare two engines along draws of the first; one engine lives at a time.
 
-    The distributions of the first are kept meanwhile: ``num_rows`` times V numbers of 8 bytes for
-    each policy.
+    The distributions of the first are kept until the second has started: ``num_rows`` times V
+    numbers of 8 bytes for each policy. With the scorer as the second, one policy is done after the
+    other.
 
     Args:
         processor: brings the model, the scorer and where responses end; its own engine is unused.
         engines: two of them. `SCORER` as the name of the second stands for the scorer.
         prompts: the draws are dealt out to them evenly, each prompt's next to each other.
-        policies: what to sample under.
+        policies: what to sample under; none of them greedy.
         num_draws: of the first engine under each policy.
         num_rows: contexts that are compared under each policy, evenly spread over all tokens.
         seed: of the draws.
+        readings: how each engine reads contexts; None for decoding where it can.
+        other: a model to hold the scorer's against, module by module, on some of the first
+            policy's draws.
         on_pair: called as each policy is done.
 
     Raises:
-        ConfigError: not two different engines, no policy, or a number that is not ≥ 1.
+        ConfigError: not two different engines, no policy, a greedy one, or a number that is not
+            ≥ 1.
         EngineError: an engine that cannot tell distributions (nothing is started then), cannot
-            start, or fails.
+            start, cannot read contexts as it is to, or fails.
+        ModelError: the other model has no modules of the names that the scorer's has.
         MissingDependencyError: a package that an engine needs is not installed.
     """
     first, second = _two(engines)
-    labels = engines[0].label, engines[1].label
-    if not policies:
-        raise ConfigError("there is no policy to sample under; give at least one")
+    _require_sampling(policies)
     requests, owners = deal(processor, prompts, num_draws, seed)
-    with start(first, processor) as engine:
-        followed = [
-            _follow(engine, requests, owners, policy, processor, num_rows) for policy in policies
-        ]
+    report = PairReport(
+        model=processor.source.name, seed=seed, engines=(), pairs=(), is_complete=False
+    )
+    sequences: list[tuple[int, ...]] = []
+    with ExitStack() as running:
+        engine: Engine = running.enter_context(start(first, processor))
+        reading = reading_of(engine, readings[0])
+        followed: Iterable[_Followed] = (
+            _follow(engine, requests, owners, policy, processor, num_rows, reading)
+            for policy in policies
+        )
         descriptions = [described(engine)]
-    pairs = []
-    with _second(second, processor) as other:
+        if second.name == SCORER:
+            another: TellsDistributions = ScorerDistributions(processor.scorer)
+            descriptions.append({"name": SCORER})
+        else:
+            followed = list(followed)
+            running.close()  # one engine lives at a time
+            another = running.enter_context(start(second, processor))
+            descriptions.append(described(another))
+        report = dataclasses.replace(report, engines=tuple(descriptions))
+        how = reading, reading_of(another, readings[1])
         for one in followed:
             pair = compare_rows(
-                labels,
+                (engines[0].label, engines[1].label),
                 one.places,
                 one.log_ps,
-                distributions_of(other, one.contexts, one.policy),
+                read_places(another, one.places, one.policy, how[1]),
                 one.policy,
                 processor.tokenizer,
+                how,
             )
-            pairs.append(pair)
+            report = dataclasses.replace(report, pairs=(*report.pairs, pair))
+            sequences = sequences or one.sequences
             if on_pair is not None:
-                on_pair(pair)
-        descriptions.append(described(other) if isinstance(other, Engine) else {"name": SCORER})
-    return PairReport(
-        model=processor.source.name, seed=seed, engines=tuple(descriptions), pairs=tuple(pairs)
-    )
+                on_pair(pair, report)
+    layers = None if other is None else _by_layer(processor, other, sequences)
+    return dataclasses.replace(report, layers=layers, is_complete=True)
+
+
+def _require_sampling(policies: Sequence[SamplingPolicy]) -> None:
+    if not policies:
+        raise ConfigError("there is no policy to sample under; give at least one")
+    if not all(policy.do_sample for policy in policies):
+        raise ConfigError(
+            "a greedy policy puts all probability on one token and has no distribution to compare: "
+            "compare a pair at a temperature, or test greedy tokens with seqproc parity --engines"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,8 +180,12 @@ class _Followed:
     log_ps: list[Tensor]  # of [V], as many as there are places
 
     @property
-    def contexts(self) -> list[tuple[int, ...]]:
-        return [place.ids for place in self.places]
+    def sequences(self) -> list[tuple[int, ...]]:
+        """Prompts and responses of some draws, evenly chosen."""
+        answers = list({id(place.answer): place.answer for place in self.places}.values())
+        number = min(_NUM_READ_BY_LAYER, len(answers))
+        some = [answers[row * len(answers) // number] for row in range(number)]
+        return [(*one.request.prompt_ids, *one.completion.token_ids) for one in some]
 
 
 def _follow(
@@ -131,12 +195,23 @@ def _follow(
     policy: SamplingPolicy,
     processor: SequenceProcessor,
     num_rows: int,
+    reading: Reading,
 ) -> _Followed:
     answers = sample(engine, requests, owners, policy, processor.stopping)
     places = spread_places(answers, num_rows)
-    contexts = [place.ids for place in places]
-    log_ps = list(distributions_of(engine, contexts, policy))
+    log_ps = list(read_places(engine, places, policy, reading))
     return _Followed(policy=policy, places=places, log_ps=log_ps)
+
+
+def _by_layer(
+    processor: SequenceProcessor, other: OtherModel, sequences: Sequence[Sequence[int]]
+) -> Layers:
+    return Layers(
+        first=processor.source.name,
+        second=other.name,
+        num_draws=len(sequences),
+        difference=first_difference(processor.scorer.model, other.model, sequences),
+    )
 
 
 def _two(engines: Sequence[EngineChoice]) -> tuple[EngineChoice, EngineChoice]:
@@ -148,6 +223,11 @@ def _two(engines: Sequence[EngineChoice]) -> tuple[EngineChoice, EngineChoice]:
         raise ConfigError(
             f"the first engine of a pair samples the draws, and {SCORER!r} does not sample: "
             "name it second"
+        )
+    if engines[1].name == SCORER and engines[1].options:
+        raise ConfigError(
+            f"{SCORER!r} is no engine and takes no options, got {engines[1].label!r}: its model "
+            "and precision are those of the command"
         )
     first, second = map(_with_distributions, engines)
     return first, second
@@ -165,12 +245,3 @@ def _with_distributions(choice: EngineChoice) -> EngineChoice:
     if cls.distributions is Engine.distributions:
         raise EngineError(NO_DISTRIBUTIONS.format(choice.name))
     return dataclasses.replace(choice, options={**cls.distribution_options, **choice.options})
-
-
-@contextmanager
-def _second(choice: EngineChoice, processor: SequenceProcessor) -> Iterator[TellsDistributions]:
-    if choice.name == SCORER:
-        yield ScorerDistributions(processor.scorer)
-        return
-    with start(choice, processor) as engine:
-        yield engine

@@ -14,6 +14,7 @@ from rich.text import Text
 from torch import Tensor
 from typer.testing import CliRunner
 
+from seqproc._util.progress import progress_bar
 from seqproc.cli.app import app
 from seqproc.cli.parity import parse_engines, parse_policies, worst_line
 from seqproc.engines import (
@@ -25,6 +26,7 @@ from seqproc.engines import (
     StoppingRule,
     register_engine,
 )
+from seqproc.engines.base import Path as ResponsePath
 from seqproc.errors import ConfigError, EngineError
 from seqproc.parity.worst import WorstToken
 from seqproc.policy import SamplingPolicy
@@ -48,10 +50,15 @@ class Tepid(HFEngine):
 
     name = "tepid"
 
-    def distributions(
-        self, contexts: Sequence[Sequence[int]], policy: SamplingPolicy
-    ) -> Iterator[Tensor]:
-        return super().distributions(contexts, replace(policy, temperature=2.0))
+    def follow(self, paths: Sequence[ResponsePath], policy: SamplingPolicy) -> Iterator[Tensor]:
+        if policy.temperature == STOPS_AT:
+            raise KeyboardInterrupt
+        if policy.temperature == FAILS_AT:
+            raise EngineError("out of order")
+        return super().follow(paths, replace(policy, temperature=2.0))
+
+
+STOPS_AT, FAILS_AT = 0.25, 0.125  # temperatures
 
 
 class Failing(HFEngine):
@@ -374,9 +381,82 @@ def test_a_pair_that_differs_is_no_failure(run: Run, tmp_path: Path) -> None:
 
 def test_a_pair_of_before_does_not_outlive_a_failure(run: Run, tmp_path: Path) -> None:
     assert pair(run, "hf,scorer").exit_code == 0
-    assert (tmp_path / "out" / "pair.json").exists()
+    assert pairs_of(tmp_path)["is_complete"]
     assert pair(run, "failing,scorer").exit_code == 1
-    assert not (tmp_path / "out" / "pair.json").exists()
+    found = pairs_of(tmp_path)
+    assert (found["is_complete"], found["pairs"]) == (False, [])
+
+
+@pytest.mark.parametrize(
+    ("temperature", "code", "words"),
+    [(STOPS_AT, 130, "interrupted"), (FAILS_AT, 1, "out of order")],
+)
+def test_what_is_compared_outlives_a_failure_and_an_interruption(
+    run: Run, tmp_path: Path, temperature: float, code: int, words: str
+) -> None:
+    """The second engine fails under the second policy, or the user stops it there."""
+    result = pair(run, "hf,tepid", "--policy", "1,1", "--policy", f"{temperature},1")
+    assert result.exit_code == code, result.output
+    assert words in result.output
+    found = pairs_of(tmp_path)
+    assert [engine["name"] for engine in found["engines"]] == ["hf", "tepid"]
+    (one,) = found["pairs"]
+    assert one["policy"]["temperature"] == 1
+    assert one["total_variation"]["value"] > 0.01
+    assert not found["is_complete"]
+
+
+def test_contexts_are_read_as_is_asked_and_it_is_told(run: Run, tmp_path: Path) -> None:
+    result = pair(run, "hf,scorer")
+    assert "contexts are read by hf in decode, scorer in prefill" in result.output
+    result = pair(run, "hf,hf:batch_size=3", "--read", "decode,prefill")
+    assert result.exit_code == 0, result.output
+    assert "read by hf in decode, hf:batch_size=3 in prefill" in " ".join(result.output.split())
+    assert pairs_of(tmp_path)["pairs"][0]["readings"] == ["decode", "prefill"]
+    assert pair(run, "hf,hf:batch_size=3", "--read", "prefill").exit_code == 0
+    assert pairs_of(tmp_path)["pairs"][0]["readings"] == ["prefill", "prefill"]
+
+
+def test_the_module_in_which_another_model_parts_is_named(
+    run: Run, tmp_path: Path, tiny_llama: Callable[..., Any], tiny_tokenizer: Any
+) -> None:
+    other = tiny_llama(initializer_range=0.5)
+    other.get_parameter("model.layers.1.mlp.up_proj.weight").data[3, 5] += 1
+    folder = tmp_path / "other"
+    other.save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    result = pair(run, "hf,scorer", "--layers", folder)
+    assert result.exit_code == 0, result.output
+    words = " ".join(result.output.split())
+    assert "the first that differs is model.layers.1.mlp.up_proj (Linear)" in words
+    assert "parameters in it that differ: model.layers.1.mlp.up_proj.weight; 1 in" in words
+    found = pairs_of(tmp_path)["layers"]
+    assert found["difference"]["module"] == "model.layers.1.mlp.up_proj"
+    assert found["second"] == str(folder)
+
+
+def test_progress_of_a_pair_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[str, int | None]] = []
+
+    def bar(total: int | None, title: str, *, unit: str) -> Any:
+        told.append((title, total))
+        return progress_bar(total, title, unit=unit)
+
+    monkeypatch.setattr("seqproc.parity.draws.progress_bar", bar)
+    monkeypatch.setattr("seqproc.parity.pair.progress_bar", bar)
+    assert pair(run, "hf,scorer", "--rows", 30).exit_code == 0
+    assert told == [
+        ("sampling with hf", 24),
+        ("contexts by hf, decode", 30),
+        ("contexts by scorer, prefill", 30),
+    ]
+
+
+def pairs_of(tmp_path: Path) -> dict[str, Any]:
+    """Strict JSON."""
+    text = (tmp_path / "out" / "pair.json").read_text()
+    found: dict[str, Any] = json.loads(text, parse_constant=pytest.fail)
+    return found
 
 
 @pytest.mark.parametrize(
@@ -391,6 +471,13 @@ def test_a_pair_of_before_does_not_outlive_a_failure(run: Run, tmp_path: Path) -
         ("hf,scorer", ("--until", 0.1), 2, "--until goes with --engines"),
         ("hf,hf:batch_size", (), 2, "an option of hf in --pair must be KEY=VALUE"),
         ("hf,repeating", (), 1, "'repeating' does not tell the distributions"),
+        ("hf,scorer:a=1", (), 2, "'scorer' is no engine and takes no options"),
+        ("hf,hf:colour=red", (), 2, "engine 'hf' has no option colour"),
+        ("hf:colour=red,scorer", (), 2, "engine 'hf' has no option colour"),
+        ("hf,scorer", ("--greedy",), 2, "a greedy policy puts all probability on one token"),
+        ("hf,scorer", ("--read", "aloud"), 2, "--read takes decode or prefill"),
+        ("hf,scorer", ("--read", "decode,prefill,decode"), 2, "--read takes decode or prefill"),
+        ("hf,scorer", ("--layers", "/nowhere/at/all"), 1, "/nowhere/at/all"),
     ],
 )
 def test_what_is_no_pair(
@@ -406,6 +493,9 @@ def test_neither_engines_nor_a_pair_is_bad_usage(run: Run) -> None:
     result = run("hf", "--rows", 3)
     assert result.exit_code == 2
     assert "--rows goes with --pair" in " ".join(result.output.split())
+    result = run("hf", "--read", "decode")
+    assert result.exit_code == 2
+    assert "--read goes with --pair" in " ".join(result.output.split())
 
 
 def test_engines_and_their_options() -> None:

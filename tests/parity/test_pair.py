@@ -17,8 +17,9 @@ from torch import Tensor
 from helpers.parity_range import STOPPING, Range
 from seqproc import SequenceProcessor
 from seqproc.engines import Engine, HFEngine, Request, ScriptedEngine, register_engine
-from seqproc.engines.answers import distributions_of
-from seqproc.errors import ConfigError, EngineError
+from seqproc.engines.answers import distributions_of, followed_by
+from seqproc.engines.base import Path
+from seqproc.errors import ConfigError, EngineError, SequenceError
 from seqproc.parity import (
     Answer,
     Pair,
@@ -29,7 +30,7 @@ from seqproc.parity import (
     spread_places,
 )
 from seqproc.parity.metrics import mismatch
-from seqproc.parity.pair_run import run_pair
+from seqproc.parity.pair_run import OtherModel, PairReport, run_pair
 from seqproc.parity.run import EngineChoice
 from seqproc.policy import SamplingPolicy
 from seqproc.prompts import draw_seed
@@ -49,13 +50,40 @@ class Warm(HFEngine):
 
     name = "warm"
 
-    def distributions(
-        self, contexts: Sequence[Sequence[int]], policy: SamplingPolicy
-    ) -> Iterator[Tensor]:
-        return super().distributions(contexts, replace(policy, temperature=2 * policy.temperature))
+    def follow(self, paths: Sequence[Path], policy: SamplingPolicy) -> Iterator[Tensor]:
+        return super().follow(paths, replace(policy, temperature=2 * policy.temperature))
 
 
+class Forgetful(HFEngine):
+    """Its prefill is right. In decode steps each token stands one position too far."""
+
+    name = "forgetful"
+
+    def __init__(self, model: Any, tokenizer: Any, **options: Any) -> None:
+        super().__init__(copy.deepcopy(model), tokenizer, **options)
+        self._model.register_forward_pre_hook(shifted, with_kwargs=True)
+
+
+def shifted(_: Any, args: Any, inputs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    if inputs["input_ids"].shape[1] == 1 and inputs["past_key_values"].get_seq_length():
+        inputs = {**inputs, "position_ids": inputs["position_ids"] + 1}
+    return args, inputs
+
+
+class Breaking(HFEngine):
+    """It samples the whole vocabulary, and fails with a nucleus."""
+
+    name = "breaking"
+
+    def generate(self, requests: Any, policy: SamplingPolicy, stopping: Any) -> Iterator[Any]:
+        if policy.top_p < 1:
+            raise EngineError("out of order")
+        return super().generate(requests, policy, stopping)
+
+
+register_engine("breaking", Breaking)
 register_engine("warm", Warm)
+register_engine("forgetful", Forgetful)
 
 
 @pytest.fixture
@@ -174,6 +202,123 @@ def test_a_context_without_room_is_refused_at_the_call(
         engine.distributions([context], RAW)
 
 
+# ---------------------------------------------------------------- decode steps
+
+
+PATHS = [
+    Path(prompt_ids=(40, 41, 42), response_ids=(50, 51, 0, 52, 53), steps=(0, 1, 3, 5)),
+    Path(prompt_ids=(43,), response_ids=(60,), steps=(0,)),
+    Path(prompt_ids=(44, 45), response_ids=(61, 62, 63, 64, 65, 66, 67), steps=(4, 7)),
+    Path(prompt_ids=(46,) * 9, response_ids=(70, 71), steps=(2,)),
+]
+
+
+@pytest.mark.parametrize("policy", [RAW, NUCLEUS], ids=str)
+@pytest.mark.parametrize("batch_size", [1, 3, 32])
+def test_what_decoding_tells_is_what_the_model_says_of_the_whole_context(
+    batch_size: int, policy: SamplingPolicy, small: Range
+) -> None:
+    """Against a forward of each context alone, in batches of prompts of several lengths."""
+    engine = HFEngine(small.model, small.tokenizer, batch_size=batch_size)
+    found = list(followed_by(engine, PATHS, policy))
+    contexts = [(*p.prompt_ids, *p.response_ids[:step]) for p in PATHS for step in p.steps]
+    assert len(found) == len(contexts) == 8
+    for context, log_q in zip(contexts, found, strict=True):
+        due = probabilities(small.model, context, policy)
+        np.testing.assert_allclose(log_q.exp().numpy(), due, atol=2e-5, rtol=0)
+
+
+def test_decoding_is_what_sampling_does(engine: HFEngine) -> None:
+    """Equal to the last bit to the log q of the tokens that were sampled, in the same batches."""
+    answers = answers_of(engine)
+    for batch in ([0, 2, 4], [1, 3]):
+        requests = [replace(answers[i].request, index=n) for n, i in enumerate(batch)]
+        drawn = {c.index: c for c in engine.generate(requests, RAW, STOPPING)}
+        paths = [
+            Path(
+                prompt_ids=request.prompt_ids,
+                response_ids=drawn[request.index].token_ids,
+                steps=tuple(range(len(drawn[request.index].token_ids))),
+            )
+            for request in requests
+        ]
+        told = iter(list(followed_by(engine, paths, RAW)))
+        for path, request in zip(paths, requests, strict=True):
+            own = [float(next(told)[token]) for token in path.response_ids]
+            assert own == pytest.approx(drawn[request.index].logqs, abs=1e-12)
+
+
+def test_a_fault_of_decode_steps_shows_in_them_and_nowhere_else(
+    engine: HFEngine, small: Range
+) -> None:
+    forgetful = Forgetful(small.model, small.tokenizer, batch_size=7)
+    answers = answers_of(engine)
+
+    def compared(*readings: Any) -> Pair:
+        return compare_distributions(
+            engine, forgetful, answers, RAW, small.tokenizer, num_rows=60, readings=readings
+        )
+
+    at_once = compared("prefill", "prefill")
+    assert at_once.readings == ("prefill", "prefill")
+    assert at_once.total_variation.value < 1e-6
+    decoded = compared(None, None)
+    assert decoded.readings == ("decode", "decode")
+    assert decoded.total_variation.value > 0.05
+    assert all(row.step > 0 for row in decoded.worst)
+    # And of the faulty engine alone, its decode steps against its prefills.
+    own = compare_distributions(
+        forgetful,
+        forgetful,
+        answers,
+        RAW,
+        small.tokenizer,
+        num_rows=60,
+        readings=("decode", "prefill"),
+    )
+    assert own.total_variation.value == pytest.approx(decoded.total_variation.value, rel=1e-3)
+
+
+def test_places_at_the_first_step_are_of_the_prefill(small: Range) -> None:
+    forgetful = Forgetful(small.model, small.tokenizer)
+    path = Path(prompt_ids=(40, 41, 42), response_ids=(50, 51), steps=(0, 1))
+    first, later = followed_by(forgetful, [path], RAW)
+    for log_q, context, is_right in ((first, (40, 41, 42), True), (later, (40, 41, 42, 50), False)):
+        due = probabilities(small.model, context, RAW)
+        assert (np.abs(log_q.exp().numpy() - due).max() < 2e-5) == is_right
+
+
+@pytest.mark.parametrize("steps", [(), (-1,), (3,), (1, 1), (2, 1)])
+def test_steps_of_a_path_rise_within_its_response(steps: tuple[int, ...]) -> None:
+    with pytest.raises(SequenceError, match="rising numbers from 0 to its 2 tokens"):
+        Path(prompt_ids=(40,), response_ids=(41, 42), steps=steps)
+
+
+def test_an_engine_that_cannot_decode_given_tokens_says_so(engine: HFEngine, small: Range) -> None:
+    class AtOnce(HFEngine):
+        name = "at once"
+        can_follow = False
+
+    scripted = ScriptedEngine(lambda _: (60, 0), small.tokenizer)
+    with pytest.raises(EngineError, match=r"'scripted' cannot decode given tokens"):
+        scripted.follow(PATHS, RAW)
+    other, answers = AtOnce(small.model, small.tokenizer), answers_of(engine)
+    pair = compare_distributions(engine, other, answers, RAW, small.tokenizer, num_rows=9)
+    assert pair.readings == ("decode", "prefill")
+    with pytest.raises(EngineError, match="'at once' cannot decode given tokens"):
+        compare_distributions(
+            engine, other, answers, RAW, small.tokenizer, readings=(None, "decode")
+        )
+
+
+def test_a_last_step_needs_room_for_a_token(small: Range) -> None:
+    short = HFEngine(small.model, small.tokenizer, max_context=8)
+    (path, *_) = PATHS
+    assert len(list(short.follow([replace(path, steps=(4,))], RAW))) == 1
+    with pytest.raises(EngineError, match="request 0 does not fit"):
+        short.follow([path], RAW)
+
+
 # ---------------------------------------------------------------- places
 
 
@@ -242,8 +387,8 @@ def test_other_supports_are_counted_and_leave_the_mean_finite(
     class Whole(HFEngine):
         name = "whole"
 
-        def distributions(self, contexts: Any, policy: SamplingPolicy) -> Iterator[Tensor]:
-            return super().distributions(contexts, replace(policy, top_p=1.0))
+        def follow(self, paths: Any, policy: SamplingPolicy) -> Iterator[Tensor]:
+            return super().follow(paths, replace(policy, top_p=1.0))
 
     whole = Whole(small.model, small.tokenizer)
     answers = answers_of(engine, NUCLEUS)
@@ -352,8 +497,16 @@ def run(tiny_llama: Any, tokenizer: Any, *engines: str, **options: Any) -> Any:
 
 def test_a_run_compares_under_every_policy(tiny_llama: Any, tiny_tokenizer: Any) -> None:
     told: list[Pair] = []
-    report = run(tiny_llama, tiny_tokenizer, "hf", "warm", on_pair=told.append)
+    so_far: list[PairReport] = []
+
+    def on_pair(pair: Pair, report: PairReport) -> None:
+        told.append(pair)
+        so_far.append(report)
+
+    report = run(tiny_llama, tiny_tokenizer, "hf", "warm", on_pair=on_pair)
     assert tuple(told) == report.pairs
+    assert [len(one.pairs) for one in so_far] == [1, 2]
+    assert [one.is_complete for one in (*so_far, report)] == [False, False, True]
     assert [pair.policy for pair in report.pairs] == [RAW, NUCLEUS]
     for pair in report.pairs:
         assert pair.engines == ("hf", "warm")
@@ -371,6 +524,48 @@ def test_a_run_against_the_scorer(tiny_llama: Any, tiny_tokenizer: Any) -> None:
     assert all(pair.total_variation.value < 1e-5 for pair in report.pairs)
 
 
+def test_a_run_decodes_where_it_can_or_as_it_is_told(tiny_llama: Any, tiny_tokenizer: Any) -> None:
+    def first_pair(*readings: Any) -> Pair:
+        report = run(tiny_llama, tiny_tokenizer, "forgetful", "scorer", readings=readings)
+        pair: Pair = report.pairs[0]
+        return pair
+
+    decoded, at_once = first_pair(None, None), first_pair("prefill", None)
+    assert decoded.readings == first_pair("decode", "decode").readings == ("decode", "prefill")
+    assert at_once.readings == ("prefill", "prefill")
+    assert decoded.total_variation.value > 0.01
+    assert at_once.total_variation.value < 1e-6
+
+
+def test_a_run_names_the_module_in_which_another_model_parts(
+    tiny_llama: Any, tiny_tokenizer: Any
+) -> None:
+    other = tiny_llama(initializer_range=0.5)
+    same = OtherModel(name="other", model=other)
+    report = run(tiny_llama, tiny_tokenizer, "hf", "scorer", other=same)
+    assert (report.layers.second, report.layers.num_draws) == ("other", 4)
+    assert report.layers.difference is None
+    name = "model.layers.1.mlp.up_proj.weight"
+    other.get_parameter(name).data[3, 5] += 1
+    report = run(tiny_llama, tiny_tokenizer, "hf", "scorer", other=same)
+    found = report.layers.difference
+    assert (found.module, found.parameters) == (name.removesuffix(".weight"), (name,))
+    told = json.loads(report.to_json(), parse_constant=pytest.fail)["layers"]
+    assert told["difference"]["parameters"] == [name]
+    assert run(tiny_llama, tiny_tokenizer, "hf", "scorer").layers is None
+
+
+def test_what_is_compared_of_the_scorer_outlives_a_failure(
+    tiny_llama: Any, tiny_tokenizer: Any
+) -> None:
+    """Under the second policy the first engine fails; the first policy was told before."""
+    told: list[PairReport] = []
+    with pytest.raises(EngineError, match="out of order"):
+        run(tiny_llama, tiny_tokenizer, "breaking", "scorer", on_pair=lambda _, so: told.append(so))
+    (so_far,) = told
+    assert [pair.policy for pair in so_far.pairs] == [RAW]
+
+
 @pytest.mark.parametrize(
     ("engines", "options", "error", "words"),
     [
@@ -379,6 +574,12 @@ def test_a_run_against_the_scorer(tiny_llama: Any, tiny_tokenizer: Any) -> None:
         (("hf", "hf"), {}, ConfigError, "names an engine twice"),
         (("scorer", "hf"), {}, ConfigError, "does not sample"),
         (("hf", "warm"), {"policies": []}, ConfigError, "no policy"),
+        (
+            ("hf", "warm"),
+            {"policies": [RAW, SamplingPolicy(do_sample=False)]},
+            ConfigError,
+            "a greedy policy",
+        ),
         (("hf", "scripted"), {}, EngineError, "'scripted' does not tell"),
     ],
 )
