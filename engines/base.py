@@ -195,6 +195,23 @@ class Engine(ABC):
         del paths, policy
         raise EngineError(NO_FOLLOWING.format(self.name))
 
+    def layer_outputs(self, context: Sequence[int], names: Sequence[str]) -> dict[str, Tensor]:
+        """What decoder layers, and modules in them, return while a context is read; optional.
+
+        Args:
+            context: token ids, at least one.
+            names: of modules, as transformers names them.
+
+        Returns:
+            Of those modules that the engine's model has, by name: ``[T, H]`` for T tokens of the
+            context; of a layer the hidden states after it, the residual included.
+
+        Raises:
+            EngineError: the engine cannot tell, or fails.
+        """
+        del context, names
+        raise EngineError(f"the engine {self.name!r} does not tell what its layers return")
+
     def load_weights(self, weights: Mapping[str, Tensor] | str | os.PathLike[str] | None) -> None:
         """Sample with other weights from the next `generate` on. The live model stays as it is.
 

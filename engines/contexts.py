@@ -15,6 +15,7 @@ from seqproc.engines.coupling import one_hot_scores
 from seqproc.engines.stopping import check_request
 from seqproc.policy import SamplingPolicy, log_q
 
+ONE_TOKEN = StoppingRule(max_new_tokens=1, eos_token_ids=())
 _ANY_TOKEN = 0  # in place of tokens that nothing is fed after
 
 # Shapes: N rows of a batch, V tokens of the vocabulary.

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from seqproc._util.versions import vllm_build
 from seqproc.engines.base import NO_FOLLOWING, Completion, Engine, Path, Request, StoppingRule
-from seqproc.engines.contexts import path_requests, read_at_once
+from seqproc.engines.contexts import ONE_TOKEN, path_requests, read_at_once
 from seqproc.engines.noise import COUPLED, GREEDY, Noise, NotReplayable
 from seqproc.engines.stopping import check_request, finish
 from seqproc.engines.vllm.distributions import (
@@ -31,6 +31,7 @@ from seqproc.engines.vllm.distributions import (
     path_params,
     paths_at_a_time,
 )
+from seqproc.engines.vllm.layers import outputs_told
 from seqproc.engines.vllm.noise import NATIVE_V2, NATIVE_V2_FP64
 from seqproc.engines.vllm.options import environment, llm_options, sampling_params
 from seqproc.engines.vllm.process import (
@@ -187,6 +188,18 @@ class VLLMEngine(Engine):
         if not self.can_follow:
             raise EngineError(f"{NO_FOLLOWING.format(self.name)}. {_HOW_TO_FOLLOW}")
         return self._follow(paths, policy)
+
+    def layer_outputs(self, context: Sequence[int], names: Sequence[str]) -> dict[str, Tensor]:
+        """See `Engine.layer_outputs`; by hooks, with the option ``enforce_eager=True`` alone."""
+        self._engine  # noqa: B018 - raises when closed
+        requests = path_requests(read_at_once([context]), self.max_context)
+        greedy = sampling_params(0, SamplingPolicy(do_sample=False), ONE_TOKEN)
+        self._llm.collective_rpc("seqproc_record", args=(list(names),))
+        try:
+            list(self._outputs(requests, lambda _: greedy, 1))
+        finally:
+            told, *_ = self._llm.collective_rpc("seqproc_recorded")
+        return outputs_told(told, len(context))
 
     def _follow(self, paths: Sequence[Path], policy: SamplingPolicy) -> Iterator[Tensor]:
         self._require_possible(policy)

@@ -1,16 +1,18 @@
 """Methods for vLLM's workers: vLLM mixes them into its class, and our engine calls them by name.
 
-Knows how vLLM keeps weights and which of its parts work; nothing about where weights come from.
+Knows how vLLM keeps weights, which of its parts work and what they return; nothing about where
+weights come from.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from seqproc.engines.vllm.layers import Recording, Told
 from seqproc.models.fingerprint import fingerprint
 
 _MODEL_RUNNER_V2 = "vllm.v1.worker.gpu.model_runner"
@@ -21,6 +23,7 @@ class WeightsExtension:
     """Methods of a vLLM worker; ``model_runner`` is the worker's own."""
 
     model_runner: Any
+    _seqproc_recording: Recording | None = None
 
     def seqproc_reload(self, path: str) -> None:
         """Load a checkpoint's weights into the running model."""
@@ -40,6 +43,15 @@ class WeightsExtension:
             "top_p_backend": "triton" if topk_topp_sampler.HAS_TRITON else "sort",
             "fp64_gumbel": bool(self.model_runner.model_config.use_fp64_gumbel),
         }
+
+    def seqproc_record(self, names: Sequence[str]) -> None:
+        """Keep what modules return from now on, until `seqproc_recorded`."""
+        self._seqproc_recording = Recording(self.model_runner.get_model(), names)
+
+    def seqproc_recorded(self) -> Told:
+        """What was kept; see `Recording.stop`."""
+        recording, self._seqproc_recording = self._seqproc_recording, None
+        return {} if recording is None else recording.stop()
 
     def seqproc_fingerprint(self, lora_id: int | None) -> str:
         """Digest of this worker's part of the weights, and of an active LoRA adapter."""

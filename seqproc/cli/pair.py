@@ -17,6 +17,7 @@ from seqproc.errors import ConfigError
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from seqproc.parity.layers import FirstDifference
     from seqproc.parity.pair import Pair, Reading, Row
     from seqproc.parity.pair_run import Layers, OtherModel, PairReport
     from seqproc.parity.run import EngineChoice
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from seqproc.processor import SequenceProcessor
 
 PAIR_FILE = "pair.json"
+ENGINES = "engines"  # in place of a model, for --layers
 _SHOWN_ROWS = 5  # of a comparison; the file has more
 _SHOWN_PARAMETERS = 5
 
@@ -49,7 +51,7 @@ class PairOptions:
         typer.Option(
             metavar="MODEL",
             help="Of --pair: another model, such as a checkpoint's folder, to tell which module "
-            "first differs from --model's.",
+            "first differs from --model's; or engines, for what vLLM's layers return.",
         ),
     ] = None
 
@@ -109,12 +111,13 @@ def compare_pair(
         num_rows=NUM_ROWS if pair.rows is None else pair.rows,
         seed=draw.seed,
         readings=parse_readings(pair.read),
-        other=None if pair.layers is None else _other_model(pair.layers, model),
+        other=None if pair.layers in (None, ENGINES) else _other_model(pair.layers, model),
+        engine_layers=pair.layers == ENGINES,
         on_pair=on_pair,
     )
     write_pairs(report, path)
-    if report.layers is not None:
-        print_layers(report.layers)
+    for layers in report.layers:
+        print_layers(layers)
     console().print(f"\nwritten to {printable(str(path))}")
 
 
@@ -167,20 +170,29 @@ def print_pair(pair: Pair) -> None:
 
 
 def print_layers(layers: Layers) -> None:
-    """The module in which the two models part, and the parameters in it that differ."""
+    """The module in which two models part, and the parameters in it that differ."""
     names = f"{layers.first} and {layers.second}, module by module"
     found = layers.difference
-    if found is None:
-        console().print(printable(f"\n{names}: no output differs on {layers.num_draws} draws"))
-        return
+    if layers.not_told is not None:
+        said = f"not compared: {layers.not_told}"
+    elif found is None:
+        said = f"no output differs on {layers.num_draws} draws"
+    else:
+        said = _parting(found)
+    console().print(printable(f"\n{names}: {said}"))
+
+
+def _parting(found: FirstDifference) -> str:
+    said = (
+        f"the first that differs is {found.module} ({found.kind}), by {found.difference:.2g} where "
+        f"{found.tolerance:.2g} is allowed, after {found.num_before:,} that agree"
+    )
+    if found.num_parameters is None:
+        return said
     inside = ", ".join(found.parameters[:_SHOWN_PARAMETERS]) or "none"
-    console().print(
-        printable(
-            f"\n{names}: the first that differs is {found.module} ({found.kind}), by "
-            f"{found.difference:.2g} where {found.tolerance:.2g} is allowed, after "
-            f"{found.num_before:,} that agree; parameters in it that differ: {inside}; "
-            f"{found.num_parameters:,} in the whole model"
-        )
+    return (
+        f"{said}; parameters in it that differ: {inside}; {found.num_parameters:,} in the whole "
+        "model"
     )
 
 

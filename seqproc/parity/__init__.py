@@ -14,7 +14,11 @@ from seqproc.parity.check import Check, check_engine
 from seqproc.parity.divergence import Comparison, Divergence, compare
 from seqproc.parity.draws import Answer, Draws, NominalScores, sample, score, score_nominal
 from seqproc.parity.freshness import canary, require_weights
-from seqproc.parity.layers import FirstDifference, first_difference
+from seqproc.parity.layers import (
+    FirstDifference,
+    first_difference,
+    first_difference_of_engine,
+)
 from seqproc.parity.metrics import Metric, mismatch
 from seqproc.parity.pair import Pair, ScorerDistributions, compare_distributions, spread_places
 from seqproc.parity.places import place_findings
@@ -53,6 +57,7 @@ __all__ = [
     "compare_distributions",
     "decide",
     "first_difference",
+    "first_difference_of_engine",
     "mismatch",
     "place_findings",
     "require_weights",

@@ -3,12 +3,13 @@
 Both read the same tokens. Modules are compared by name, in the order in which the first model's
 finish: a module inside another comes before it, so that the one named is the smallest.
 
-Knows models and token ids; neither engines nor policies.
+Knows models, token ids and what engines tell of their layers; no policies.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from seqproc._util.isolation import in_turn
+from seqproc.engines.answers import described
+from seqproc.engines.base import Engine
 from seqproc.errors import ConfigError, ModelError, SequenceError
 from seqproc.models.parameters import ParamMapping
 from seqproc.models.wrappers import unwrap
@@ -34,6 +37,8 @@ TOLERANCES = {
     torch.bfloat16: 0.5,
 }
 
+_IN_LAYERS = re.compile(r"\.layers\.\d+(\.(self_attn|mlp))?$")
+
 # Outputs of modules by name, one list of tensors for each call.
 _Outputs = dict[str, list[list[Tensor]]]
 
@@ -48,7 +53,7 @@ class FirstDifference:
     tolerance: float
     num_before: int  # modules that finish before it, and agree
     parameters: tuple[str, ...]  # of this module, with those inside it, that differ
-    num_parameters: int  # of the whole models that differ
+    num_parameters: int | None  # of the whole models that differ; None of an engine
 
 
 def first_difference(
@@ -108,6 +113,64 @@ def first_difference(
     )
 
 
+def first_difference_of_engine(
+    model: nn.Module,
+    engine: Engine,
+    sequences: Sequence[Sequence[int]],
+    *,
+    override: ParamMapping | None = None,
+) -> FirstDifference | None:
+    """Which decoder layer, attention or MLP of an engine first differs from a model's.
+
+    An engine lays weights out in its own way, so that no parameters are named. What is allowed is
+    that of the coarser dtype of the two in `TOLERANCES`, float32's at least.
+
+    Args:
+        model: a causal language model.
+        engine: one that has `Engine.layer_outputs`.
+        sequences: token ids, each read alone.
+        override: parameters of the model; None for its own.
+
+    Raises:
+        EngineError: the engine cannot tell, or fails.
+        ModelError: it has no modules of the names that the model has.
+    """
+    side = _Side.of(model, override)
+    names = [name for name, _ in side.model.named_modules() if _IN_LAYERS.search(name)]
+    theirs = _EngineSide(engine=engine, names=names)
+    differences = _differences(side, theirs, sequences)
+    widths = torch.float32, side.width, getattr(torch, str(described(engine).get("dtype")), None)
+    tolerance = max(TOLERANCES.get(width, 0.0) for width in widths if width is not None)
+    found = next((name for name, value in differences.items() if value > tolerance), None)
+    if found is None:
+        return None
+    return FirstDifference(
+        module=found,
+        kind=type(side.model.get_submodule(found)).__name__,
+        difference=differences[found],
+        tolerance=tolerance,
+        num_before=list(differences).index(found),
+        parameters=(),
+        num_parameters=None,
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _EngineSide:
+    """An engine, and the modules that it is asked about."""
+
+    engine: Engine
+    names: Sequence[str]
+
+    @property
+    def model(self) -> Engine:
+        return self.engine
+
+    def outputs(self, ids: Sequence[int]) -> _Outputs:
+        told = self.engine.layer_outputs(ids, self.names)
+        return {name: [[values.unsqueeze(0)]] for name, values in told.items()}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Side:
     """A model with the tensors that it computes with."""
@@ -165,7 +228,7 @@ def _tensors(output: Any) -> Iterator[Tensor]:
 
 
 def _differences(
-    first: _Side, second: _Side, sequences: Sequence[Sequence[int]]
+    first: _Side, second: _Side | _EngineSide, sequences: Sequence[Sequence[int]]
 ) -> dict[str, float]:
     """The largest difference of each module over all sequences, in order of finishing."""
     largest: dict[str, float] = {}

@@ -354,6 +354,7 @@ def _row(place: Place, log_p: Tensor, log_r: Tensor, tokenizer: Tokenizer) -> Ro
                 second=float(r[token]),
             )
             for token in (p - r).abs().topk(min(_NUM_TOKENS, len(p))).indices.tolist()
+            if p[token] > 0 or r[token] > 0
         ),
     )
 

@@ -18,9 +18,9 @@ from seqproc.engines import Engine
 from seqproc.engines.answers import described
 from seqproc.engines.base import NO_DISTRIBUTIONS, Request, TellsDistributions
 from seqproc.engines.registry import engine_class
-from seqproc.errors import ConfigError, EngineError
+from seqproc.errors import ConfigError, EngineError, ModelError
 from seqproc.parity.draws import sample
-from seqproc.parity.layers import FirstDifference, first_difference
+from seqproc.parity.layers import FirstDifference, first_difference, first_difference_of_engine
 from seqproc.parity.pair import (
     NUM_ROWS,
     Pair,
@@ -38,6 +38,10 @@ from seqproc.processor import SequenceProcessor
 
 SCORER = "scorer"  # as the second of a pair
 _NUM_READ_BY_LAYER = 4  # draws
+_NO_LAYERS = (
+    "neither engine of the pair tells what its layers return (Engine.layer_outputs); name another "
+    "model to compare the scorer's with"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,12 +54,13 @@ class OtherModel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layers:
-    """Where the scorer's model and another part, on the tokens of some draws."""
+    """Where the scorer's model and another, or an engine, part on the tokens of some draws."""
 
-    first: str  # names of the models
-    second: str
+    first: str  # the scorer's model
+    second: str  # the other model, or the engine's label
     num_draws: int  # that both read
-    difference: FirstDifference | None  # None: no module's output differs
+    difference: FirstDifference | None  # None: no output differs, or none is told
+    not_told: str | None = None  # why an engine does not tell what its layers return
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +71,7 @@ class PairReport:
     seed: int
     engines: tuple[dict[str, Any], ...]  # those that have started, as they describe themselves
     pairs: tuple[Pair, ...]  # one per policy
-    layers: Layers | None = None  # None where no other model was given
+    layers: tuple[Layers, ...] = ()  # of the other model, and of engines, where asked for
     is_complete: bool  # False while comparisons are still to come
 
     def to_json(self) -> str:
@@ -89,6 +94,7 @@ def run_pair(
     seed: int = 0,
     readings: tuple[Reading | None, Reading | None] = (None, None),
     other: OtherModel | None = None,
+    engine_layers: bool = False,
     on_pair: OnPair | None = None,
 ) -> PairReport:
     """Compare two engines along draws of the first; one engine lives at a time.
@@ -108,22 +114,33 @@ def run_pair(
         readings: how each engine reads contexts; None for decoding where it can.
         other: a model to hold the scorer's against, module by module, on some of the first
             policy's draws.
+        engine_layers: whether to hold the scorer's model against what the layers of the engines
+            return, on the same draws.
         on_pair: called as each policy is done.
 
     Raises:
         ConfigError: not two different engines, no policy, a greedy one, or a number that is not
             ≥ 1.
         EngineError: an engine that cannot tell distributions (nothing is started then), cannot
-            start, cannot read contexts as it is to, or fails.
+            start, cannot read contexts as it is to, or fails; neither of the two tells what its
+            layers return, and that is asked for.
         ModelError: the other model has no modules of the names that the scorer's has.
         MissingDependencyError: a package that an engine needs is not installed.
     """
     first, second = _two(engines)
     _require_sampling(policies)
+    if engine_layers and not (_tells_layers(first) or _tells_layers(second)):
+        raise EngineError(_NO_LAYERS)
     requests, owners = deal(processor, prompts, num_draws, seed)
     report = PairReport(
         model=processor.source.name, seed=seed, engines=(), pairs=(), is_complete=False
     )
+    layers: list[Layers] = []
+
+    def read_layers(engine: Engine, choice: EngineChoice, label: str) -> None:
+        if engine_layers and _tells_layers(choice):
+            layers.append(_of_engine(processor, engine, label, sequences))
+
     sequences: list[tuple[int, ...]] = []
     with ExitStack() as running:
         engine: Engine = running.enter_context(start(first, processor))
@@ -138,6 +155,8 @@ def run_pair(
             descriptions.append({"name": SCORER})
         else:
             followed = list(followed)
+            sequences = followed[0].sequences
+            read_layers(engine, first, engines[0].label)
             running.close()  # one engine lives at a time
             another = running.enter_context(start(second, processor))
             descriptions.append(described(another))
@@ -157,8 +176,13 @@ def run_pair(
             sequences = sequences or one.sequences
             if on_pair is not None:
                 on_pair(pair, report)
-    layers = None if other is None else _by_layer(processor, other, sequences)
-    return dataclasses.replace(report, layers=layers, is_complete=True)
+        if isinstance(another, Engine):
+            read_layers(another, second, engines[1].label)
+        else:
+            read_layers(engine, first, engines[0].label)
+    if other is not None:
+        layers.append(_of_model(processor, other, sequences))
+    return dataclasses.replace(report, layers=tuple(layers), is_complete=True)
 
 
 def _require_sampling(policies: Sequence[SamplingPolicy]) -> None:
@@ -203,7 +227,7 @@ def _follow(
     return _Followed(policy=policy, places=places, log_ps=log_ps)
 
 
-def _by_layer(
+def _of_model(
     processor: SequenceProcessor, other: OtherModel, sequences: Sequence[Sequence[int]]
 ) -> Layers:
     return Layers(
@@ -212,6 +236,26 @@ def _by_layer(
         num_draws=len(sequences),
         difference=first_difference(processor.scorer.model, other.model, sequences),
     )
+
+
+def _of_engine(
+    processor: SequenceProcessor, engine: Engine, label: str, sequences: Sequence[Sequence[int]]
+) -> Layers:
+    """What is told of the layers, or why nothing is: distributions are compared either way."""
+    told = Layers(
+        first=processor.source.name, second=label, num_draws=len(sequences), difference=None
+    )
+    try:
+        found = first_difference_of_engine(processor.scorer.model, engine, sequences)
+    except (EngineError, ModelError) as error:
+        return dataclasses.replace(told, not_told=str(error))
+    return dataclasses.replace(told, difference=found)
+
+
+def _tells_layers(choice: EngineChoice) -> bool:
+    if choice.name == SCORER:
+        return False
+    return engine_class(choice.name).layer_outputs is not Engine.layer_outputs
 
 
 def _two(engines: Sequence[EngineChoice]) -> tuple[EngineChoice, EngineChoice]:

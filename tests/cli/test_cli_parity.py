@@ -430,7 +430,7 @@ def test_the_module_in_which_another_model_parts_is_named(
     words = " ".join(result.output.split())
     assert "the first that differs is model.layers.1.mlp.up_proj (Linear)" in words
     assert "parameters in it that differ: model.layers.1.mlp.up_proj.weight; 1 in" in words
-    found = pairs_of(tmp_path)["layers"]
+    (found,) = pairs_of(tmp_path)["layers"]
     assert found["difference"]["module"] == "model.layers.1.mlp.up_proj"
     assert found["second"] == str(folder)
 
@@ -478,6 +478,7 @@ def pairs_of(tmp_path: Path) -> dict[str, Any]:
         ("hf,scorer", ("--read", "aloud"), 2, "--read takes decode or prefill"),
         ("hf,scorer", ("--read", "decode,prefill,decode"), 2, "--read takes decode or prefill"),
         ("hf,scorer", ("--layers", "/nowhere/at/all"), 1, "/nowhere/at/all"),
+        ("hf,scorer", ("--layers", "engines"), 1, "neither engine of the pair tells"),
     ],
 )
 def test_what_is_no_pair(

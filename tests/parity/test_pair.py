@@ -543,16 +543,68 @@ def test_a_run_names_the_module_in_which_another_model_parts(
     other = tiny_llama(initializer_range=0.5)
     same = OtherModel(name="other", model=other)
     report = run(tiny_llama, tiny_tokenizer, "hf", "scorer", other=same)
-    assert (report.layers.second, report.layers.num_draws) == ("other", 4)
-    assert report.layers.difference is None
+    (layers,) = report.layers
+    assert (layers.second, layers.num_draws, layers.difference) == ("other", 4, None)
     name = "model.layers.1.mlp.up_proj.weight"
     other.get_parameter(name).data[3, 5] += 1
     report = run(tiny_llama, tiny_tokenizer, "hf", "scorer", other=same)
-    found = report.layers.difference
+    found = report.layers[0].difference
     assert (found.module, found.parameters) == (name.removesuffix(".weight"), (name,))
-    told = json.loads(report.to_json(), parse_constant=pytest.fail)["layers"]
+    (told,) = json.loads(report.to_json(), parse_constant=pytest.fail)["layers"]
     assert told["difference"]["parameters"] == [name]
-    assert run(tiny_llama, tiny_tokenizer, "hf", "scorer").layers is None
+    assert run(tiny_llama, tiny_tokenizer, "hf", "scorer").layers == ()
+
+
+class Layered(HFEngine):
+    """It tells what its layers return, with another weight in the MLP of the second."""
+
+    name = "layered"
+
+    def layer_outputs(self, context: Sequence[int], names: Sequence[str]) -> dict[str, Tensor]:
+        model: Any = copy.deepcopy(self._model)
+        seen: dict[str, Tensor] = {}
+        model.model.layers[1].mlp.up_proj.weight.data[3, 5] += 1
+        for name in names:
+
+            def keep(_: Any, __: Any, output: Any, name: str = name) -> None:
+                seen[name] = output[0] if isinstance(output, tuple) else output
+
+            model.get_submodule(name).register_forward_hook(keep)
+        with torch.no_grad():
+            model(torch.tensor([list(context)]))
+        return {name: values.reshape(len(context), -1) for name, values in seen.items()}
+
+
+class Shy(Layered):
+    """It could tell, and does not."""
+
+    name = "shy"
+
+    def layer_outputs(self, context: Sequence[int], names: Sequence[str]) -> dict[str, Tensor]:
+        raise EngineError("not today")
+
+
+register_engine("layered", Layered)
+register_engine("shy", Shy)
+
+
+@pytest.mark.parametrize("engines", [("layered", "scorer"), ("layered", "shy"), ("shy", "layered")])
+def test_a_run_names_the_layer_in_which_an_engine_parts(
+    tiny_llama: Any, tiny_tokenizer: Any, engines: tuple[str, str]
+) -> None:
+    """And what one of them does not tell keeps nothing else from being compared."""
+    report = run(tiny_llama, tiny_tokenizer, *engines, engine_layers=True)
+    found = {one.second: one for one in report.layers}
+    assert tuple(one.second for one in report.layers) == tuple(
+        name for name in engines if name != "scorer"
+    )
+    difference = found["layered"].difference
+    assert (difference.module, difference.kind) == ("model.layers.1.mlp", "LlamaMLP")
+    # Before it: attention, MLP and layer 0, and attention 1.
+    assert (difference.num_before, difference.num_parameters) == (4, None)
+    if "shy" in found:
+        assert (found["shy"].difference, found["shy"].not_told) == (None, "not today")
+    assert (len(report.pairs), report.is_complete) == (2, True)
 
 
 def test_what_is_compared_of_the_scorer_outlives_a_failure(
@@ -581,6 +633,7 @@ def test_what_is_compared_of_the_scorer_outlives_a_failure(
             "a greedy policy",
         ),
         (("hf", "scripted"), {}, EngineError, "'scripted' does not tell"),
+        (("hf", "scorer"), {"engine_layers": True}, EngineError, "neither engine of the pair"),
     ],
 )
 def test_what_is_no_pair_is_refused_before_anything_starts(

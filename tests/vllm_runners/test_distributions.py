@@ -15,6 +15,7 @@ from seqproc.engines import VLLMEngine
 from seqproc.engines.answers import distributions_of
 from seqproc.engines.base import Path
 from seqproc.errors import EngineError
+from seqproc.parity import first_difference_of_engine
 from seqproc.policy import SamplingPolicy, log_q
 
 Start = Callable[..., AbstractContextManager[Any]]
@@ -93,3 +94,47 @@ def test_runner_v2_alone_decodes_given_tokens(engine: Any, runner: str) -> None:
     else:
         with pytest.raises(EngineError, match="decodes them on its model runner V2"):
             engine.follow([path], FULL)
+
+
+SEQUENCES = [tuple(range(40, 60)), (50, 51, 52)]
+eager = pytest.mark.skipif(torch.cuda.is_available(), reason="vLLM compiles its model there")
+
+
+@eager
+def test_layers_return_what_those_of_hugging_face_do(engine: Any, model: Model) -> None:
+    assert first_difference_of_engine(model.live, engine, SEQUENCES) is None
+    names = ["model.layers.0", "model.layers.1.mlp", "model.layers.7"]
+    found = engine.layer_outputs(SEQUENCES[0], names)
+    assert list(found) == names[:2]
+    seen: list[torch.Tensor] = []
+    with torch.no_grad():
+        layer = model.live.model.layers[0]
+        with layer.register_forward_hook(lambda _, __, output: seen.append(output)):
+            model.live(torch.tensor([SEQUENCES[0]]))
+    np.testing.assert_allclose(found["model.layers.0"], seen[0][0], atol=1e-4, rtol=1e-4)
+
+
+@eager
+@pytest.mark.parametrize(
+    ("weight", "module"),
+    [
+        ("model.layers.0.self_attn.q_proj.weight", "model.layers.0.self_attn"),
+        ("model.layers.1.mlp.up_proj.weight", "model.layers.1.mlp"),
+        ("model.layers.1.post_attention_layernorm.weight", "model.layers.1.mlp"),
+    ],
+)
+def test_the_layer_in_which_vllm_parts_from_other_weights_is_named(
+    weight: str, module: str, engine: Any, model: Model
+) -> None:
+    changed = model.live.get_parameter(weight).detach().clone()
+    changed.view(-1)[3] += 1
+    found = first_difference_of_engine(model.live, engine, SEQUENCES, override={weight: changed})
+    assert found is not None
+    assert (found.module, found.parameters, found.num_parameters) == (module, (), None)
+    assert found.difference > 100 * found.tolerance
+
+
+@eager
+def test_without_hooks_it_says_what_it_takes(engine: Any) -> None:
+    with pytest.raises(EngineError, match="enforce_eager=true and enable_prefix_caching=false"):
+        engine.layer_outputs((40, 41), ["model.no_such_module"])
