@@ -118,6 +118,19 @@ class Engine(ABC):
     def from_source(cls, source: ModelSource, **options: Any) -> Self:
         """Start the engine on a model. ``options`` are the back-end's own, passed through."""
 
+    @classmethod
+    def require_options(cls, options: Mapping[str, Any]) -> None:
+        """Refuse options of `from_source` that the engine does not have; starts nothing.
+
+        Whoever has other work to do before the start asks by `registry.require_options`. Optional,
+        and of the class that brings `from_source`: one that replaces that replaces this.
+
+        Raises:
+            EngineOptionError: as `from_source` would.
+            MissingDependencyError: a package that the engine needs is not installed.
+        """
+        del options
+
     @property
     @abstractmethod
     def max_context(self) -> int | None:

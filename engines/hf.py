@@ -81,12 +81,17 @@ class HFEngine(Engine):
     @classmethod
     def from_source(cls, source: ModelSource, **options: Any) -> HFEngine:
         """Use the source's live model. The one option is ``batch_size``."""
+        cls.require_options(options)
+        return cls(source.live_model(), source.tokenizer, max_context=source.max_context, **options)
+
+    @classmethod
+    def require_options(cls, options: Mapping[str, Any]) -> None:
+        """See `Engine.require_options`."""
         unknown = sorted(set(options) - {"batch_size"})
         if unknown:
             raise EngineOptionError(
                 f"engine 'hf' has no option {', '.join(unknown)}; its one option is batch_size"
             )
-        return cls(source.live_model(), source.tokenizer, max_context=source.max_context, **options)
 
     @property
     def max_context(self) -> int | None:

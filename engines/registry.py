@@ -5,6 +5,7 @@ Knows names and the `Engine` contract; imports an engine only to start it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -80,6 +81,20 @@ def engine_class(name: str) -> type[Engine]:
         EngineError: there is no engine of this name, or it cannot be imported.
     """
     return _find(name)
+
+
+def require_options(name: str, options: Mapping[str, Any]) -> None:
+    """Refuse options that an engine does not have, before it starts, where its class can tell.
+
+    Raises:
+        EngineOptionError: naming the option.
+        EngineError: there is no engine of this name, or it cannot be imported.
+        MissingDependencyError: a package that the engine needs is not installed.
+    """
+    cls = _find(name)
+    owner = next(one for one in cls.__mro__ if "from_source" in vars(one))
+    if "require_options" in vars(owner):  # and not in a class that has other options
+        cls.require_options(options)
 
 
 def require_known(name: str) -> None:

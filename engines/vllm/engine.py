@@ -33,7 +33,7 @@ from seqproc.engines.vllm.distributions import (
 )
 from seqproc.engines.vllm.layers import outputs_told
 from seqproc.engines.vllm.noise import NATIVE_V2, NATIVE_V2_FP64
-from seqproc.engines.vllm.options import environment, llm_options, sampling_params
+from seqproc.engines.vllm.options import environment, llm_options, require_options, sampling_params
 from seqproc.engines.vllm.process import (
     WHERE_IT_CAN,
     explained,
@@ -101,8 +101,7 @@ class VLLMEngine(Engine):
         source: ModelSource | None = None,
         **options: Any,
     ) -> None:
-        if sampler not in typing.get_args(Sampler):
-            raise ConfigError(f"sampler must be 'auto', 'native' or 'coupled', got {sampler!r}")
+        _require_sampler(sampler)
         self._sampler = sampler
         self._told_reasons: set[str] = set()  # why our sampler was chosen, each said once
         self._checkpoint = checkpoint
@@ -114,10 +113,7 @@ class VLLMEngine(Engine):
         self._ids = itertools.count()
         on_cpu = not torch.cuda.is_available()
         self._platform = "cpu" if on_cpu else torch.cuda.get_device_name()
-        # In this process, closing vLLM would close a process group of the user's as well.
-        in_process = not has_process_group()
-        for name, value in environment(options, on_cpu=on_cpu, in_process=in_process).items():
-            os.environ.setdefault(name, value)
+        _set_environment(options, on_cpu=on_cpu)
         with process_unchanged():  # importing vLLM warns and changes as much as starting it
             vllm = import_vllm()
             self._options = llm_options(
@@ -134,6 +130,16 @@ class VLLMEngine(Engine):
         """Start vLLM on the source's checkpoint; a live model is exported first."""
         require_vllm()
         return cls(source.checkpoint(), source.tokenizer, source=source, **options)
+
+    @classmethod
+    def require_options(cls, options: Mapping[str, Any]) -> None:
+        """See `Engine.require_options`; imports vLLM."""
+        _require_sampler(options.get("sampler", "auto"))
+        of_vllm = {name: value for name, value in options.items() if name != "sampler"}
+        _set_environment(of_vllm, on_cpu=not torch.cuda.is_available())
+        with process_unchanged():
+            import_vllm()
+            require_options(of_vllm)
 
     @property
     def max_context(self) -> int | None:
@@ -473,6 +479,19 @@ class VLLMEngine(Engine):
             logqs=logqs,
             prompt_ids=tuple(output.prompt_token_ids),
         )
+
+
+def _require_sampler(sampler: object) -> None:
+    if sampler not in typing.get_args(Sampler):
+        raise ConfigError(f"sampler must be 'auto', 'native' or 'coupled', got {sampler!r}")
+
+
+def _set_environment(options: Mapping[str, Any], *, on_cpu: bool) -> None:
+    """What vLLM reads when it is imported, where the user has not set it."""
+    # In this process, closing vLLM would close a process group of the user's as well.
+    in_process = not has_process_group()
+    for name, value in environment(options, on_cpu=on_cpu, in_process=in_process).items():
+        os.environ.setdefault(name, value)
 
 
 def _require_distribution(logqs: Sequence[float], request: Request) -> None:

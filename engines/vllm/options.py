@@ -90,8 +90,7 @@ def llm_options(
         defaults["logits_processors"] = [_COUPLED_SAMPLER]
     if checkpoint.adapter is not None:
         defaults |= {"enable_lora": True, "max_lora_rank": _lora_rank(checkpoint.adapter)}
-    _require_known(options)
-    _refuse_fixed(options)
+    require_options(options)
     return {**defaults, **options}
 
 
@@ -108,6 +107,16 @@ def _cpu_options(options: Mapping[str, Any]) -> dict[str, Any]:
     if not decides_memory and not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
         chosen["kv_cache_memory_bytes"] = _kv_cache_bytes()
     return chosen
+
+
+def require_options(options: Mapping[str, Any]) -> None:
+    """Refuse options that are not vLLM's, or that would change what it samples from; imports vLLM.
+
+    Raises:
+        EngineOptionError: naming the option.
+    """
+    _require_known(options)
+    _refuse_fixed(options)
 
 
 def _require_known(options: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@ from seqproc._util import strict_json
 from seqproc.engines import Engine
 from seqproc.engines.answers import described
 from seqproc.engines.base import NO_DISTRIBUTIONS, Request, TellsDistributions
-from seqproc.engines.registry import engine_class
+from seqproc.engines.registry import engine_class, require_options
 from seqproc.errors import ConfigError, EngineError, ModelError
 from seqproc.parity.draws import sample
 from seqproc.parity.layers import FirstDifference, first_difference, first_difference_of_engine
@@ -281,11 +281,12 @@ def _with_distributions(choice: EngineChoice) -> EngineChoice:
     """The choice, with what an engine has to be started with to tell distributions.
 
     Raises:
-        EngineError: its class does not tell them.
+        EngineError: its class does not tell them, or has not the options.
     """
     if choice.name == SCORER:
         return choice
     cls = engine_class(choice.name)
     if cls.distributions is Engine.distributions:
         raise EngineError(NO_DISTRIBUTIONS.format(choice.name))
+    require_options(choice.name, choice.options)
     return dataclasses.replace(choice, options={**cls.distribution_options, **choice.options})

@@ -21,8 +21,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from seqproc.engines import gumbel_noise
 from seqproc.engines.coupling import choose
 from seqproc.engines.gumbel import seed_tensor
+from seqproc.engines.registry import require_options
 from seqproc.engines.vllm.runner import Runner
-from seqproc.errors import SequenceError
+from seqproc.errors import ConfigError, SequenceError
 from seqproc.policy import SamplingPolicy, log_q
 from seqproc.support.nucleus import nuclei
 
@@ -139,6 +140,20 @@ def test_the_adapter_is_that_of_the_runner_that_asks() -> None:
     assert issubclass(CoupledSampler, ProcessorV2)
     assert isinstance(old, ProcessorV1)
     assert isinstance(make_sampler(), ProcessorV2)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"colour": "red"}, "no option 'colour'"),
+        ({"logprobs_mode": "raw_logprobs"}, "needs logprobs_mode='processed_logprobs'"),
+        ({"sampler": "loud"}, "sampler must be 'auto'"),
+    ],
+)
+def test_options_are_refused_before_the_start(options: dict[str, Any], words: str) -> None:
+    require_options("vllm", {"sampler": "coupled", "max_num_seqs": 4, "max_logprobs": -1})
+    with pytest.raises(ConfigError, match=words):
+        require_options("vllm", options)
 
 
 # ---------------------------------------------------------------- nothing waits for the device

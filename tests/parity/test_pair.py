@@ -16,6 +16,7 @@ from torch import Tensor
 
 from helpers.parity_range import STOPPING, Range
 from seqproc import SequenceProcessor
+from seqproc.cli.parity import parse_engines
 from seqproc.engines import Engine, HFEngine, Request, ScriptedEngine, register_engine
 from seqproc.engines.answers import distributions_of, followed_by
 from seqproc.engines.base import Path
@@ -30,8 +31,7 @@ from seqproc.parity import (
     spread_places,
 )
 from seqproc.parity.metrics import mismatch
-from seqproc.parity.pair_run import OtherModel, PairReport, run_pair
-from seqproc.parity.run import EngineChoice
+from seqproc.parity.pair_run import SCORER, OtherModel, PairReport, run_pair
 from seqproc.policy import SamplingPolicy
 from seqproc.prompts import draw_seed
 
@@ -482,13 +482,31 @@ def test_other_vocabularies_do_not_compare(engine: HFEngine, small: Range) -> No
 # ---------------------------------------------------------------- runs
 
 
+class Coloured(HFEngine):
+    """It has an option of its own."""
+
+    name = "coloured"
+
+    @classmethod
+    def from_source(cls, source: Any, *, colour: str = "red", **options: Any) -> Any:
+        return super().from_source(source, **options)
+
+
+register_engine("coloured", Coloured)
+
+
+def test_an_option_of_a_subclass_is_no_stranger(tiny_llama: Any, tiny_tokenizer: Any) -> None:
+    report = run(tiny_llama, tiny_tokenizer, "hf", "coloured:colour=blue", policies=[RAW])
+    assert report.pairs[0].engines == ("hf", "coloured:colour=blue")
+
+
 def run(tiny_llama: Any, tokenizer: Any, *engines: str, **options: Any) -> Any:
     processor = SequenceProcessor(
         tiny_llama(initializer_range=0.5),
         tokenizer,
         config={"generation": {"max_new_tokens": 8, "gen_batch_size": 30}},
     )
-    choices = [EngineChoice(name=name) for name in engines]
+    choices = parse_engines(",".join(engines), others=[SCORER])
     prompts = ["What is 2 + 3?", "The answer is"]
     given: dict[str, Any] = {"policies": [RAW, NUCLEUS], "num_draws": 12, "num_rows": 20, **options}
     with processor:
@@ -633,6 +651,7 @@ def test_what_is_compared_of_the_scorer_outlives_a_failure(
             "a greedy policy",
         ),
         (("hf", "scripted"), {}, EngineError, "'scripted' does not tell"),
+        (("hf", "warm:colour=red"), {}, EngineError, "no option colour"),
         (("hf", "scorer"), {"engine_layers": True}, EngineError, "neither engine of the pair"),
     ],
 )
