@@ -437,13 +437,12 @@ class VLLMEngine(Engine):
     ) -> None:
         """Fill vLLM's queue up."""
         for request in itertools.islice(stream, num_queued - len(in_flight)):
-            asked = params(request)
             request_id = str(next(self._ids))
             with explained(f"vLLM refused request {request.index}"):
                 self._engine.add_request(
                     request_id,
                     {"type": "token", "prompt_token_ids": list(request.prompt_ids)},
-                    asked,
+                    params(request),
                     lora_request=self._weights.lora,
                 )
             in_flight[request_id] = request
