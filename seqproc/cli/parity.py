@@ -66,6 +66,14 @@ _Level = Annotated[
         help="Of --until: probability that a wrong engine of the catalogue passes. Default 0.01."
     ),
 ]
+_SuspectedCheckpoints = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--suspect",
+        metavar="CHECKPOINT",
+        help="A checkpoint of the same architecture that an engine may hold instead; repeatable.",
+    ),
+]
 _ParityOut = Annotated[
     Path, typer.Option(help="Folder that parity.json, or pair.json, is written to.")
 ]
@@ -83,6 +91,7 @@ def parity(
     false_alarms: _FalseAlarms = 1e-3,
     until: _UntilWithin = None,
     level: _Level = None,
+    suspect: _SuspectedCheckpoints = None,
     out: _ParityOut = Path(),
     chat: Chat = False,
 ) -> None:
@@ -93,6 +102,8 @@ def parity(
     """
     choices = _choices(engines, pair, of_pair, until)
     rule = _until(until, level)
+    if pair is not None and suspect:
+        raise ConfigError("--suspect goes with --engines; a pair is compared, and not tested")
     measured = parse_policies(policies or [])
     _refuse_two_policies(policies, policy)
     if pair is not None:
@@ -117,6 +128,7 @@ def parity(
     texts = _prompts(draw)
     write_report(_nothing_yet(model, draw), path)  # in place of an earlier one
     with _opened(model, policy, response, texts, chat) as (processor, prompts):
+        from seqproc.cli.suspects import load_suspects
         from seqproc.parity.run import run_parity
 
         report = run_parity(
@@ -130,6 +142,7 @@ def parity(
             on_check=on_check,
             until=rule,
             on_look=print_look,
+            suspects=load_suspects(suspect or [], model, processor.model),
         )
     print_comparisons(report)
     write_report(report, path)

@@ -25,7 +25,7 @@ from seqproc.parity.places import place_findings
 from seqproc.parity.sampler import sampler_findings
 from seqproc.parity.sequential import Look, Until
 from seqproc.parity.structure import structure_findings
-from seqproc.parity.suspects import Suspects
+from seqproc.parity.suspects import Suspect, Suspects, without_adapter
 from seqproc.parity.verdict import FALSE_ALARMS, Finding, Link, Verdict, decide
 from seqproc.parity.worst import WorstToken, worst_tokens
 
@@ -46,6 +46,7 @@ __all__ = [
     "NominalScores",
     "Pair",
     "ScorerDistributions",
+    "Suspect",
     "Suspects",
     "Until",
     "Verdict",
@@ -67,5 +68,6 @@ __all__ = [
     "score_nominal",
     "spread_places",
     "structure_findings",
+    "without_adapter",
     "worst_tokens",
 ]

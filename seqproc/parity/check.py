@@ -24,7 +24,7 @@ from seqproc.parity.replay import Replay
 from seqproc.parity.sampler import require_scipy
 from seqproc.parity.sequential import Until
 from seqproc.parity.subject import OnLook, Subject
-from seqproc.parity.suspects import Suspects
+from seqproc.parity.suspects import Suspects, all_suspects
 from seqproc.parity.verdict import FALSE_ALARMS, Finding, Verdict, decide, require_rate
 from seqproc.parity.worst import WorstToken, worst_tokens
 from seqproc.policy import SamplingPolicy
@@ -81,8 +81,9 @@ def check_engine(
         policy: the measure q.
         stopping: where responses end; its EOS ids are the scorer's.
         override: parameters that the engine is said to sample with; None for the model's own.
-        suspects: other parameters that it might hold instead, by a description each; they are
-            made only when something failed. The model's own are one, when there is an override.
+        suspects: other parameters that it might hold, or prompts that it might see, by a
+            description each. They are bet on, which takes a forward over all draws each; their
+            parameters are made anew at each look.
         logit_error: by which each logit may be off [nats]; None for what goes with the dtype that
             the engine says it has, which in float16 and bfloat16 is measured on its tokens.
         false_alarms: probability that a right engine fails.
@@ -92,7 +93,8 @@ def check_engine(
         on_look: called after each look of a check that goes on until it is decided.
 
     Raises:
-        ConfigError: a rate of false alarms, a logit error or a seed that is none.
+        ConfigError: a rate of false alarms, a logit error, a seed or a suspect that is none.
+        OverrideError: parameters of a suspect that are not those of the scorer's model.
         SequenceError: no requests, indices that repeat, or not one prompt number for each.
         EngineError: when the engine fails, or breaks its contract so that nothing can be tested.
         MissingDependencyError: scipy is not installed.
@@ -117,7 +119,7 @@ def check_engine(
         stopping=stopping,
         noise=noise,
         override=override,
-        suspects=_suspects(override, suspects),
+        suspects=all_suspects(suspects),
         logit_error=logit_error,
         description=description,
         false_alarms=false_alarms,
@@ -160,8 +162,3 @@ def _require_requests(requests: Sequence[Request], prompts: Sequence[int]) -> No
         )
     if len({request.index for request in requests}) < len(requests):
         raise SequenceError("every request needs an index of its own; some have the same")
-
-
-def _suspects(override: ParamMapping | None, suspects: Suspects | None) -> Suspects:
-    own = {} if override is None else {"the model's own weights, not the override": dict}
-    return {**own, **(suspects or {})}

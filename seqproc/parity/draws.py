@@ -5,8 +5,9 @@ Knows the engine contract and the scorer; the tests that read a `Draws` know nei
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from seqproc.models.parameters import ParamMapping
 from seqproc.parity.betting.book import Book
 from seqproc.parity.betting.evidence import Gains
 from seqproc.parity.positions import Cut, LogDistribution, Placement, cut, place
-from seqproc.parity.reading import Rows, read_columns
+from seqproc.parity.reading import Reading, Rows, read_columns
 from seqproc.parity.replay import ReplayedRows, ReplayedTokens, replay_rows
 from seqproc.policy import SamplingPolicy, log_q, token_log_p
 from seqproc.scorers import TeacherForcingScorer, TokenSequence
@@ -32,6 +33,10 @@ from seqproc.scorers import TeacherForcingScorer, TokenSequence
 # Legend: D draws, N tokens of all draws together, K bins of ranks, B exponents.
 
 Floats = NDArray[np.float64]
+
+# Float64 logits [R, V] and their rows to log q [R, V], −∞ outside the support. The sequences of the
+# rows are numbered as the answers that hold a token are.
+RowDistribution = Callable[[Tensor, Rows], Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,15 +224,32 @@ def score(
         override: parameters to score at; None for the model's own.
         seed: of the randomisation of the transform, which is the test's and not the engine's.
     """
+    by_row = {name: partial(_of_logits, of) for name, of in distributions.items()}
+    return score_rows(answers, scorer, by_row, override=override, seed=seed)
+
+
+def _of_logits(of: LogDistribution, logits_RV: Tensor, _: Rows) -> Tensor:
+    return of(logits_RV)
+
+
+def score_rows(
+    answers: Sequence[Answer],
+    scorer: TeacherForcingScorer,
+    distributions: Mapping[str, RowDistribution],
+    *,
+    override: ParamMapping | None = None,
+    seed: int = 0,
+) -> dict[str, Draws]:
+    """As `score`, for distributions that depend on which row it is as well."""
     answers, eos = with_tokens(answers), scorer.eos_token_ids
 
     def reading(logits: Tensor, rows: Rows) -> dict[str, Tensor]:
         columns: dict[str, Tensor] = {}
         for name, of in distributions.items():
-            columns |= _named(place(of(logits.double()), rows.tokens, eos), f"{name}/")
+            columns |= _named(place(of(logits.double(), rows), rows.tokens, eos), f"{name}/")
         return columns
 
-    columns = _columns(answers, scorer, reading, override)
+    columns = token_columns(answers, scorer, reading, override)
     return {name: _draws(answers, columns, name, eos, seed) for name in distributions}
 
 
@@ -276,7 +298,7 @@ def score_nominal(
         of_bets = {} if book is None else book.columns(wide, log_q_RV, placed, rows)
         return own | _named(placed, "q/") | of_bets
 
-    columns = _columns(answers, scorer, reading, override)
+    columns = token_columns(answers, scorer, reading, override)
     own = {name: values for name, values in columns.items() if "/" not in name}
     names = ReplayedTokens.names()
     replayed = {name: own.pop(name) for name in names if name in own}
@@ -347,13 +369,17 @@ def _named(record: Placement | Cut | ReplayedRows, prefix: str = "") -> dict[str
     return {f"{prefix}{field.name}": getattr(record, field.name) for field in fields(record)}
 
 
-def _columns(
+def token_columns(
     answers: Sequence[Answer],
     scorer: TeacherForcingScorer,
-    reading: Any,
+    reading: Reading,
     override: ParamMapping | None,
 ) -> dict[str, Any]:
-    """Columns over all tokens, in order of draw."""
+    """What is read of all tokens, in order of draw: arrays of N rows, by name.
+
+    Answers without a token are left out.
+    """
+    answers = with_tokens(answers)
     sequences = token_sequences(answers)
     with progress_bar(len(answers), "scoring", unit="seq") as bar:
         found = read_columns(scorer, sequences, reading, override=override, progress=bar.update)

@@ -18,7 +18,8 @@ from seqproc.parity.cause import Cause, log_q_error
 from seqproc.parity.draws import Answer, Draws, Floats, sample, score
 from seqproc.parity.metrics import log_q_range
 from seqproc.parity.positions import LogDistribution
-from seqproc.parity.suspects import Case, of_policy, other_weights
+from seqproc.parity.suspected import log_r
+from seqproc.parity.suspects import Case, of_policy, other_prompts, other_weights
 from seqproc.parity.verdict import Link
 
 _OTHER_LOGITS = "other logits than the scorer's (dtype, kernel), or other weights"
@@ -95,11 +96,9 @@ def _reports(case: Case) -> list[_Report]:
         )
         for name, draws in policies.items()
     ]
-    for name, parameters in other_weights(case).items():
-        own = {"q": of_policy(case.policy)}
-        draws = score(case.answers, case.scorer, own, override=parameters())["q"]
-        error = log_q_error(draws.logqs, reported)
-        found.append(_Report(link=Link.WEIGHTS, description=name, error=error))
+    for name, suspect in {**other_weights(case), **other_prompts(case)}.items():
+        error = log_q_error(log_r(case, suspect), reported)
+        found.append(_Report(link=suspect.link, description=name, error=error))
         if error <= case.tolerance:
             break
     return found

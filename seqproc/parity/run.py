@@ -22,6 +22,7 @@ from seqproc.parity.check import Check, check_engine
 from seqproc.parity.divergence import Comparison, compare
 from seqproc.parity.sampler import require_scipy
 from seqproc.parity.sequential import Look, Until, in_rounds
+from seqproc.parity.suspects import Suspects
 from seqproc.parity.verdict import FALSE_ALARMS, require_rate
 from seqproc.policy import SamplingPolicy
 from seqproc.processor import SequenceProcessor
@@ -101,6 +102,7 @@ def run_parity(
     on_check: OnCheck | None = None,
     until: Until | None = None,
     on_look: OnParityLook | None = None,
+    suspects: Suspects | None = None,
 ) -> ParityReport:
     """Check every engine under every policy on the same requests; one engine lives at a time.
 
@@ -115,6 +117,7 @@ def run_parity(
         on_check: called as each check is done.
         until: when a check is decided, and ends; None for all draws.
         on_look: called after each look of such a check.
+        suspects: what an engine may hold or see instead, as `check_engine` has it.
 
     Raises:
         ConfigError: no engine, or one twice; no policy; a greedy one with ``until``; fewer than two
@@ -155,6 +158,7 @@ def run_parity(
                         seed=seed,
                         until=until,
                         on_look=on_look and partial(on_look, choice.label, policy),
+                        suspects=suspects,
                     )
                 )
                 if on_check is not None:

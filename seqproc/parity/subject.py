@@ -36,7 +36,8 @@ from seqproc.parity.places import place_findings
 from seqproc.parity.replay import Replay, replay, replay_finding
 from seqproc.parity.sampler import sampler_findings
 from seqproc.parity.sequential import Look, Until, batches
-from seqproc.parity.suspects import Case, Suspects, joined
+from seqproc.parity.suspected import with_bets
+from seqproc.parity.suspects import Case, Suspect, joined
 from seqproc.parity.twins import twins
 from seqproc.parity.verdict import Finding, decide_at
 from seqproc.policy import SamplingPolicy
@@ -67,7 +68,7 @@ class Subject:
     stopping: StoppingRule
     noise: Noise | NotReplayable
     override: ParamMapping | None
-    suspects: Suspects
+    suspects: Mapping[str, Suspect]
     logit_error: float | None  # given by the user, nats
     description: Mapping[str, Any]  # of the engine by itself
     false_alarms: float
@@ -111,6 +112,7 @@ class Subject:
             error=error,
             false_alarms=self.false_alarms,
         )
+        case = with_bets(case)
         return case if before is None else joined([before, case])
 
     def _error_of(self, answers: Sequence[Answer]) -> LogitError:

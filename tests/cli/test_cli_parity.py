@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from rich.text import Text
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from seqproc._util.progress import progress_bar
@@ -525,3 +526,44 @@ def test_a_policy_beside_the_options_that_it_stands_for_is_refused(
 
 def test_temperature_zero_tells_of_greedy(run: Run) -> None:
     assert "--greedy" in run("hf", "--policy", "0,1").output
+
+
+class Stale(HFEngine):
+    """It samples with other weights than it was started with."""
+
+    name = "stale"
+    checkpoint: Path
+
+    @classmethod
+    def from_source(cls, source: ModelSource, **options: Any) -> HFEngine:
+        engine = super().from_source(source, **options)
+        model = AutoModelForCausalLM.from_pretrained(cls.checkpoint)
+        engine.load_weights(dict(model.named_parameters()))
+        return engine
+
+
+register_engine("stale", Stale)
+
+
+def test_a_suspected_checkpoint_is_named(
+    run: Run, tmp_path: Path, tiny_llama: Any, tiny_tokenizer: Any
+) -> None:
+    Stale.checkpoint = tmp_path / "before"
+    tiny_llama(seed=1, initializer_range=0.5).save_pretrained(tmp_path / "before")
+    tiny_tokenizer.save_pretrained(tmp_path / "before")
+    result = run("stale", "--suspect", tmp_path / "before")
+    assert result.exit_code == 3, result.output
+    (cause,) = report(tmp_path)["checks"]["stale"][0]["causes"]
+    assert cause["description"] == f"the weights of {tmp_path / 'before'}"
+    assert cause["explains"] is True
+
+
+def test_a_suspect_has_to_be_of_the_same_architecture(
+    run: Run, tmp_path: Path, tiny_llama: Any, tiny_tokenizer: Any
+) -> None:
+    tiny_llama(hidden_size=16).save_pretrained(tmp_path / "small")
+    tiny_tokenizer.save_pretrained(tmp_path / "small")
+    result = run("hf", "--suspect", tmp_path / "small")
+    assert result.exit_code == 2, result.output
+    assert "must have the parameters of" in " ".join(result.output.split())
+    assert run(None, "--pair", "hf,scorer", "--suspect", tmp_path / "small").exit_code == 2

@@ -19,6 +19,7 @@ from seqproc.support.top_logits import largest
 # Shapes: R rows (steps), V tokens of the vocabulary, M tokens of a head.
 
 TEMPERATURE, TOP_P = "temperature", "top_p"  # families whose parameter is fitted
+IGNORED = "temperature ignored"  # the member of the first at T = 1
 
 TEMPERATURES = (
     *(0.5, 0.67, 0.77, 0.83, 0.87, 0.91, 0.935, 0.95, 0.965, 0.98, 0.99),
@@ -53,7 +54,7 @@ def _temperatures(policy: SamplingPolicy) -> Iterator[Alternative]:
     if policy.temperature != 1:
         yield Alternative(
             family=TEMPERATURE,
-            name="temperature ignored",
+            name=IGNORED,
             value=1.0,
             log_r=_at(1.0),
             whole=_of(replace(policy, temperature=1.0)),
@@ -200,7 +201,17 @@ def _typical(policy: SamplingPolicy) -> Iterator[Alternative]:
             name=f"typical_p = {value:g} left on",
             value=value,
             log_r=_with_typical(value),
+            whole=partial(_typical_of, value, policy),
         )
+
+
+def _typical_of(mass: float, policy: SamplingPolicy, logits_RV: Tensor) -> Tensor:
+    log_p_RV = log_q(logits_RV, policy)
+    entropy_R1 = torch.special.entr(log_p_RV.exp()).sum(-1, keepdim=True)
+    order_RV = (log_p_RV + entropy_R1).abs().argsort(-1, stable=True)
+    masses_RV = log_p_RV.exp().gather(-1, order_RV).cumsum(-1)
+    first_RV = torch.cat([torch.zeros_like(masses_RV[:, :1]), masses_RV[:, :-1]], -1) < mass
+    return _renormalised(log_p_RV, torch.zeros_like(first_RV).scatter(-1, order_RV, first_RV))
 
 
 def _with_typical(mass: float) -> Callable[[Case], Tensor]:

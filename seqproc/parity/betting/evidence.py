@@ -15,21 +15,24 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import compress
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from seqproc.parity.betting.alternatives import Alternative
 from seqproc.parity.betting.cuts import TEMPERATURE, TOP_P
+from seqproc.parity.betting.suspected import PROMPTS, WEIGHTS
 
 # Shapes: N tokens of all draws together, D draws, K alternatives, B bins of steps, W windows.
 
 STEP_EDGES = (1, 2, 4, 8, 16, 24, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 DRAW_EDGES = (32, 128, 512, 2048)
 _ENDLESS = 2**31
-_WEIGHTS = {TEMPERATURE: 3.0, TOP_P: 3.0}  # of families, by how often engines have these faults
+# Of families, by how often engines have these faults; what a caller suspects is likely.
+_WEIGHTS = {TEMPERATURE: 3.0, TOP_P: 3.0, WEIGHTS: 8.0, PROMPTS: 8.0}
 _WHOLE = 0.7  # share of the bets on all tokens
 _SOME = 0.1  # share of those on draws that nobody knows
 _PARTS = (0.02, 0.05, 0.1, 0.3)  # probability with which a draw is one of these
@@ -114,6 +117,35 @@ class Gains:
             **arrays,
         )
 
+    def beside(self, more: Gains) -> Gains:
+        """With bets on more alternatives, of the same draws."""
+        errors = (self.report_errors, more.report_errors)
+        return replace(
+            self,
+            alternatives=(*self.alternatives, *more.alternatives),
+            sums=np.concatenate([self.sums, more.sums], axis=1),
+            distances=np.concatenate([self.distances, more.distances], axis=1),
+            report_errors=np.concatenate([e for e in errors if e is not None])
+            if self.num_reported
+            else None,
+        )
+
+    def against(self, log_ratios: Floats) -> Gains:
+        """The same bets, placed against an alternative r in place of q.
+
+        The product of a(y)/r(y) has mean 1 when r is what is sampled from.
+
+        Args:
+            log_ratios: ``[N]`` log r/q of the tokens.
+        """
+        own = _by_bin(log_ratios[:, None], self.lengths)[:, 0]
+        return replace(
+            self,
+            sums=self.sums - own[:, None],
+            greedy=self.greedy - own.sum(-1),
+            bans=None if self.bans is None else self.bans - float(log_ratios.sum()),
+        )
+
 
 _ARRAYS = ("sums", "distances", "greedy", "lengths")
 
@@ -159,14 +191,6 @@ def gains(
         reported: ``[N]`` log q as the engine reported them, NaN where it did not.
     """
     starts = np.cumsum(lengths) - lengths
-    steps = np.arange(len(logqs)) - np.repeat(starts, lengths)
-    bins = np.searchsorted(STEP_EDGES, steps, side="right")
-    shape = (len(lengths), len(alternatives), len(STEP_EDGES) + 1)
-    sums = np.zeros(shape, dtype=np.float32)
-    owners = np.repeat(np.arange(len(lengths)), lengths)
-    # The steps of a draw rise, so that its tokens of one bin stand together.
-    firsts = np.flatnonzero(np.diff(owners * (len(STEP_EDGES) + 1) + bins, prepend=-1))
-    sums[owners[firsts], :, bins[firsts]] = np.add.reduceat(ratios, firsts, axis=0, dtype=float)
     is_greedy = np.logical_and.reduceat(ranks == 0, starts)
     log_q = np.add.reduceat(np.where(np.isfinite(logqs), logqs, 0.0), starts)
     greedy = np.where(is_greedy, -log_q, -np.inf)
@@ -175,7 +199,7 @@ def gains(
     errors, num_reported = _report_errors(ratios, logqs, reported)
     return Gains(
         alternatives=tuple(alternatives),
-        sums=sums,
+        sums=_by_bin(ratios, lengths),
         distances=np.add.reduceat(apart, starts, axis=0),
         greedy=greedy,
         lengths=np.asarray(lengths),
@@ -183,6 +207,20 @@ def gains(
         report_errors=errors,
         num_reported=num_reported,
     )
+
+
+def _by_bin(ratios: NDArray[Any], lengths: Ints) -> NDArray[np.float32]:
+    """Sums ``[D, K, B]`` of ``[N, K]``, by draw and bin of steps."""
+    starts = np.cumsum(lengths) - lengths
+    steps = np.arange(len(ratios)) - np.repeat(starts, lengths)
+    bins = np.searchsorted(STEP_EDGES, steps, side="right")
+    shape = (len(lengths), ratios.shape[1], len(STEP_EDGES) + 1)
+    sums = np.zeros(shape, dtype=np.float32)
+    owners = np.repeat(np.arange(len(lengths)), lengths)
+    # The steps of a draw rise, so that its tokens of one bin stand together.
+    firsts = np.flatnonzero(np.diff(owners * (len(STEP_EDGES) + 1) + bins, prepend=-1))
+    sums[owners[firsts], :, bins[firsts]] = np.add.reduceat(ratios, firsts, axis=0, dtype=float)
+    return sums
 
 
 def _report_errors(
