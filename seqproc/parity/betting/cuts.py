@@ -208,7 +208,7 @@ def _typical(policy: SamplingPolicy) -> Iterator[Alternative]:
 def _typical_of(mass: float, policy: SamplingPolicy, logits_RV: Tensor) -> Tensor:
     log_p_RV = log_q(logits_RV, policy)
     entropy_R1 = torch.special.entr(log_p_RV.exp()).sum(-1, keepdim=True)
-    order_RV = (log_p_RV + entropy_R1).abs().argsort(-1, stable=True)
+    order_RV = (log_p_RV + entropy_R1).abs().argsort(dim=-1, stable=True)
     masses_RV = log_p_RV.exp().gather(-1, order_RV).cumsum(-1)
     first_RV = torch.cat([torch.zeros_like(masses_RV[:, :1]), masses_RV[:, :-1]], -1) < mass
     return _renormalised(log_p_RV, torch.zeros_like(first_RV).scatter(-1, order_RV, first_RV))
