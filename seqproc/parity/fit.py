@@ -27,7 +27,9 @@ from seqproc.parity.suspects import Case
 from seqproc.parity.verdict import Finding, decide
 
 _MOSTLY = 0.999  # share of tokens in a candidate's support; rounding may put a few outside
-_LEVEL = 0.01  # probability that the true candidate is said to leave something, at most
+# Probability that the true candidate is said to leave something, at most; of one whose log q the
+# engine reports, which is told apart by these, it is the rate of false alarms.
+_LEVEL = 0.01
 _MOSTLY_REPORTED = 0.99  # share of log q that agree; a cut of the support may move a few
 _SMALL_PART = 0.2  # of the median error that a cause leaves, and is taken to explain
 
@@ -71,7 +73,9 @@ def _best(candidate: Candidate, members: dict[str, Draws], case: Case) -> Fit:
     }
     words = max(gains, key=lambda name: gains[name].sum())
     draws = _within(candidate.window, members[words], case)
-    left = leaves(case, draws, gains[words])
+    reported = share_reported(case, draws.logqs)
+    level = case.false_alarms if reported >= _MOSTLY_REPORTED else max(_LEVEL, case.false_alarms)
+    left = leaves(case, draws, gains[words], level)
     return Fit(
         candidate=replace(
             candidate,
@@ -80,7 +84,7 @@ def _best(candidate: Candidate, members: dict[str, Draws], case: Case) -> Fit:
         ),
         holds=not left,
         left=left,
-        reported=share_reported(case, draws.logqs),
+        reported=reported,
         is_vague=candidate.family == TEMPERATURE
         and words != IGNORED  # by chance no other weights look like T = 1 and nothing else
         and not case.policy.truncates  # they would cut at other tokens, too
@@ -115,13 +119,14 @@ def _is_from(window: Window, draws: Draws, case: Case) -> NDArray[np.bool_]:
     return np.asarray(np.random.default_rng(0).random(len(gains)) < probabilities)
 
 
-def leaves(case: Case, draws: Draws, gains: Floats) -> tuple[str, ...]:
+def leaves(case: Case, draws: Draws, gains: Floats, level: float) -> tuple[str, ...]:
     """The tests that fail when draws come from the distributions that they are scored under.
 
     Args:
         case: the draws under the policy.
         draws: they under an alternative r.
         gains: ``[N]`` log r/q of the tokens, nats.
+        level: probability that one fails if r is what they come from, at most.
     """
     findings: list[Finding] = [
         *sampler_findings(draws),
@@ -133,7 +138,7 @@ def leaves(case: Case, draws: Draws, gains: Floats) -> tuple[str, ...]:
         against = case.nominal.gains.against(gains)
         findings += bet_findings(evidence(against), case.error.nats)
     outside = ("support",) if float(draws.in_support.mean()) < _MOSTLY else ()
-    return (*outside, *decide(findings, max(_LEVEL, case.false_alarms)).failed)
+    return (*outside, *decide(findings, level).failed)
 
 
 def share_reported(case: Case, logqs: Floats) -> float:

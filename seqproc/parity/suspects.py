@@ -28,7 +28,7 @@ from seqproc.scorers import TeacherForcingScorer
 
 Ids = tuple[int, ...]
 
-_LAST = (2, 3)  # a prompt may be cut to its last power of two of tokens: so many of the largest
+_POWERS = 2  # of two, the largest ones, to which the longest prompt may have been cut
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,8 +169,8 @@ def other_prompts(case: Case) -> dict[str, Suspect]:
 def _shorter(prompts: Sequence[Ids]) -> dict[str, Callable[[Ids], Ids]]:
     """Without the first token, without the beginning that all have, or cut to the last ones."""
     common = _common(prompts)
-    longest = max(map(len, prompts)).bit_length()
-    sizes = [1 << (longest - back + 1) for back in _LAST if longest > back]
+    below = (max(map(len, prompts)) - 1).bit_length() - 1  # 2^below is less than the longest has
+    sizes = [1 << power for power in range(below, below - _POWERS, -1) if power >= 0]
     return {
         "prompts without their first token": partial(_from, 1),
         f"prompts without the {common} tokens that all begin with": partial(_from, common),
