@@ -35,7 +35,11 @@ from helpers.faults import (
     top_p_by,
     typical,
 )
-from helpers.gallery import crossing_token_excluded, top_p_before_temperature
+from helpers.gallery import (
+    crossing_token_excluded,
+    top_p_before_temperature,
+    with_rounded_weights,
+)
 from helpers.parity_range import PER_PROMPT
 from seqproc.engines import Request
 from seqproc.policy import SamplingPolicy
@@ -270,15 +274,11 @@ def _checkpoint(model: Any) -> Any:
     return other
 
 
-def _bfloat16(model: Any) -> Any:
-    return copy.deepcopy(model).bfloat16().float()
-
-
 OTHERS = (
     Fault(
         name="weights rounded to bfloat16",
         words="rounded to bfloat16",
-        weights=_bfloat16,
+        weights=with_rounded_weights,
         policies=(),
     ),
     Fault(

@@ -259,8 +259,17 @@ def _without_end_of_stop(ids: list[int], reason: str) -> list[int]:
     return ids[:-1] if reason == "stop" else ids
 
 
+def with_rounded_weights(model: Any) -> Any:
+    """Parameters alone: engines keep the frequencies of positions in float32."""
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.copy_(parameter.bfloat16())
+    return other
+
+
 def _bfloat16(model: Any, tokenizer: Any) -> Engine:
-    return ReferenceEngine(copy.deepcopy(model).bfloat16().float(), tokenizer)
+    return ReferenceEngine(with_rounded_weights(model), tokenizer)
 
 
 GALLERY = (

@@ -14,6 +14,7 @@ import torch
 
 from helpers.broken import COLD, HOT, WHOLE
 from helpers.faults import FaultyEngine, hotter, of_key, repeating
+from helpers.gallery import with_rounded_weights
 from helpers.parity_range import Range, range_of
 from seqproc.parity import Check, Suspect
 from seqproc.policy import SamplingPolicy
@@ -134,9 +135,7 @@ def test_common_mistakes_with_prompts_are_named(
 @CASES
 def test_rounded_weights(small: Range, policy: SamplingPolicy, silent: bool) -> None:
     """Whether or not the draws are enough, nothing else is said to explain them."""
-    engine = FaultyEngine(
-        copy.deepcopy(small.model).bfloat16().float(), small.tokenizer, silent=silent
-    )
+    engine = FaultyEngine(with_rounded_weights(small.model), small.tokenizer, silent=silent)
     found = small.check(engine, num_draws=DRAWS, policy=policy)
     allowed = {"weights rounded to bfloat16"}
     assert set(explained(found)) <= allowed, told(found)
