@@ -17,7 +17,7 @@ from seqproc.parity.candidates import Candidate, of_catalogue, of_suspect
 from seqproc.parity.cause import Cause
 from seqproc.parity.dependence import dependence
 from seqproc.parity.fit import Fit, fitted, share_reported
-from seqproc.parity.places import PLACES
+from seqproc.parity.places import BY_CLASS, PLACES
 from seqproc.parity.replay import REPLAY
 from seqproc.parity.reports import cause_of_reports
 from seqproc.parity.structure import ENDINGS
@@ -38,7 +38,10 @@ def attribute(case: Case, failed: Sequence[Finding]) -> list[Cause]:
     causes = [_plain(finding) for finding in failed if finding.link in (Link.PROMPT, Link.TEXT)]
     if Link.PROMPT in links:  # then everything behind it differs
         return [cause for cause in causes if cause.link is Link.PROMPT]
-    chances = [finding for finding in failed if finding.name != REPLAY]
+    names = {finding.name for finding in failed}
+    # Where responses are cut in the wrong place, the tokens that end them are missing.
+    apart = {REPLAY, BY_CLASS} if ENDINGS in names else {REPLAY}
+    chances = [finding for finding in failed if finding.name not in apart]
     by_link = {finding.link for finding in chances}
     found = _cause_of_tokens(case, chances) if by_link & {Link.POLICY, Link.TOKENS} else None
     if found is not None:
@@ -47,7 +50,7 @@ def attribute(case: Case, failed: Sequence[Finding]) -> list[Cause]:
         causes.append(found)
     elif Link.LOG_Q in links:
         causes.append(cause_of_reports(case))
-    if REPLAY in {finding.name for finding in failed} and not any(c.explains for c in causes):
+    if REPLAY in names and not any(c.explains for c in causes):
         causes.append(_other_tokens(failed))
     order = list(Link)
     return sorted(causes, key=lambda cause: order.index(cause.link))

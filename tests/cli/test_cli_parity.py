@@ -535,8 +535,8 @@ class Stale(HFEngine):
     checkpoint: Path
 
     @classmethod
-    def from_source(cls, source: ModelSource, **options: Any) -> HFEngine:
-        engine = super().from_source(source, **options)
+    def from_source(cls, source: ModelSource, **options: Any) -> Stale:
+        engine = cls(source.live_model(), source.tokenizer, **options)
         model = AutoModelForCausalLM.from_pretrained(cls.checkpoint)
         engine.load_weights(dict(model.named_parameters()))
         return engine
