@@ -9,13 +9,11 @@ nothing about scoring, datasets or files.
 from __future__ import annotations
 
 import itertools
-import logging
 import math
 import os
-import typing
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,8 +21,9 @@ from torch import Tensor
 from seqproc._util.versions import vllm_build
 from seqproc.engines.base import NO_FOLLOWING, Completion, Engine, Path, Request, StoppingRule
 from seqproc.engines.contexts import ONE_TOKEN, path_requests, read_at_once
-from seqproc.engines.noise import COUPLED, GREEDY, Noise, NotReplayable
+from seqproc.engines.noise import Noise, NotReplayable
 from seqproc.engines.stopping import check_request, finish
+from seqproc.engines.vllm.choice import Sampler, SamplerChoice, require_sampler
 from seqproc.engines.vllm.distributions import (
     ALL_IDS,
     log_distributions,
@@ -32,7 +31,6 @@ from seqproc.engines.vllm.distributions import (
     paths_at_a_time,
 )
 from seqproc.engines.vllm.layers import outputs_told
-from seqproc.engines.vllm.noise import NATIVE_V2, NATIVE_V2_FP64
 from seqproc.engines.vllm.options import environment, llm_options, require_options, sampling_params
 from seqproc.engines.vllm.process import (
     WHERE_IT_CAN,
@@ -45,19 +43,16 @@ from seqproc.engines.vllm.process import (
     require_vllm,
     start_vllm,
     stop_vllm,
-    torch_generator_unchanged,
     with_trace_replay,
 )
-from seqproc.engines.vllm.runner import TEMPERATURES, Runner
+from seqproc.engines.vllm.queue import RequestQueue
+from seqproc.engines.vllm.runner import Runner
 from seqproc.engines.vllm.weights import VLLMWeights
-from seqproc.errors import ConfigError, EngineError
+from seqproc.errors import EngineError
 from seqproc.models.source import Checkpoint, ModelSource
 from seqproc.models.tokenization import Tokenizer
 from seqproc.policy import SamplingPolicy, log_q
 
-Sampler = Literal["auto", "native", "coupled"]
-
-_LOGGER = logging.getLogger("seqproc")
 _SEEDS = "mixed by SplitMix64's finaliser, signed 64-bit"
 _HOW_TO_FOLLOW = (
     "vLLM decodes them on its model runner V2, without speculative decoding, when it was started "
@@ -101,16 +96,12 @@ class VLLMEngine(Engine):
         source: ModelSource | None = None,
         **options: Any,
     ) -> None:
-        _require_sampler(sampler)
+        require_sampler(sampler)
         self._sampler = sampler
-        self._told_reasons: set[str] = set()  # why our sampler was chosen, each said once
         self._checkpoint = checkpoint
         self._tokenizer = tokenizer
-        self._is_generating = False
         self._is_asleep = False
-        self._has_failed = False  # in a step; what it was working on is lost
-        self._num_in_flight = 0
-        self._ids = itertools.count()
+        self._queue = RequestQueue(lambda: self._engine)
         on_cpu = not torch.cuda.is_available()
         self._platform = "cpu" if on_cpu else torch.cuda.get_device_name()
         _set_environment(options, on_cpu=on_cpu)
@@ -123,6 +114,7 @@ class VLLMEngine(Engine):
                 self._options = with_trace_replay(self._options)
                 self._llm: Any = start_vllm(vllm, self._options)
                 self._runner = Runner(**self._llm.collective_rpc("seqproc_runner")[0])
+                self._choice = SamplerChoice(sampler, self._runner)
                 self._weights = VLLMWeights(self._llm, checkpoint, source)
 
     @classmethod
@@ -134,7 +126,7 @@ class VLLMEngine(Engine):
     @classmethod
     def require_options(cls, options: Mapping[str, Any]) -> None:
         """See `Engine.require_options`; imports vLLM."""
-        _require_sampler(options.get("sampler", "auto"))
+        require_sampler(options.get("sampler", "auto"))
         of_vllm = {name: value for name, value in options.items() if name != "sampler"}
         _set_environment(of_vllm, on_cpu=not torch.cuda.is_available())
         with process_unchanged():
@@ -155,9 +147,9 @@ class VLLMEngine(Engine):
             EngineError: also when another generation of this engine is still under way, or when
                 vLLM cannot sample at the policy's temperature.
         """
-        self._require_possible(policy)
-        is_coupled = self._is_coupled(policy)
-        self._tell_choice(policy)
+        self._choice.require_possible(policy)
+        is_coupled = self._choice.is_coupled(policy)
+        self._choice.tell(policy)
 
         def params(request: Request) -> Any:
             check_request(request, stopping, self.max_context)
@@ -208,7 +200,7 @@ class VLLMEngine(Engine):
         return outputs_told(told, len(context))
 
     def _follow(self, paths: Sequence[Path], policy: SamplingPolicy) -> Iterator[Tensor]:
-        self._require_possible(policy)
+        self._choice.require_possible(policy)
         if self._engine.model_config.max_logprobs != ALL_IDS:
             raise EngineError(
                 "vLLM tells the log q of all tokens only when it was started with the option "
@@ -219,7 +211,7 @@ class VLLMEngine(Engine):
     def _in_order(
         self, requests: Sequence[Request], paths: Sequence[Path], policy: SamplingPolicy
     ) -> Iterator[Tensor]:
-        is_ours = self._is_coupled(policy) or not policy.do_sample
+        is_ours = self._choice.is_coupled(policy) or not policy.do_sample
         asked = SamplingPolicy() if is_ours else policy
         vocabulary = int(self._engine.model_config.get_vocab_size())
         early: dict[int, list[Tensor]] = {}
@@ -238,32 +230,9 @@ class VLLMEngine(Engine):
                     due += 1
 
     def _outputs(
-        self,
-        requests: Iterable[Request],
-        params: Callable[[Request], Any],
-        num_queued: int,
+        self, requests: Iterable[Request], params: Callable[[Request], Any], num_queued: int
     ) -> Generator[tuple[Request, Any], None, None]:
-        """vLLM's own outputs, each in the step that finishes it, with the request it is of."""
-        if self._is_generating:
-            raise EngineError(
-                "this vLLM engine is generating already: finish or close that iterator first"
-            )
-        in_flight: dict[str, Request] = {}
-        stream = iter(requests)
-        self._is_generating = True
-        try:
-            self._feed(stream, in_flight, params, num_queued)
-            while in_flight:
-                for output in self._step(in_flight):
-                    request = in_flight.pop(output.request_id, None)
-                    if request is not None:
-                        yield request, output
-                self._feed(stream, in_flight, params, num_queued)
-        finally:
-            self._is_generating = False
-            self._num_in_flight = 0
-            if in_flight and self._llm is not None:
-                self._engine.abort_request(list(in_flight))
+        return self._queue.outputs(requests, params, num_queued, self._weights.lora)
 
     def load_weights(self, weights: Mapping[str, Tensor] | str | os.PathLike[str] | None) -> None:
         """Sample with other weights; see `Engine.load_weights`.
@@ -279,7 +248,7 @@ class VLLMEngine(Engine):
         """
         if self._is_asleep:
             raise EngineError("this vLLM engine is asleep: call wake() before loading weights")
-        if self._is_generating:
+        if self._queue.is_busy:
             raise EngineError(
                 "a generation is under way: finish or close its iterator before loading weights"
             )
@@ -295,18 +264,8 @@ class VLLMEngine(Engine):
 
     def noise(self, policy: SamplingPolicy) -> Noise | NotReplayable:
         """Ours, or that of vLLM's model runner V2; V1's cannot be computed again."""
-        if not policy.do_sample:
-            return GREEDY
-        if self._is_coupled(policy):
-            return COUPLED
-        if self._options.get("speculative_config") is not None:
-            return NotReplayable("vLLM draws in another way with speculative decoding")
-        if self._runner.model_runner == "V1":
-            return NotReplayable(
-                "vLLM's model runner V1 draws from a torch generator of each request, whose state "
-                "is no function of the token alone; V2's noise and sampler='coupled' are"
-            )
-        return NATIVE_V2_FP64 if self._runner.fp64_gumbel else NATIVE_V2
+        is_speculative = self._options.get("speculative_config") is not None
+        return self._choice.noise(policy, is_speculative=is_speculative)
 
     def describe(self) -> dict[str, Any]:
         """What samples, JSON-ready."""
@@ -314,7 +273,7 @@ class VLLMEngine(Engine):
         return {
             "name": self.name,
             "sampler": self._sampler,
-            "sampled_by": self._samplers(),
+            "sampled_by": self._choice.describe(),
             **self._runner.describe(),
             "logprobs_mode": self._options["logprobs_mode"],
             "seeds": _SEEDS,
@@ -329,34 +288,15 @@ class VLLMEngine(Engine):
             "weights": self.fingerprint(),
         }
 
-    def _samplers(self) -> dict[str, str]:
-        """Who draws: without a nucleus, with one, and at temperatures beyond vLLM's bounds."""
-        lowest, highest = TEMPERATURES
-        policies = {
-            "top_p = 1": SamplingPolicy(),
-            "top_p < 1": SamplingPolicy(top_p=0.5),
-            f"T < {lowest:g} or T > {highest:g}": SamplingPolicy(temperature=2 * highest),
-        }
-        samplers = {
-            name: "coupled" if self._is_coupled(policy) else "native"
-            for name, policy in policies.items()
-        }
-        refused = {
-            name: "refused"
-            for name, policy in policies.items()
-            if self._sampler == "native" and self._runner.changes_temperature(policy)
-        }
-        return samplers | refused
-
     @property
     def num_running(self) -> int:
         """Requests that vLLM works on: those it was given, as many as it can run at once."""
         most = int(self._engine.vllm_config.scheduler_config.max_num_seqs)
-        return min(self._num_in_flight, most)
+        return min(self._queue.num_in_flight, most)
 
     def is_alive(self) -> bool:
         """False once a step has failed."""
-        return self._llm is not None and not self._has_failed
+        return self._llm is not None and not self._queue.has_failed
 
     @property
     def can_sleep(self) -> bool:
@@ -394,72 +334,6 @@ class VLLMEngine(Engine):
             raise EngineError("this vLLM engine is closed; start another")
         return self._llm.llm_engine
 
-    def _is_coupled(self, policy: SamplingPolicy) -> bool:
-        """Whether our sampler draws under a policy, and not vLLM's."""
-        if self._sampler == "auto":
-            return self._runner.inexact(policy) is not None
-        return self._sampler == "coupled" and policy.do_sample
-
-    def _require_possible(self, policy: SamplingPolicy) -> None:
-        """Refuse a policy that vLLM's own sampler was asked for and would change.
-
-        Raises:
-            EngineError: naming vLLM's bounds.
-        """
-        if self._sampler == "native" and self._runner.changes_temperature(policy):
-            raise EngineError(
-                f"vLLM's own sampler {self._runner.inexact(policy)}, not at {policy.temperature}; "
-                "the options sampler='auto' and 'coupled', like engine='hf', have no bounds"
-            )
-
-    def _tell_choice(self, policy: SamplingPolicy) -> None:
-        """Say that our sampler was chosen, and why; each reason once."""
-        reason = self._runner.inexact(policy) if self._sampler == "auto" else None
-        if reason is None or reason in self._told_reasons:
-            return
-        self._told_reasons.add(reason)
-        _LOGGER.warning(
-            "sampler='auto': vLLM's own sampler (model runner %s) %s, so seqproc's exact one "
-            "samples at T = %g, top_p = %g, and no log q are reported; sampler='native' takes "
-            "vLLM's as it is",
-            self._runner.model_runner,
-            reason,
-            policy.temperature,
-            policy.top_p,
-        )
-
-    def _feed(
-        self,
-        stream: Iterator[Request],
-        in_flight: dict[str, Request],
-        params: Callable[[Request], Any],
-        num_queued: int,
-    ) -> None:
-        """Fill vLLM's queue up."""
-        for request in itertools.islice(stream, num_queued - len(in_flight)):
-            request_id = str(next(self._ids))
-            with explained(f"vLLM refused request {request.index}"):
-                self._engine.add_request(
-                    request_id,
-                    {"type": "token", "prompt_token_ids": list(request.prompt_ids)},
-                    params(request),
-                    lora_request=self._weights.lora,
-                )
-            in_flight[request_id] = request
-        self._num_in_flight = len(in_flight)
-
-    def _step(self, in_flight: dict[str, Request]) -> list[Any]:
-        """One step of vLLM; what it finished."""
-        try:
-            # On a CPU vLLM draws from torch's global generator, and then uses the requests' own.
-            with explained("vLLM failed while it was generating"), torch_generator_unchanged():
-                outputs = self._engine.step()
-        except EngineError:
-            in_flight.clear()  # there is nothing to abort in an engine that failed
-            self._has_failed = True
-            raise
-        return [output for output in outputs if output.finished]
-
     def _completion(
         self, request: Request, output: Any, stopping: StoppingRule, *, reports_log_q: bool
     ) -> Completion:
@@ -478,11 +352,6 @@ class VLLMEngine(Engine):
             logqs=logqs,
             prompt_ids=tuple(output.prompt_token_ids),
         )
-
-
-def _require_sampler(sampler: object) -> None:
-    if sampler not in typing.get_args(Sampler):
-        raise ConfigError(f"sampler must be 'auto', 'native' or 'coupled', got {sampler!r}")
 
 
 def _set_environment(options: Mapping[str, Any], *, on_cpu: bool) -> None:
