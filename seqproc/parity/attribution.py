@@ -81,7 +81,7 @@ def _cause_of_tokens(case: Case, failed: Sequence[Finding]) -> Cause:
     fits = _fits(distributions, case)
     able = [fit for fit in fits if fit.holds and fit.candidate.log_odds > 0]
     if able:
-        return _known(max(able, key=_probability), able, case)
+        return _known(max(able, key=_probability), able, case, failed)
     noise = [one for one in candidates if not one.is_distribution]
     found = dependence(case, failed, _likeliest(noise), _likeliest(distributions))
     return _unknown(failed, fits) if found is None else found
@@ -96,7 +96,7 @@ def _probability(fit: Fit) -> tuple[bool, float]:
     return fit.is_reported, fit.candidate.log_odds
 
 
-def _known(best: Fit, able: Sequence[Fit], case: Case) -> Cause:
+def _known(best: Fit, able: Sequence[Fit], case: Case, failed: Sequence[Finding]) -> Cause:
     """A distribution that leaves nothing to explain, and those that do about as well."""
     rivals = [
         fit.candidate.description
@@ -108,11 +108,12 @@ def _known(best: Fit, able: Sequence[Fit], case: Case) -> Cause:
     if best.is_vague and not best.is_reported:
         rivals.append(_OTHERS)
     leaves, of_reports = _of_reports(best, case)
+    likelier = f"e^{best.candidate.log_odds:.1f} times as probable as the policy{of_reports}"
     return Cause(
         link=best.candidate.link,
         description=best.candidate.description,
         explains=not rivals and not leaves,
-        detail=f"e^{best.candidate.log_odds:.1f} times as probable as the policy{of_reports}",
+        detail="; ".join([likelier, *_where(failed)]),
         contenders=tuple(rivals),
     )
 
@@ -128,8 +129,7 @@ def _of_reports(best: Fit, case: Case) -> tuple[bool, str]:
 
 
 def _unknown(failed: Sequence[Finding], fits: Sequence[Fit]) -> Cause:
-    """With the nearest that is known, and where it is wrong, as far as that is told."""
-    where = [f"{finding.name}, {finding.detail}" for finding in failed if finding.name in PLACES]
+    """With the nearest that is known, and where it is wrong."""
     nearest = max(fits, key=lambda fit: fit.candidate.log_odds, default=None)
     near = (
         []
@@ -143,8 +143,13 @@ def _unknown(failed: Sequence[Finding], fits: Sequence[Fit]) -> Cause:
         link=Link.LOGITS,
         description="another distribution, not a known one",
         explains=False,
-        detail="; ".join([*near, *where]),
+        detail="; ".join([*near, *_where(failed)]),
     )
+
+
+def _where(failed: Sequence[Finding]) -> list[str]:
+    """The places that are wrong, as far as that is told."""
+    return [f"{finding.name}, {finding.detail}" for finding in failed if finding.name in PLACES]
 
 
 # ---------------------------------------------------------------------- candidates

@@ -41,6 +41,13 @@ def dependence(
     """
     odds = 0.0 if noise is None else noise.log_odds
     counts, num_twins = _repeated(case)
+    if _is_constant(counts):
+        return Cause(
+            link=Link.TOKENS,
+            description="the engine's answers do not depend on seed and prompt at all",
+            explains=True,
+            detail=f"all {counts.total():,} draws are the same",
+        )
     is_told = num_twins > 0 or odds > 0 or all(one.link is Link.TOKENS for one in failed)
     other = 0.0 if distribution is None else distribution.log_odds
     if not is_told or other > max(odds, 0.0) or not _is_right_alone(case, failed):
@@ -86,13 +93,15 @@ def _one_of_each_prompt(draws: Draws) -> Draws:
     return Draws.concatenate([draws.some(int(n), int(n) + 1) for n in firsts])
 
 
+def _is_constant(counts: Mapping[tuple[int, tuple[int, ...]], int]) -> bool:
+    """Whether all prompts, of several, have one answer and no other."""
+    prompts = {prompt for prompt, _ in counts}
+    return len(prompts) > 1 and len({token_ids for _, token_ids in counts}) == 1
+
+
 def _or_constant(counts: Mapping[tuple[int, tuple[int, ...]], int]) -> str:
     """The other explanation, where the draws of each (prompt, answer) leave it open."""
     prompts = {prompt for prompt, _ in counts}
-    if len(prompts) > 1 and len({token_ids for _, token_ids in counts}) == 1:
-        ignored = "seed and prompt"
-    elif max(counts.values(), default=0) > 1 and len(counts) == len(prompts):
-        ignored = "the seed"
-    else:
-        return ""
-    return f", or the engine's answers do not depend on {ignored} at all"
+    if max(counts.values(), default=0) > 1 and len(counts) == len(prompts):
+        return ", or the engine's answers do not depend on the seed at all"
+    return ""

@@ -106,7 +106,7 @@ def test_the_one_wrong_log_q_is_the_worst(small: Range) -> None:
 
 def test_the_least_likely_of_the_one_wrong_prompt_are_the_worst(small: Range) -> None:
     found = small.check(HotPrompt(small.model, small.tokenizer), policy=WHOLE)
-    assert found.verdict.failed == ("by prompt",), found.findings
+    assert "by prompt" in found.verdict.failed, found.findings
     require_told(small, found)
     assert {token.prompt for token in found.worst} == {HOT}
     assert {token.why for token in found.worst} == {"unlikely, by prompt"}
@@ -114,7 +114,8 @@ def test_the_least_likely_of_the_one_wrong_prompt_are_the_worst(small: Range) ->
     left = [1 - token.mass_before for token in found.worst]
     assert left == sorted(left)
     (cause,) = found.causes
-    assert not cause.explains
+    assert cause.description.startswith("temperature 1.")
+    assert cause.description.endswith("of the draws")
     assert f"most on prompt {HOT}" in cause.detail
 
 
