@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -21,6 +20,7 @@ from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, Validat
 from pydantic.dataclasses import dataclass
 
 from seqproc._util.kernels import KERNELS, KernelName, kernels_of_environment
+from seqproc._util.toml import TomlFile
 from seqproc.errors import ConfigError, did_you_mean
 from seqproc.policy import MAX_TEMPERATURE, MIN_TEMPERATURE, SamplingPolicy
 from seqproc.rewards import TAG_AND_ANSWER
@@ -313,7 +313,7 @@ def load_config(config: ConfigLike) -> tuple[GenerationConfig, PrecisionConfig]:
         ConfigError: on an unknown section or key, a wrong type, or a value out of range.
     """
     if isinstance(config, (str, Path)):
-        config = _read_toml(Path(config))
+        config = TomlFile.read(Path(config)).values
     if config is None:
         return GenerationConfig(), PrecisionConfig()
     if isinstance(config, GenerationConfig):
@@ -365,22 +365,6 @@ def _check_sections(owner: str, config: Mapping[str, Any], known: tuple[str, ...
         raise ConfigError(
             f"unknown section {name!r} in {owner}: known sections are {', '.join(known)}{hint}"
         )
-
-
-def _read_toml(path: Path) -> Mapping[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read the configuration file {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(
-            f"{path} is not UTF-8, as TOML is: byte {error.start} is "
-            f"{error.object[error.start]:#04x}; save the file as UTF-8"
-        ) from error
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from error
-    except ValueError as error:  # a path with a zero byte in it
-        raise ConfigError(f"cannot read the configuration file {str(path)!r}: {error}") from error
 
 
 def require_flag(name: str, value: object) -> bool:

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
 from tqdm import tqdm
 
+NO_PROGRESS = "TQDM_DISABLE"  # a variable that tqdm reads as well, once, when it is imported
 _SECONDS = 30.0  # between two lines where there is no terminal; nothing is said before
+
+
+def is_switched_off() -> bool:
+    """Whether nothing is to be said of progress: the environment's variable is set."""
+    return bool(os.environ.get(NO_PROGRESS))
+
+
+def tell(line: str) -> None:
+    """A line on stderr about work that takes a while."""
+    if not is_switched_off():
+        print(line, file=sys.stderr)
 
 
 def progress_bar(total: int | None, title: str, *, unit: str) -> tqdm[Any]:
@@ -18,6 +31,7 @@ def progress_bar(total: int | None, title: str, *, unit: str) -> tqdm[Any]:
         desc=title,
         unit=unit,
         leave=False,
+        disable=is_switched_off(),
         delay=wait,
         mininterval=max(wait, 0.1),
     )

@@ -1,10 +1,7 @@
 """The command line: parse, build, run, close. No numerics, and no heavy import before a command.
 
-Exit codes: 0; 1 for a failure, or a run that was verified and is not sound; 2 for bad usage (an
-option that does not parse, a configuration that is not valid, a folder that holds another run); 3
-when parity was tested and does not hold; 4 when a run is complete but for draws that always fail;
-130 after Ctrl-C, 143 after SIGTERM. An error is one line on stderr, and how a run differs from what
-was asked for a line each; ``--traceback`` shows more.
+`exit_codes` has what a script may rely on. An error is one line on stderr, and how a run differs
+from what was asked for a line each; ``--traceback`` shows more.
 """
 
 from __future__ import annotations
@@ -29,6 +26,7 @@ def main() -> None:
     try:
         from seqproc.cli.app import app
 
+        _colour_help()
         app()
     except KeyboardInterrupt:  # while modules are imported; a command reports it itself
         print("error: interrupted", file=sys.stderr)
@@ -42,3 +40,12 @@ def _require_extra() -> None:
             require_package(module, extra="cli", purpose="the command line")
     except MissingDependencyError as error:
         sys.exit(f"error: {error}")
+
+
+def _colour_help() -> None:
+    """Colour help, and what is said of bad usage, where the environment wants colours."""
+    from typer import rich_utils
+
+    from seqproc.cli.display import colour_choice
+
+    rich_utils.COLOR_SYSTEM, rich_utils.FORCE_TERMINAL = colour_choice()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated
 
 import typer
@@ -11,7 +12,9 @@ from seqproc._util.versions import library_versions
 from seqproc.cli.catalog import datasets, models
 from seqproc.cli.command import command
 from seqproc.cli.demo import demo
+from seqproc.cli.examples import examples_of, exit_codes
 from seqproc.cli.inspect import inspect
+from seqproc.cli.manner import ReportsBadUsage
 from seqproc.cli.merge import merge
 from seqproc.cli.parity import parity
 from seqproc.cli.sample import sample
@@ -19,16 +22,28 @@ from seqproc.cli.score import score
 from seqproc.cli.status import status
 from seqproc.cli.verify import verify
 
+# By the panels of the main help.
+COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
+    "Make runs": (sample, score, merge),
+    "Look at runs": (status, inspect, verify),
+    "Test engines": (parity,),
+    "Find your way": (demo, models, datasets),
+}
+
 app = typer.Typer(
+    cls=ReportsBadUsage,
     name="seqproc",
     help="Language-model sequences, sampled fast and scored exactly.",
+    epilog=exit_codes(),
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
 )
 
-for function in (sample, score, merge, status, inspect, verify, parity, demo, models, datasets):
-    app.command()(command(function))
+for panel, functions in COMMANDS.items():
+    for function in functions:
+        ending = examples_of(function.__name__)
+        app.command(rich_help_panel=panel, epilog=ending)(command(function))
 
 
 def _print_version(wanted: bool) -> None:

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from seqproc.cli.config_file import read_settings
+from seqproc.cli.manner import current_manner
 from seqproc.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -64,9 +66,7 @@ def build_config(
     Raises:
         ConfigError: a file that is not valid, or a value that is not.
     """
-    from seqproc.config import load_config
-
-    generation, precision = load_config(policy.config)
+    generation, precision = read_settings(policy.config)
     given: dict[str, Any] = {
         "temperature": policy.temperature,
         "top_p": policy.top_p,
@@ -130,8 +130,8 @@ def _json_or_string(value: str) -> Any:
 
 
 def _quieten_libraries() -> None:
-    """Keep the libraries' progress bars off anything that is not a terminal."""
-    if sys.stderr.isatty():
+    """Keep the libraries' progress bars off anything that is not a terminal, or is to be quiet."""
+    if sys.stderr.isatty() and not current_manner().quiet:
         return
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from transformers.utils import logging

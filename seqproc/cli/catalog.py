@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from seqproc.cli.display import console, printable
+from seqproc.cli.manner import give_result
 
 
 def models() -> None:
@@ -13,7 +16,10 @@ def models() -> None:
 
     table = Table("name", "description", "licence", "cached", box=None, pad_edge=False)
     table.columns[-1].overflow = "fold"  # a path is of no use without its end
-    for record in list_models():
+    records = list_models()
+    values = [dataclasses.asdict(record) for record in records]
+    give_result({"models": values}, "\n".join(record.name for record in records))
+    for record in records:
         cached = "no (converted on first use)"
         if record.cached:
             cached = f"{(record.size or 0) / 1e6:.0f} MB in {record.path}"
@@ -30,7 +36,10 @@ def datasets() -> None:
     from seqproc.prompts import describe_datasets
 
     table = Table("name", "splits", "description", box=None, pad_edge=False)
-    for info in describe_datasets():
+    infos = describe_datasets()
+    values = [dataclasses.asdict(info) for info in infos]
+    give_result({"datasets": values}, "\n".join(info.name for info in infos))
+    for info in infos:
         splits = ", ".join(info.splits) or "as in the source"
         table.add_row(*map(printable, (info.name, splits, info.description)))
     console().print(table)

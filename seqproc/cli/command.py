@@ -7,45 +7,54 @@ and an exit code; knows nothing of what a command does.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import inspect
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
+from seqproc.cli.config_file import print_config
 from seqproc.cli.display import print_error
+from seqproc.cli.exit_codes import BAD_USAGE, FAILURE, INTERRUPTED, TERMINATED
+from seqproc.cli.manner import Manner, speaking
+from seqproc.cli.options import OutputOptions
 from seqproc.errors import ConfigError, RunMismatchError, SeqprocError, Terminated
 
-FAILURE = 1  # of whatever kind, Python's own included
-BAD_USAGE = 2
-DOES_NOT_HOLD = 3  # parity was tested, and an engine failed
-QUARANTINED = 4  # a run is complete but for draws that always fail
-INTERRUPTED = 130
-TERMINATED = 143
-
-_Traceback = Annotated[
-    bool, typer.Option("--traceback", help="On an error, show where in the code it came up.")
-]
+_OUTPUT = "output"  # the parameter of the options that every command has
 
 
 def command(function: Callable[..., None]) -> Callable[..., None]:
-    """Make a typer command of a function whose parameters are option groups or options."""
+    """Make a typer command of a function whose parameters are option groups or options.
+
+    It takes `OutputOptions` as well. A group's options stand in a panel of ``--help``, under the
+    group's ``panel``.
+    """
     hints = get_type_hints(function, include_extras=True)
     hints.pop("return", None)
     groups = {name: kind for name, kind in hints.items() if dataclasses.is_dataclass(kind)}
     parameters = list(_parameters(function, hints, groups))
-    parameters.append(_parameter("traceback", _Traceback, False))
+    groups[_OUTPUT] = OutputOptions
+    parameters.extend(_options(OutputOptions))
+
+    signature = inspect.Signature(parameters)
 
     @functools.wraps(function)
     def run(**values: Any) -> None:
-        with _reporting(values.pop("traceback")):
-            function(**_grouped(values, groups))
+        arguments = _grouped(values, groups)
+        output: OutputOptions = arguments.pop(_OUTPUT)
+        manner = Manner(quiet=output.quiet, json=output.json)
+        with speaking(manner, function.__name__), _reporting(output.traceback):
+            if values.get("print_config"):
+                print_config(function.__name__, signature, values, arguments.values())
+            else:
+                function(**arguments)
 
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__signature__ = signature  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
 
@@ -57,11 +66,24 @@ def _parameters(
         if name not in groups:
             yield _parameter(name, hints[name], parameter.default)
             continue
-        kinds = get_type_hints(groups[name], include_extras=True)
-        for field in dataclasses.fields(groups[name]):
-            required = field.default is dataclasses.MISSING
-            default = inspect.Parameter.empty if required else field.default
-            yield _parameter(field.name, kinds[field.name], default)
+        yield from _options(groups[name])
+
+
+def _options(group: Any) -> Iterator[inspect.Parameter]:
+    """A group's fields, each in the panel of the class that it comes from."""
+    for field in dataclasses.fields(group):
+        home = next(one for one in group.__mro__ if field.name in inspect.get_annotations(one))
+        annotation = get_type_hints(home, include_extras=True)[field.name]
+        required = field.default is dataclasses.MISSING
+        default = inspect.Parameter.empty if required else field.default
+        yield _parameter(field.name, _in_panel(annotation, getattr(home, "panel", None)), default)
+
+
+def _in_panel(annotation: Any, panel: str | None) -> Any:
+    kind, option = get_args(annotation)
+    option = copy.copy(option)
+    option.rich_help_panel = panel
+    return Annotated[kind, option]
 
 
 def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:

@@ -5,12 +5,15 @@ Model output, prompts and file names are untrusted: `printable` makes any text h
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from rich.markup import escape
+
+from seqproc.cli.manner import current_manner
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -55,14 +58,42 @@ def duration(seconds: float) -> str:
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A console that adds no colours or emoji of its own to what it is given."""
+    """A console that adds no colours or emoji of its own to what it is given.
+
+    With ``--quiet`` that of the standard output shows nothing.
+    """
     from rich.console import Console
 
-    return Console(stderr=stderr, highlight=False, emoji=False, soft_wrap=True)
+    colours, is_terminal = colour_choice()
+    return Console(
+        stderr=stderr,
+        quiet=current_manner().quiet and not stderr,
+        color_system=colours,
+        force_terminal=is_terminal,
+        highlight=False,
+        emoji=False,
+        soft_wrap=True,
+    )
+
+
+def colour_choice() -> tuple[Literal["auto", "standard"] | None, Literal[True] | None]:
+    """Colours and other styles as the environment wants them: rich's color_system, force_terminal.
+
+    None at all with NO_COLOR; else always with FORCE_COLOR; else on a terminal, unless it is dumb.
+    An empty variable is as none.
+    """
+    is_dumb = os.environ.get("TERM", "").lower() in ("dumb", "unknown")
+    if os.environ.get("NO_COLOR"):
+        return None, None
+    if os.environ.get("FORCE_COLOR"):
+        return ("standard" if is_dumb else "auto"), True
+    return (None if is_dumb else "auto"), None
 
 
 def print_error(message: str, details: Sequence[str] = ()) -> None:
     """One line on stderr, and one for each detail."""
+    manner = current_manner()
+    manner.error = manner.error or _one_line(message)
     err = console(stderr=True)
     err.print(f"[bold red]error:[/] {escape(_one_line(message))}")
     for detail in details:

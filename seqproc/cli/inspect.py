@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from seqproc.cli.display import console, printable
+from seqproc.cli.manner import current_manner, give_result
 from seqproc.cli.options import RunPath
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ OneDraw = Annotated[int | None, typer.Option("--draw", help="Show this draw alon
 Columns = Annotated[
     str | None, typer.Option(metavar="A,B", help="Which columns, with commas between them.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="As JSON, with the whole manifest.")]
 
 _SHOWN = (
     "draw",
@@ -46,19 +46,22 @@ def inspect(
     rows: Rows = 3,
     draw: OneDraw = None,
     columns: Columns = None,
-    json: Json = False,
 ) -> None:
-    """Show the totals of a run, some of its rows, and the draws in quarantine."""
+    """Show the totals of a run, some of its rows, and the draws in quarantine.
+
+    With --json rows have all columns, and the whole manifest stands beside them.
+    """
     from seqproc.runs import open_run
 
-    opened = open_run(run)
+    opened, as_json = open_run(run), current_manner().json
     names = None if columns is None else [name.strip() for name in columns.split(",")]
-    if names is None and not json and draw is None:
+    if names is None and not as_json and draw is None:
         names = list(_SHOWN)
     chosen = [opened.row(draw, names)] if draw is not None else list(_first(opened, rows, names))
-    if json:
-        _print_json(opened, chosen)
-    elif draw is not None:
+    give_result(_result(opened, chosen), opened.manifest.state)
+    if as_json:
+        return
+    if draw is not None:
         _print_row(chosen[0], whole=True)
     else:
         _print_totals(opened)
@@ -77,16 +80,13 @@ def _first(run: Run, num: int, columns: Sequence[str] | None) -> Iterator[dict[s
             return
 
 
-def _print_json(run: Run, rows: Sequence[Mapping[str, Any]]) -> None:
-    from seqproc._util import strict_json
-
-    value = {
+def _result(run: Run, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return {
         "run": run.url,
         "manifest": dataclasses.asdict(run.manifest),
         "rows": rows,
         "quarantined": [dataclasses.asdict(one) for one in run.quarantined],
     }
-    typer.echo(strict_json.dumps(value), nl=False)
 
 
 def _print_totals(run: Run) -> None:

@@ -8,10 +8,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import typer
 
+from seqproc.cli.complete import (
+    dataset_specs,
+    dtypes,
+    engines,
+    executors,
+    models,
+)
+from seqproc.cli.config_file import use_config
+
+_RUN = "The run"  # the panel of what stands by itself
 _MODEL = "Embedded name (smollm2-135m), local folder or hub id."
 _GIVEN = "Overrides --config."
 
@@ -20,9 +30,15 @@ _GIVEN = "Overrides --config."
 class ModelOptions:
     """Which model, and how it computes."""
 
-    model: Annotated[str, typer.Option(help=_MODEL)]
+    panel: ClassVar[str] = "Model"
+
+    model: Annotated[str, typer.Option(help=_MODEL, autocompletion=models)]
     dtype: Annotated[
-        str, typer.Option(help="Dtype of the weights: float32, float64 (true float64), bfloat16, …")
+        str,
+        typer.Option(
+            help="Dtype of the weights: float32, float64 (true float64), bfloat16, …",
+            autocompletion=dtypes,
+        ),
     ] = "float32"
     adapter: Annotated[str | None, typer.Option(help="A PEFT adapter, folder or hub id.")] = None
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.")] = None
@@ -36,10 +52,25 @@ class ModelOptions:
 class PolicyOptions:
     """The sampling policy: what log q and the entropies are of."""
 
+    panel: ClassVar[str] = "Policy and scoring"
+
     config: Annotated[
         Path | None,
-        typer.Option(help="TOML file with the tables generation and precision."),
+        typer.Option(
+            metavar="FILE",
+            help="TOML file of options, and of the tables generation and precision. Options that "
+            "are given win.",
+            callback=use_config,
+            is_eager=True,
+        ),
     ] = None
+    print_config: Annotated[
+        bool,
+        typer.Option(
+            "--print-config",
+            help="Print what the command would run with, as a file for --config, and do no more.",
+        ),
+    ] = False
     temperature: Annotated[float | None, typer.Option(help=f"T > 0. {_GIVEN}")] = None
     top_p: Annotated[float | None, typer.Option(help=f"Nucleus mass in (0, 1]. {_GIVEN}")] = None
     greedy: Annotated[bool, typer.Option("--greedy", help="The most probable token, always.")] = (
@@ -68,6 +99,8 @@ class PolicyOptions:
 class ResponseOptions:
     """When a response ends."""
 
+    panel: ClassVar[str] = "Responses"
+
     max_new_tokens: Annotated[int | None, typer.Option(help=f"Per response. {_GIVEN}")] = None
     stop: Annotated[
         list[str] | None,
@@ -84,8 +117,13 @@ class ResponseOptions:
 class EngineOptions(ResponseOptions):
     """What samples, and when a response ends."""
 
+    panel: ClassVar[str] = "Engine"
+
     engine: Annotated[
-        str, typer.Option(help="vllm, hf, or one that an installed package announces.")
+        str,
+        typer.Option(
+            help="vllm, hf, or one that an installed package announces.", autocompletion=engines
+        ),
     ] = "vllm"
     engine_option: Annotated[
         list[str] | None,
@@ -100,9 +138,14 @@ class EngineOptions(ResponseOptions):
 class DrawOptions:
     """Which draws a run makes."""
 
+    panel: ClassVar[str] = "Draws"
+
     dataset: Annotated[
         str,
-        typer.Option(help="As `seqproc datasets` lists: a name, jsonl:PATH, hf:NAME, hf:FOLDER."),
+        typer.Option(
+            help="As `seqproc datasets` lists: a name, jsonl:PATH, hf:NAME, hf:FOLDER.",
+            autocompletion=dataset_specs,
+        ),
     ]
     draws: Annotated[int, typer.Option(help="Number of draws: a prompt and a response each.")]
     split: Annotated[str, typer.Option(help="Dataset split.")] = "train"
@@ -119,8 +162,14 @@ class DrawOptions:
 class ExecutorOptions:
     """What makes the draws of a run."""
 
+    panel: ClassVar[str] = "Several processes"
+
     executor: Annotated[
-        str, typer.Option(help="What makes the draws: local (this process) or ray (a cluster).")
+        str,
+        typer.Option(
+            help="What makes the draws: local (this process) or ray (a cluster).",
+            autocompletion=executors,
+        ),
     ] = "local"
     num_workers: Annotated[int | None, typer.Option(help="Of an executor.")] = None
     num_gpus: Annotated[
@@ -130,6 +179,26 @@ class ExecutorOptions:
         int | None,
         typer.Option(help="That an executor deals the draws out to. Default four per worker."),
     ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputOptions:
+    """How a command speaks. Every command has these."""
+
+    panel: ClassVar[str] = "Output"
+
+    quiet: Annotated[
+        bool,
+        typer.Option(
+            "--quiet", help="Print the result alone, on a line; warnings and errors on stderr."
+        ),
+    ] = False
+    json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object, and all else on stderr.")
+    ] = False
+    traceback: Annotated[
+        bool, typer.Option("--traceback", help="On an error, show where in the code it came up.")
+    ] = False
 
 
 def checked_folder(name: str) -> str:
@@ -147,21 +216,34 @@ Out = Annotated[
         "which then goes on.",
         parser=checked_folder,
         metavar="PATH",
+        rich_help_panel=_RUN,
     ),
 ]
 Fresh = Annotated[
     bool,
-    typer.Option("--fresh", help="Begin anew; what the folder holds is set aside, not deleted."),
+    typer.Option(
+        "--fresh",
+        help="Begin anew; what the folder holds is set aside, not deleted.",
+        rich_help_panel=_RUN,
+    ),
 ]
 TokenColumns = Annotated[
     list[str] | None,
-    typer.Option(help="What to keep per token, such as logqs or margin. Repeatable."),
+    typer.Option(
+        help="What to keep per token, such as logqs or margin. Repeatable.", rich_help_panel=_RUN
+    ),
 ]
-Chat = Annotated[bool, typer.Option("--chat", help="Put prompts in the model's chat template.")]
+Chat = Annotated[
+    bool,
+    typer.Option(
+        "--chat", help="Put prompts in the model's chat template.", rich_help_panel="Draws"
+    ),
+]
 RewardWeights = Annotated[
     str | None,
     typer.Option(
         metavar="TAG,ANSWER",
         help="What a response's <answer> block earns, and a right answer on top. Default 0.5,0.5.",
+        rich_help_panel=_RUN,
     ),
 ]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import typer
 
 from seqproc.cli.display import console, printable
+from seqproc.cli.manner import give_result
 from seqproc.cli.options import DrawOptions, ModelOptions
 from seqproc.errors import ConfigError
 
@@ -33,6 +35,8 @@ _SHOWN_PARAMETERS = 5
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairOptions:
     """How a pair is compared."""
+
+    panel: ClassVar[str] = "Pairs"
 
     rows: Annotated[
         int | None,
@@ -119,6 +123,7 @@ def compare_pair(
     for layers in report.layers:
         print_layers(layers)
     console().print(f"\nwritten to {printable(str(path))}")
+    give_result({"file": str(path), **json.loads(report.to_json())}, str(path))
 
 
 def write_nothing_yet(model: ModelOptions, draw: DrawOptions, out: Path) -> None:

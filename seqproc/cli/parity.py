@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,8 +12,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from seqproc.cli.build import build_processor, parse_engine_options
-from seqproc.cli.command import DOES_NOT_HOLD, FAILURE
+from seqproc.cli.complete import engine_lists
 from seqproc.cli.display import console, duration, printable
+from seqproc.cli.exit_codes import DOES_NOT_HOLD, FAILURE
+from seqproc.cli.manner import give_result
 from seqproc.cli.options import Chat, DrawOptions, ModelOptions, PolicyOptions, ResponseOptions
 from seqproc.cli.pair import PairOptions, compare_pair, parse_readings, write_nothing_yet
 from seqproc.errors import ConfigError
@@ -33,7 +36,10 @@ _SHOWN_TIES = 5  # of a check; parity.json lists them
 
 _Engines = Annotated[
     str | None,
-    typer.Option(help="With commas: hf, vllm, an installed one; options as NAME:KEY=VALUE."),
+    typer.Option(
+        help="With commas: hf, vllm, an installed one; options as NAME:KEY=VALUE.",
+        autocompletion=engine_lists,
+    ),
 ]
 _Pair = Annotated[
     str | None,
@@ -129,7 +135,7 @@ def parity(
     write_report(_nothing_yet(model, draw), path)  # in place of an earlier one
     with _opened(model, policy, response, texts, chat) as (processor, prompts):
         from seqproc.cli.suspects import load_suspects
-        from seqproc.parity.run import run_parity
+        from seqproc.parity.run import run_parity, to_json
 
         report = run_parity(
             processor,
@@ -147,6 +153,11 @@ def parity(
     print_comparisons(report)
     write_report(report, path)
     console().print(f"written to {printable(str(path))}")
+    answer = "holds" if report.holds else "does not hold"
+    give_result(
+        {"file": str(path), **json.loads(to_json(report))},
+        answer if report.is_decided or not report.holds else "not decided",
+    )
     if not report.holds:
         raise typer.Exit(DOES_NOT_HOLD)
     if not report.is_decided:

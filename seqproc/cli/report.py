@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import typer
 
-from seqproc.cli.command import QUARANTINED
 from seqproc.cli.display import console, print_error, printable
+from seqproc.cli.exit_codes import QUARANTINED
+from seqproc.cli.manner import give_result
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -33,6 +35,18 @@ def end_run(result: RunResult) -> None:
 
 def print_result(result: RunResult) -> None:
     """The summary table, the run's folder, and two lines of Python that open it."""
+    manifest = result.manifest
+    give_result(
+        {
+            "run": result.url,
+            "state": manifest.state,
+            "num_draws": manifest.num_own_draws,
+            "num_draws_done": manifest.num_draws_done,
+            "quarantined": [dataclasses.asdict(one) for one in result.quarantined],
+            "summary": dataclasses.asdict(result.summary),
+        },
+        result.url,
+    )
     out = console()
     out.print(summary_table(result.summary))
     out.print(f"\nThe run is in [bold]{printable(result.url)}[/]. To open it in Python:\n")

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from seqproc.cli.build import build_processor
+from seqproc.cli.complete import when_scored
 from seqproc.cli.options import (
     Chat,
     DrawOptions,
@@ -25,7 +26,8 @@ Score = Annotated[
     typer.Option(
         help="When draws are scored: now (as they are committed), later (when all are sampled), "
         "overlap (beside the sampling, in a thread) or auto (later where the engine sleeps, else "
-        "now)."
+        "now).",
+        autocompletion=when_scored,
     ),
 ]
 RetryQuarantined = Annotated[

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from seqproc.cli.build import build_processor
+from seqproc.cli.manner import give_result
 from seqproc.cli.options import (
     Chat,
     Fresh,
@@ -120,6 +121,15 @@ def _score_beside(
             eta=eta,
             token_columns=token_columns or DEFAULT_TOKEN_COLUMNS,
         )
+    give_result(
+        {
+            "run": source,
+            "name": name,
+            "num_draws_done": found.num_draws_done,
+            "failed": list(found.failed),
+        },
+        name,
+    )
     opened = f"open_run({source!r}).scores({name!r})"
     console().print(
         f"{found.num_draws_done} draws are scored, {len(found.failed)} cannot be. To open the "

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from seqproc.cli.display import console, duration
+from seqproc.cli.manner import give_result
 from seqproc.cli.options import RunPath
 
 if TYPE_CHECKING:
@@ -27,11 +29,31 @@ def status(run: RunPath, watch: Watch = None) -> None:
 
     while True:
         found = run_status(run)
+        give_result(_result(found), found.manifest.state)
         _show(found)
         if watch is None or not found.is_at_work:
             return
         time.sleep(min(watch, threading.TIMEOUT_MAX))
         console().print()
+
+
+def _result(found: RunStatus) -> dict[str, Any]:
+    manifest = found.manifest
+    return {
+        "run": found.url,
+        "state": manifest.state,
+        "was_killed": found.was_killed,
+        "num_draws": manifest.num_own_draws,
+        "num_draws_done": manifest.num_draws_done,
+        "num_sampled": found.session.sampled,
+        "num_quarantined": manifest.num_quarantined,
+        "process": None if found.holder is None else dataclasses.asdict(found.holder),
+        "is_process_alive": found.is_holder_alive,
+        "seconds_left": found.seconds_left,
+        "created": manifest.created,
+        "updated": manifest.updated,
+        "summary": manifest.summary,
+    }
 
 
 def _show(found: RunStatus) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Annotated
 
 import typer
 
-from seqproc.cli.command import FAILURE
 from seqproc.cli.display import console, printable
+from seqproc.cli.exit_codes import FAILURE
+from seqproc.cli.manner import give_result
 from seqproc.cli.options import RunPath
 
 Verbose = Annotated[bool, typer.Option("--verbose", help="A line for each file that is read.")]
@@ -26,6 +28,17 @@ def verify(run: RunPath, verbose: Verbose = False) -> None:
         out.print(f"note: {printable(note)}")
     for fault in found.faults:
         out.print(f"[bold red]fault:[/] {printable(str(fault))}")
+    give_result(
+        {
+            "run": run,
+            "is_sound": not found.faults,
+            "faults": [dataclasses.asdict(fault) for fault in found.faults],
+            "notes": found.notes,
+            "num_parts": found.num_parts,
+            "num_rows": found.num_rows,
+        },
+        f"{len(found.faults)} faults" if found.faults else "sound",
+    )
     verdict = f"{len(found.faults)} faults" if found.faults else "sound"
     out.print(f"{found.num_parts} parts, {found.num_rows} rows: {verdict}")
     if found.faults:

@@ -15,7 +15,6 @@ import json
 import os
 import secrets
 import shutil
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from types import MappingProxyType
 from typing import Any
 
 from seqproc._util.optional import require_package
+from seqproc._util.progress import tell
 from seqproc.errors import MissingDependencyError, ModelError
 
 FORMAT_VERSION = 1
@@ -242,10 +242,7 @@ def _make(target: Path, checkpoint: Checkpoint, convert: Converter) -> None:
     """Convert into a folder beside `target` that no one else uses, then rename it."""
     staging = target.parent / f".{target.name}.{secrets.token_hex(6)}"
     staging.mkdir(parents=True)
-    print(
-        f"seqproc: converting {checkpoint.path.name} to {target} (about half a minute, done once)",
-        file=sys.stderr,
-    )
+    tell(f"seqproc: converting {checkpoint.path.name} to {target} (about half a minute, done once)")
     try:
         convert(checkpoint.path, staging)
         _finish(staging, checkpoint)

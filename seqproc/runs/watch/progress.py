@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from tqdm import tqdm
+
+from seqproc._util.progress import is_switched_off, tell
 
 if TYPE_CHECKING:
     from seqproc.engines import Engine
@@ -29,7 +30,11 @@ class Progress:
         self._engine, self._unit = engine, unit
         done = int(run.is_sampled.sum())
         self._bar = tqdm(
-            total=run.manifest.num_own_draws, initial=done, desc="run", unit=unit, disable=None
+            total=run.manifest.num_own_draws,
+            initial=done,
+            desc="run",
+            unit=unit,
+            disable=is_switched_off() or None,  # None: where there is no terminal
         )
         self._is_terminal = not self._bar.disable
         self._num, self._total = done, run.manifest.num_own_draws
@@ -57,7 +62,7 @@ class Progress:
             self._bar.update(draws)
         elif time.perf_counter() - self._said >= _LINE_SECONDS:
             self._said = time.perf_counter()
-            print(f"run: {self._num}/{self._total} {self._unit}s, {self._rates()}", file=sys.stderr)
+            tell(f"run: {self._num}/{self._total} {self._unit}s, {self._rates()}")
 
     def _rates(self) -> str:
         seconds = time.perf_counter() - self._began
