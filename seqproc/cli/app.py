@@ -12,6 +12,7 @@ from seqproc._util.versions import library_versions
 from seqproc.cli.catalog import datasets, models
 from seqproc.cli.command import command
 from seqproc.cli.demo import demo
+from seqproc.cli.doctor import doctor
 from seqproc.cli.examples import examples_of, exit_codes
 from seqproc.cli.inspect import inspect
 from seqproc.cli.manner import ReportsBadUsage
@@ -27,7 +28,7 @@ COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     "Make runs": (sample, score, merge),
     "Look at runs": (status, inspect, verify),
     "Test engines": (parity,),
-    "Find your way": (demo, models, datasets),
+    "Find your way": (doctor, demo, models, datasets),
 }
 
 app = typer.Typer(
