@@ -108,8 +108,10 @@ def print_config(
 
 def _commands(context: typer.Context) -> Mapping[str, Parameters]:
     """The commands that take a file, and the keys that each of them has in it."""
-    found = context.parent.command.commands.items()  # type: ignore[union-attr]
-    signatures = {name: inspect.signature(command.callback) for name, command in found}
+    group: Any = context.parent and context.parent.command
+    signatures = {
+        name: inspect.signature(command.callback) for name, command in group.commands.items()
+    }
     return {
         name: _parameters(signature)
         for name, signature in signatures.items()
@@ -129,7 +131,8 @@ def _parameters(signature: inspect.Signature) -> Parameters:
 def _key(parameter: inspect.Parameter) -> str:
     """An option's name on the command line, without its dashes; an argument's own."""
     _, option = get_args(parameter.annotation)
-    names = [name for name in option.param_decls or () if name.startswith("--")]
+    given = (option.default, *(option.param_decls or ()))  # the first, in an annotation, is there
+    names = [name for name in given if isinstance(name, str) and name.startswith("--")]
     name = names[0] if names else parameter.name
     return str(name).removeprefix("--").replace("-", "_")
 

@@ -93,7 +93,8 @@ def colour_choice() -> tuple[Literal["auto", "standard"] | None, Literal[True] |
 def print_error(message: str, details: Sequence[str] = ()) -> None:
     """One line on stderr, and one for each detail."""
     manner = current_manner()
-    manner.error = manner.error or _one_line(message)
+    if manner.error is None:
+        manner.error, manner.details = _one_line(message), [_one_line(one) for one in details]
     err = console(stderr=True)
     err.print(f"[bold red]error:[/] {escape(_one_line(message))}")
     for detail in details:

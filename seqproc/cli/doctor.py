@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -81,8 +82,8 @@ def doctor() -> None:
 def _here() -> Path:
     try:
         return Path.cwd()
-    except OSError:  # it was removed
-        return Path("(removed)")
+    except OSError:  # it was removed; the shell knows where it was
+        return Path(os.environ.get("PWD", "/"))
 
 
 def _models() -> list[dict[str, Any]]:

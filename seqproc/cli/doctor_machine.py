@@ -72,6 +72,7 @@ def probe_core(seconds: float = PROBE_SECONDS) -> Core:
             check=False,
             timeout=seconds,
             stdin=subprocess.DEVNULL,
+            cwd=sys.prefix,  # the folder that this is called in may have been removed
         )
         return Core(**json.loads(done.stdout.rpartition("\n")[2]))
     except subprocess.TimeoutExpired:

@@ -64,7 +64,7 @@ class _Need:
         asked, _, marker = line.partition(";")
         name, versions = re.fullmatch(r"([\w.-]+)(?:\[.*?\])?(.*)", asked.strip()).groups()  # type: ignore[union-attr]
         extra = re.search(r"extra == [\"'](.*?)[\"']", marker)
-        return cls(name=name, versions=versions, extra=extra and extra[1])
+        return cls(name=name, versions=versions, extra=extra[1] if extra else None)
 
 
 def packages(*, has_gpu: bool) -> list[Package]:

@@ -34,6 +34,7 @@ class Manner:
     result: dict[str, Any] = field(default_factory=dict)  # keys of the command's own
     answer: str | None = None  # the result on a line
     error: str | None = None  # the first that was printed
+    details: list[str] = field(default_factory=list)  # of the error, such as what differs
 
     @property
     def is_terse(self) -> bool:
@@ -89,7 +90,12 @@ def _print_result(manner: Manner, command: str, code: int) -> None:
     from seqproc.cli.display import visible
 
     if manner.json:
-        common = {"command": command, "exit_code": int(code), "error": manner.error}
+        common = {
+            "command": command,
+            "exit_code": int(code),
+            "error": manner.error,
+            "details": manner.details,
+        }
         typer.echo(strict_json.dumps({**common, **manner.result}), nl=False)
     elif manner.quiet and manner.answer is not None:
         typer.echo(visible(manner.answer))
