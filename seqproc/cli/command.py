@@ -82,7 +82,7 @@ def _options(group: Any) -> Iterator[inspect.Parameter]:
 def _in_panel(annotation: Any, panel: str | None) -> Any:
     kind, option = get_args(annotation)
     option = copy.copy(option)
-    option.rich_help_panel = panel
+    option.rich_help_panel = option.rich_help_panel or panel
     return Annotated[kind, option]
 
 

@@ -21,7 +21,8 @@ from seqproc.cli.complete import (
 )
 from seqproc.cli.config_file import use_config
 
-_RUN = "The run"  # the panel of what stands by itself
+THE_RUN = "The run"  # panels of help, where they are not those of a group
+_FILE = "Options from a file"
 _MODEL = "Embedded name (smollm2-135m), local folder or hub id."
 _GIVEN = "Overrides --config."
 
@@ -62,6 +63,7 @@ class PolicyOptions:
             "are given win.",
             callback=use_config,
             is_eager=True,
+            rich_help_panel=_FILE,
         ),
     ] = None
     print_config: Annotated[
@@ -69,6 +71,7 @@ class PolicyOptions:
         typer.Option(
             "--print-config",
             help="Print what the command would run with, as a file for --config, and do no more.",
+            rich_help_panel=_FILE,
         ),
     ] = False
     temperature: Annotated[float | None, typer.Option(help=f"T > 0. {_GIVEN}")] = None
@@ -216,7 +219,7 @@ Out = Annotated[
         "which then goes on.",
         parser=checked_folder,
         metavar="PATH",
-        rich_help_panel=_RUN,
+        rich_help_panel=THE_RUN,
     ),
 ]
 Fresh = Annotated[
@@ -224,13 +227,13 @@ Fresh = Annotated[
     typer.Option(
         "--fresh",
         help="Begin anew; what the folder holds is set aside, not deleted.",
-        rich_help_panel=_RUN,
+        rich_help_panel=THE_RUN,
     ),
 ]
 TokenColumns = Annotated[
     list[str] | None,
     typer.Option(
-        help="What to keep per token, such as logqs or margin. Repeatable.", rich_help_panel=_RUN
+        help="What to keep per token, such as logqs or margin. Repeatable.", rich_help_panel=THE_RUN
     ),
 ]
 Chat = Annotated[
@@ -244,6 +247,6 @@ RewardWeights = Annotated[
     typer.Option(
         metavar="TAG,ANSWER",
         help="What a response's <answer> block earns, and a right answer on top. Default 0.5,0.5.",
-        rich_help_panel=_RUN,
+        rich_help_panel=THE_RUN,
     ),
 ]

@@ -9,6 +9,7 @@ import typer
 from seqproc.cli.build import build_processor
 from seqproc.cli.complete import when_scored
 from seqproc.cli.options import (
+    THE_RUN,
     Chat,
     DrawOptions,
     EngineOptions,
@@ -28,16 +29,23 @@ Score = Annotated[
         "overlap (beside the sampling, in a thread) or auto (later where the engine sleeps, else "
         "now).",
         autocompletion=when_scored,
+        rich_help_panel=THE_RUN,
     ),
 ]
 RetryQuarantined = Annotated[
-    bool, typer.Option("--retry-quarantined", help="Try draws again that always failed before.")
+    bool,
+    typer.Option(
+        "--retry-quarantined",
+        help="Try draws again that always failed before.",
+        rich_help_panel=THE_RUN,
+    ),
 ]
 Track = Annotated[
     str | None,
     typer.Option(
         metavar="NAME[:PROJECT]",
         help="Tell an experiment tracker how the run goes: trackio, wandb or mlflow.",
+        rich_help_panel=THE_RUN,
     ),
 ]
 ShardOption = Annotated[
@@ -47,6 +55,7 @@ ShardOption = Annotated[
         metavar="I/N",
         help="Make shard I of N only, counted from 0: the draws d with d mod N = I. "
         "`seqproc merge` makes one run of all N.",
+        rich_help_panel=ExecutorOptions.panel,
     ),
 ]
 

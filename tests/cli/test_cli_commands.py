@@ -84,6 +84,30 @@ def test_sample_and_score(run: Run, model: Path, prompts: str, tmp_path: Path) -
     assert again.rows()["response_ids"].equals(open_run(out).rows()["response_ids"])
 
 
+def test_runs_give_json_and_a_quiet_run_says_where_it_is(
+    run: Run, model: Path, prompts: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "first"
+    result = run(*sample_arguments(model, prompts, out), "--json")
+    told = json.loads(result.stdout)
+    assert (told["command"], told["exit_code"], told["error"]) == ("sample", 0, None)
+    assert (told["run"], told["state"], told["quarantined"]) == (str(out), "complete", [])
+    assert told["num_draws"] == told["num_draws_done"] == told["summary"]["num_draws"] == 6
+    lengths = open_run(out).rows(["gen_len"])["gen_len"].to_pylist()
+    assert told["summary"]["num_tokens"] == sum(lengths)
+    assert run(*sample_arguments(model, prompts, out), "--quiet").output == f"{out}\n"
+
+    scoring = ("score", out, "--model", model)
+    told = json.loads(run(*scoring, "--name", "again", "--json").stdout)
+    own = {key: told[key] for key in ("run", "name", "num_draws_done", "failed")}
+    assert own == {"run": str(out), "name": "again", "num_draws_done": 6, "failed": []}
+    assert run(*scoring, "--out", tmp_path / "scored", "--quiet").output == f"{tmp_path}/scored\n"
+    refused = run(*sample_arguments(model, prompts, out), "--seed", 7, "--json")
+    told = json.loads(refused.stdout)
+    assert (refused.exit_code, told["exit_code"]) == (2, 2)
+    assert "spec.seed: the folder has 0, asked for was 7" in told["details"]
+
+
 def test_options_override_the_file_and_leave_the_rest_of_it(
     run: Run, model: Path, prompts: str, tmp_path: Path
 ) -> None:
@@ -311,10 +335,14 @@ def test_draws_that_always_fail_have_an_exit_code(
 ) -> None:
     register_engine("picky", _Picky)
     out = tmp_path / "out"
-    result = run(*sample_arguments(model, prompts, out), "--engine", "picky", "--draws", 5)
+    again = ("--engine", "picky", "--draws", 5)
+    result = run(*sample_arguments(model, prompts, out), *again)
     assert result.exit_code == 4, result.output
     assert "1 draws always failed" in result.stderr
     assert "draw 2 (generation): cannot make this one" in result.stderr
+    told = json.loads(run(*sample_arguments(model, prompts, out), *again, "--json").stdout)
+    assert (told["exit_code"], [one["draw"] for one in told["quarantined"]]) == (4, [2])
+    assert "1 draws always failed" in told["error"]
     assert open_run(out).num_rows == 4
 
 

@@ -131,6 +131,16 @@ def test_an_error_is_in_the_json_and_on_stderr(run: Run, arguments: list[str], s
     assert run(*arguments).stdout == ""  # and nothing for who did not ask
 
 
+@pytest.mark.parametrize("name", ["status", "inspect", "verify", "models", "datasets", "doctor"])
+def test_the_keys_are_those_of_the_page(run: Run, made: Path, name: str) -> None:
+    page = (Path(__file__).parents[2] / "docs/cli.md").read_text()
+    rows = page[page.index("Then come the command's own") :].splitlines()
+    cell = next(row for row in rows if row.startswith("|") and f"`{name}`" in row.split("|")[1])
+    keys = re.findall(r"`(\w+)`", re.sub(r"\(.*?\)|: .*", "", cell.split("|")[2]))
+    arguments = [made] if name in ("status", "inspect", "verify") else []
+    assert list(strict(run(name, *arguments, "--json").stdout)) == COMMON + keys
+
+
 def test_what_is_said_is_quiet_or_on_stderr() -> None:
     def speak() -> None:
         console().print("a table")

@@ -188,6 +188,22 @@ def test_a_wrong_engine_fails_and_is_told_why(run: Run, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("engine", "code", "answer"), [("hf", 0, "holds"), ("hot", 3, "does not hold")]
+)
+def test_json_has_the_keys_of_the_file_and_quiet_says_whether_it_holds(
+    run: Run, tmp_path: Path, engine: str, code: int, answer: str
+) -> None:
+    result = run(engine, "--json")
+    told = json.loads(result.stdout)
+    common = [told.pop(name) for name in ("command", "exit_code", "error", "details", "file")]
+    assert common == ["parity", code, None, [], str(tmp_path / "out" / "parity.json")]
+    assert (result.exit_code, told) == (code, report(tmp_path))
+    assert told["holds"] is (code == 0)
+    quiet = run(engine, "--quiet")
+    assert (quiet.exit_code, quiet.stdout) == (code, f"{answer}\n")
+
+
 def test_the_text_of_a_worst_token_does_nothing_to_a_terminal() -> None:
     token = WorstToken(
         why="unlikely",
@@ -378,6 +394,9 @@ def test_a_pair_that_differs_is_no_failure(run: Run, tmp_path: Path) -> None:
     assert one["engines"] == ["hf", "tepid"]
     assert (one["num_rows"], one["num_prompts"]) == (30, 6)
     assert one["kl"]["value"] > 0.05
+    told = json.loads(pair(run, "hf,tepid", "--rows", 30, "--json").stdout)
+    assert told["file"] == str(tmp_path / "out" / "pair.json")
+    assert told["pairs"] == json.loads((tmp_path / "out" / "pair.json").read_text())["pairs"]
 
 
 def test_a_pair_of_before_does_not_outlive_a_failure(run: Run, tmp_path: Path) -> None:
