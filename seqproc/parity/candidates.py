@@ -40,6 +40,7 @@ from seqproc.parity.verdict import Link
 NOISE = (SAME, PLACE)  # families of randomness that is used twice
 _WITHIN = (SAME, PLACE, GREEDY_DRAWS)  # families that keep to the policy's support
 _STEPS = 9  # of a parameter between the neighbours of the best one in the catalogue
+_BEYOND = 4.0  # times the last value of the catalogue, up to which a likelier one is looked for
 _LEAST_SHIFT = 1e-3  # of a fitted parameter that is worth naming
 
 
@@ -54,6 +55,7 @@ class Candidate:
     log_share: float = 0.0  # of its prior in them
     # By description, what can be scored: one of each parameter. Empty for noise and suspects.
     wholes: Mapping[str, RowDistribution] = field(default_factory=dict)
+    temperatures: tuple[float, ...] = ()  # of those members that are about one
     suspect: Suspect | None = None
     window: Window = WINDOWS[0]  # the steps and draws that it is about; the policy holds elsewhere
 
@@ -132,6 +134,8 @@ def _candidate(
     """By one bet, with all that the bets of its family on the same tokens came to."""
     alike = [bet for bet in bets if bet.window == best.window]
     is_noise = best.family in NOISE
+    profile = {bet.value: bet.log_e for bet in alike if bet.value is not None}
+    temperatures = tuple(_around(profile)) if best.family == TEMPERATURE else ()
     description = placed(best.name, best.window)
     if is_noise:
         description = f"what should be independent is not: randomness is used twice ({description})"
@@ -141,7 +145,8 @@ def _candidate(
         family=best.family,
         log_odds=float(np.logaddexp.reduce([odds[bet] for bet in alike])),
         log_share=float(np.logaddexp.reduce([bet.log_share for bet in alike])),
-        wholes={} if is_noise else _members(case, best, alike, wholes.get(best.name)),
+        wholes={} if is_noise else _members(case, best, wholes.get(best.name), temperatures),
+        temperatures=temperatures,
         window=best.window,
     )
 
@@ -163,7 +168,7 @@ def unreachable(case: Case, window: Window | None = None) -> float:
 
 
 def _members(
-    case: Case, best: Bet, alike: Sequence[Bet], whole: LogDistribution | None
+    case: Case, best: Bet, whole: LogDistribution | None, temperatures: Sequence[float]
 ) -> dict[str, RowDistribution]:
     """The best of a family; where its parameter can be fitted, also those around it."""
     if best.family in PENALTIES:
@@ -177,26 +182,49 @@ def _members(
         whole = without(int(best.value), case.policy)
     found = {} if whole is None else {best.name: whole}
     if best.family == TEMPERATURE:
-        profile = {bet.value: bet.log_e for bet in alike if bet.value is not None}
-        found |= _temperatures(case, profile)
+        found |= _with(case, "temperature", temperatures)
     if best.family == TOP_P:
         # The largest mass before a token is the maximum-likelihood estimate.
         inside = best.window.holds(case.draws.steps, case.draws.owners)
         top_p = float(min(case.nominal.mass_before[inside].max(initial=0.0) * (1 + 1e-6), 1.0))
         found |= _with(case, "top_p", [top_p])
-    return {words: partial(_of_logits, one) for words, one in found.items()}
+    return _read_alone(found)
 
 
 def _of_logits(whole: LogDistribution, logits_RV: Tensor, _: Rows) -> Tensor:
     return whole(logits_RV)
 
 
-def _temperatures(case: Case, profile: Mapping[float, float]) -> dict[str, LogDistribution]:
-    """Between the neighbours of the best one in the catalogue."""
+def closer(candidate: Candidate, case: Case, gains: Mapping[str, float]) -> Candidate | None:
+    """The same with temperatures closer around the likeliest that was scored; None of no such.
+
+    Args:
+        candidate: whose members were scored.
+        case: the draws.
+        gains: what each member came to, by description, nats.
+    """
+    scored = {
+        value: gains[words]
+        for value in candidate.temperatures
+        if (words := _in_place("temperature", value, case)) in gains
+    }
+    if len(scored) < 2:
+        return None
+    values = tuple(_around(scored))
+    return replace(
+        candidate,
+        wholes=_read_alone(_with(case, "temperature", values)),
+        temperatures=values,
+    )
+
+
+def _around(profile: Mapping[float, float]) -> list[float]:
+    """Between the neighbours of the likeliest value; beyond it, where it is the last."""
     values = sorted(profile)
     n = values.index(max(profile, key=lambda value: profile[value]))
-    low, high = values[max(n - 1, 0)], values[min(n + 1, len(values) - 1)]
-    return _with(case, "temperature", np.linspace(low, high, _STEPS)[1:-1].tolist())
+    low = values[n - 1] if n > 0 else values[0] / _BEYOND
+    high = values[n + 1] if n + 1 < len(values) else values[-1] * _BEYOND
+    return np.geomspace(low, high, _STEPS)[1:-1].tolist()
 
 
 def _with(case: Case, name: str, values: Sequence[float]) -> dict[str, LogDistribution]:
@@ -205,9 +233,17 @@ def _with(case: Case, name: str, values: Sequence[float]) -> dict[str, LogDistri
     for value in values:
         if abs(value - asked) > _LEAST_SHIFT and value > 0:
             change: dict[str, Any] = {name: value}
-            words = f"{name} {value:.4g} in place of {asked:g}"
-            found[words] = of_policy(replace(case.policy, **change))
+            found[_in_place(name, value, case)] = of_policy(replace(case.policy, **change))
     return found
+
+
+def _in_place(name: str, value: float, case: Case) -> str:
+    return f"{name} {value:.4g} in place of {getattr(case.policy, name):g}"
+
+
+def _read_alone(wholes: Mapping[str, LogDistribution]) -> dict[str, RowDistribution]:
+    """As distributions of rows, of which logits alone are read."""
+    return {words: partial(_of_logits, one) for words, one in wholes.items()}
 
 
 # ---------------------------------------------------------------------- suspects

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from seqproc.parity.betting.cuts import IGNORED, TEMPERATURE
 from seqproc.parity.betting.evidence import WINDOWS, Window, evidence, in_part
 from seqproc.parity.betting.findings import bet_findings
-from seqproc.parity.candidates import Candidate, gains_in, placed
+from seqproc.parity.candidates import Candidate, closer, gains_in, placed
 from seqproc.parity.draws import Draws, Floats, score_rows, with_tokens
 from seqproc.parity.places import place_findings
 from seqproc.parity.repeats import same_contexts
@@ -51,7 +51,25 @@ class Fit:
 
 
 def fitted(candidates: Sequence[Candidate], case: Case) -> list[Fit]:
-    """Candidates scored in full: those of the catalogue in one forward, each suspect in its own."""
+    """Candidates scored in full: those of the catalogue in one forward, each suspect in its own.
+
+    And one more forward for temperatures close to the likeliest ones.
+    """
+    members = _scored(candidates, case)
+    nearer = [
+        closer(one, case, {words: _gain(one, draws, case) for words, draws in scored.items()})
+        or replace(one, wholes={})
+        for one, scored in zip(candidates, members, strict=True)
+    ]
+    more = _scored(nearer, case)
+    return [
+        _best(one, {**first, **second}, case)
+        for one, first, second in zip(candidates, members, more, strict=True)
+    ]
+
+
+def _scored(candidates: Sequence[Candidate], case: Case) -> list[dict[str, Draws]]:
+    """The draws under every member of each, by description."""
     wholes = {
         f"{n}/{words}": whole
         for n, one in enumerate(candidates)
@@ -59,9 +77,12 @@ def fitted(candidates: Sequence[Candidate], case: Case) -> list[Fit]:
     }
     found = score_rows(case.answers, case.scorer, wholes, override=case.override) if wholes else {}
     return [
-        _best(one, {words: found[f"{n}/{words}"] for words in one.wholes}, case)
-        for n, one in enumerate(candidates)
+        {words: found[f"{n}/{words}"] for words in one.wholes} for n, one in enumerate(candidates)
     ]
+
+
+def _gain(candidate: Candidate, draws: Draws, case: Case) -> float:
+    return float(gains_in(candidate.window, draws.logqs, case).sum())
 
 
 def _best(candidate: Candidate, members: dict[str, Draws], case: Case) -> Fit:
