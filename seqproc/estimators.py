@@ -33,6 +33,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from seqproc._util.pareto import tail_shape
 from seqproc.errors import ConfigError, SequenceError
 
 Array = NDArray[np.float64]
@@ -117,6 +118,28 @@ def effective_sample_size(log_weights: ArrayLike) -> float:
     References: Kish, "Survey Sampling" (1965).
     """
     return _kish(_relative_weights(log_weights))
+
+
+def pareto_k(log_weights: ArrayLike) -> float:
+    """k̂, the shape of a generalised Pareto tail fitted to the largest weights.
+
+    Moments of the weights below the order 1/k are finite: up to 0.7 an estimate can be trusted,
+    with N > 10^(1/(1 − k)) draws; beyond it, a few draws decide however many there are; from 1 on
+    even the mean does not exist. A common shift of log w changes nothing.
+
+    Args:
+        log_weights: ``[N]``, nats; −∞ is a weight of 0.
+
+    Returns:
+        k̂; NaN where fewer than 5 weights are larger than the rest, as when all are equal.
+
+    Raises:
+        SequenceError: as `effective_sample_size`.
+
+    References: see `seqproc._util.pareto`.
+    """
+    _relative_weights(log_weights)  # refuses what are no weights
+    return tail_shape(_array("log_weights", log_weights))
 
 
 def mean(
