@@ -34,7 +34,7 @@ def demo(
     out: _Out = None,
 ) -> None:
     """Sample and score a small model on arithmetic problems, and show what comes out."""
-    from seqproc.cli.report import print_result
+    from seqproc.cli.run_summary import print_result
     from seqproc.runs import RunSpec, sample_run
     from seqproc.runs.opening import require_ready
 

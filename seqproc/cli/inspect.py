@@ -90,7 +90,7 @@ def _result(run: Run, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _print_totals(run: Run) -> None:
-    from seqproc.cli.report import print_lines, summary_lines
+    from seqproc.cli.run_summary import print_lines, summary_lines
     from seqproc.runs.format.summary import summary_of
 
     manifest = run.manifest
@@ -101,7 +101,7 @@ def _print_totals(run: Run) -> None:
 
 
 def _print_row(row: Mapping[str, Any], *, whole: bool) -> None:
-    from seqproc.cli.report import print_lines
+    from seqproc.cli.run_summary import print_lines
 
     print_lines((name, _shown(value, whole=whole)) for name, value in row.items())
 

@@ -27,7 +27,7 @@ def merge(out: Merged, shards: Shards, fresh: Fresh = False) -> None:
 
     A merge that was stopped is made again by the same command.
     """
-    from seqproc.cli.report import end_run
+    from seqproc.cli.run_summary import end_run
     from seqproc.runs import merge_runs
 
     end_run(merge_runs(shards, out, fresh=fresh))

@@ -80,7 +80,7 @@ def sample(
 
     The same command goes on where a run was stopped, whatever stopped it.
     """
-    from seqproc.cli.report import end_run
+    from seqproc.cli.run_summary import end_run
     from seqproc.runs import DEFAULT_TOKEN_COLUMNS, RunSpec, sample_run
     from seqproc.runs.opening import require_ready
     from seqproc.runs.shards.shard import parse_shard

@@ -81,7 +81,7 @@ def score(
     if override is not None or eta is not None:
         raise ConfigError("--override and --eta go with --name")
     assert out is not None
-    from seqproc.cli.report import end_run
+    from seqproc.cli.run_summary import end_run
     from seqproc.runs import DEFAULT_TOKEN_COLUMNS, score_run
     from seqproc.runs.opening import require_ready
 

@@ -57,7 +57,7 @@ def _result(found: RunStatus) -> dict[str, Any]:
 
 
 def _show(found: RunStatus) -> None:
-    from seqproc.cli.report import print_lines, summary_lines
+    from seqproc.cli.run_summary import print_lines, summary_lines
     from seqproc.runs.format.summary import summary_of
 
     summary = found.manifest.summary
