@@ -21,7 +21,7 @@ from seqproc.runs import RunSpec, sample_run, score_run
 
 TESTS = Path(__file__).parent
 PROJECT = tomllib.loads(light_core.PYPROJECT.read_text())["project"]
-EXTRAS = ("cli", "runs", "rewards", "hub", "peft", "embedded", "parity", "remote")
+EXTRAS = ("cli", "runs", "rewards", "hub", "peft", "embedded", "parity", "remote", "report")
 REFUSALS = (
     "runs: read",
     "runs: write",
@@ -36,6 +36,7 @@ REFUSALS = (
     "parity: check",
     "parity: run",
     "remote: open",
+    "report: page",
 )
 
 

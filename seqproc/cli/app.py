@@ -18,6 +18,7 @@ from seqproc.cli.inspect import inspect
 from seqproc.cli.manner import ReportsBadUsage
 from seqproc.cli.merge import merge
 from seqproc.cli.parity import parity
+from seqproc.cli.report import report
 from seqproc.cli.sample import sample
 from seqproc.cli.score import score
 from seqproc.cli.status import status
@@ -26,7 +27,7 @@ from seqproc.cli.verify import verify
 # By the panels of the main help.
 COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     "Make runs": (sample, score, merge),
-    "Look at runs": (status, inspect, verify),
+    "Look at runs": (report, status, inspect, verify),
     "Test engines": (parity,),
     "Find your way": (doctor, demo, models, datasets),
 }

@@ -34,10 +34,14 @@ def demo(
     out: _Out = None,
 ) -> None:
     """Sample and score a small model on arithmetic problems, and show what comes out."""
+    from seqproc.cli.report import print_page
     from seqproc.cli.run_summary import print_result
+    from seqproc.report.page import require_report
     from seqproc.runs import RunSpec, sample_run
+    from seqproc.runs.format.layout import REPORT
     from seqproc.runs.opening import require_ready
 
+    require_report()
     spec = RunSpec(dataset="arithmetic", draws=draws, seed=0, model=model, chat=True)
     folder = out or Path("runs") / time.strftime("demo-%Y%m%d-%H%M%S")
     require_ready(folder)
@@ -48,6 +52,8 @@ def demo(
         result = sample_run(processor, spec, folder)
     _show_responses(result)
     print_result(result)
+    console().print()
+    print_page(result.open(), folder / REPORT)
 
 
 def _tell_plan(spec: RunSpec, sampling: EngineOptions) -> None:
@@ -57,7 +63,7 @@ def _tell_plan(spec: RunSpec, sampling: EngineOptions) -> None:
         f"T = 1, top_p = 0.95, at most {sampling.max_new_tokens} tokens",
         "3. read every token again with torch in float32: log p, log q, Rao-Blackwell entropy",
         "4. reward the responses: half for the form, half for the answer",
-        "5. write it all to a folder",
+        "5. write it all to a folder, with a page that shows it",
     )
     out = console()
     for step in steps:

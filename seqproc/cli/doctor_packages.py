@@ -26,6 +26,7 @@ PURPOSES = {
     "embedded": "converting the embedded model",
     "parity": "seqproc parity",
     "remote": "runs in an object store",
+    "report": "the page about a run",
     "ray": "runs on a Ray cluster",
     "vllm": "the engine vllm",
 }

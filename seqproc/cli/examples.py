@@ -38,6 +38,13 @@ EXAMPLES: dict[str, list[tuple[str, list[str]]]] = {
     "merge": [
         ("two shards as one run", ["seqproc merge runs/all runs/shard-0 runs/shard-1"]),
     ],
+    "report": [
+        ("the run as a page, in its folder", ["seqproc report runs/first"]),
+        (
+            "a small page, with the tests of the engine",
+            ["seqproc report runs/first --out first.html --no-tokens --parity parity/parity.json"],
+        ),
+    ],
     "status": [
         ("how far it is, every ten seconds", ["seqproc status runs/first --watch 10"]),
         ("its state in a word", ["seqproc status runs/first --quiet"]),

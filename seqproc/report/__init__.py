@@ -1,1 +1,17 @@
-"""What people look at: the page of a run. Reads runs; samples and scores nothing."""
+"""What people look at: the page of a run. Reads runs; samples and scores nothing.
+
+Imports neither torch nor an engine. Texts of a run are untrusted wherever they are shown.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from seqproc._util.lazy import lazy_names
+
+__all__ = ["render_page", "write_page"]
+
+if TYPE_CHECKING:
+    from seqproc.report.page import render_page, write_page
+
+__getattr__, __dir__ = lazy_names(__name__, dict.fromkeys(__all__, ".page"))

@@ -175,6 +175,18 @@ class Run:
         """The names of further scores of its samples, see `seqproc.runs.add_scores`."""
         return score_set_names(self._folder)
 
+    def score_set(self, name: str) -> ScoreSet:
+        """What made further scores of its samples, and how far they are.
+
+        Raises:
+            RunError: there is no such set.
+        """
+        found = read_score_set(self._folder, name) if name in self.score_sets else None
+        if found is None:
+            known = ", ".join(self.score_sets) or "none"
+            raise RunError(f"the run in {self.url} has no scores {name!r}; it has {known}")
+        return found
+
     def scores(self, name: str) -> pa.Table:
         """Further scores of its samples, in the order of the draws: the draw and its scores.
 
@@ -186,10 +198,7 @@ class Run:
     def _score_set(self, name: str) -> pa.Table:
         import pyarrow as pa
 
-        found = read_score_set(self._folder, name) if name in self.score_sets else None
-        if found is None:
-            known = ", ".join(self.score_sets) or "none"
-            raise RunError(f"the run in {self.url} has no scores {name!r}; it has {known}")
+        found = self.score_set(name)
         parts = Parts(self._folder, set_table(name), found.key)
         committed = committed_parts(parts, found.merge)
         if not found.is_complete or self._has_more_draws(found, committed):

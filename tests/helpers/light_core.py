@@ -98,6 +98,7 @@ def refusals(folder: Path) -> dict[str, Callable[[], object]]:
     from seqproc.models.weights import read_weights
     from seqproc.parity import check_engine
     from seqproc.parity.run import EngineChoice, run_parity
+    from seqproc.report import write_page
     from seqproc.runs.store.folder import open_folder
 
     processor = make_processor(engine=NEVER_STARTS)
@@ -123,6 +124,7 @@ def refusals(folder: Path) -> dict[str, Callable[[], object]]:
             processor, engines, PROMPTS, [processor.policy], num_draws=4
         ),
         "remote: open": lambda: open_folder("s3://bucket/run"),
+        "report: page": lambda: write_page(anything, folder / "page.html"),
     }
 
 

@@ -7,6 +7,7 @@
     scores/policy/rows-1-00000.*
     quarantine.parquet                draws that always fail, and why
     events.jsonl                      what happened, and when
+    report.html                       the page about it, once `seqproc report` has written one
     set-aside/                        what was found broken, or was replaced by a fresh start
     shards/00-of-08/                  runs that are to become this one
 
@@ -25,6 +26,7 @@ MANIFEST = "manifest.json"
 SAMPLES, SCORES = "samples", "scores/policy"  # tables, as `Parts` calls them
 ASIDE = "set-aside"
 SHARDS = "shards"
+REPORT = "report.html"  # the page of the run, which nothing reads
 
 
 def set_aside(folder: Folder, names: Iterable[str]) -> None:

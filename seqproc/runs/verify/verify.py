@@ -19,7 +19,7 @@ import numpy as np
 from seqproc._util.arguments import require_path
 from seqproc.errors import RunError
 from seqproc.runs.format.events import EVENTS, EVENTS_FOLDER
-from seqproc.runs.format.layout import ASIDE, MANIFEST, SAMPLES, SCORES, SHARDS
+from seqproc.runs.format.layout import ASIDE, MANIFEST, REPORT, SAMPLES, SCORES, SHARDS
 from seqproc.runs.format.manifest import Manifest
 from seqproc.runs.format.manifest_file import require_manifest
 from seqproc.runs.format.parts import Part, Parts, is_merged_name
@@ -128,7 +128,7 @@ class _Examination:
         self._samples = Parts(folder, SAMPLES, manifest.key)
         self._scores = Parts(folder, SCORES, manifest.key)
         self._is_complete = manifest.state == "complete"
-        self._belongs = {MANIFEST, QUARANTINE}  # names of files
+        self._belongs = {MANIFEST, QUARANTINE, REPORT}  # names of files
         self._sampled, self._scored = Coverage(), Coverage()
         self._summary = accumulator(manifest.reward)
 

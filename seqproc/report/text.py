@@ -1,0 +1,55 @@
+"""Text and numbers as a page shows them. Texts of a run are untrusted; here they become visible.
+
+Markup is the template's business: it escapes whatever it is given.
+"""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+
+# Control, format (bidi overrides, zero-width), surrogate, private-use and unassigned characters,
+# and the two that end lines for some readers only.
+_SPELT_OUT = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+_KEPT = "\n\t"
+
+
+def shown(text: str) -> str:
+    """A text in which every character can be seen: the others are spelt out, as in ⟨U+202E⟩."""
+    return "".join(c if c in _KEPT or _is_visible(c) else f"⟨U+{ord(c):04X}⟩" for c in text)
+
+
+def _is_visible(character: str) -> bool:
+    return unicodedata.category(character) not in _SPELT_OUT
+
+
+def number(value: float | None, digits: int = 6) -> str:
+    """A number to so many significant digits; what is not finite by name, None as a dash."""
+    if value is None:
+        return "–"
+    if math.isnan(value):
+        return "undetermined"
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    if isinstance(value, int) or (abs(value) < 1e15 and value == int(value)):
+        return f"{int(value):,}".replace("-", "−")
+    return f"{value:.{digits}g}".replace("-", "−")
+
+
+def plus_minus(value: float | None, error: float | None) -> str:
+    """A value and its standard error, the latter to two digits."""
+    if value is None or math.isnan(value):
+        return "undetermined"
+    if error is None or math.isnan(error):
+        return f"{number(value)} ± undetermined"
+    if error == 0 or not math.isfinite(error):
+        return f"{number(value)} ± {number(error)}"
+    places = 1 - math.floor(math.log10(error))
+    if 0 <= places <= 8:
+        return f"{value:,.{places}f} ± {error:,.{places}f}".replace("-", "−")
+    return f"{value:.6g} ± {error:.2g}".replace("-", "−")
+
+
+def count(num: int, noun: str) -> str:
+    """A count and what is counted, in the plural where it is not one."""
+    return f"{num:,} {noun}" if num == 1 else f"{num:,} {noun}s"
