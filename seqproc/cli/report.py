@@ -48,7 +48,7 @@ def report(
 
     require_report()
     opened = open_run(run)
-    page = _default_page(opened) if out is None else out
+    page = default_page(opened) if out is None else out
     _require_place(page)
     print_page(opened, page, parity=parity, tokens=tokens, title=title)
 
@@ -70,7 +70,7 @@ def print_page(
     console().print(f"The page is {text}")
 
 
-def _default_page(run: Run) -> Path:
+def default_page(run: Run) -> Path:
     """report.html in a folder on a local disk.
 
     Raises:

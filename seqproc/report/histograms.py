@@ -14,6 +14,7 @@ Ints = NDArray[np.int64]
 
 _FEWEST_BINS, _MOST_BINS = 10, 40
 _TOO_LARGE = 1e150  # a difference of two such numbers, or a square, may overflow
+_TOO_SMALL = 1e-150  # a distance that bins cannot divide
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +66,7 @@ def _edges(kept: Floats, whole: bool) -> Floats:
         width = math.ceil((high - low + 1) / bins)
         num = math.ceil((high - low + 1) / width)
         return low - 0.5 + width * np.arange(num + 1, dtype=np.float64)
-    if high - low <= 1e-9 * max(abs(low), abs(high)):
+    if high - low <= max(1e-9 * max(abs(low), abs(high)), _TOO_SMALL):
         reach = max(abs(low), abs(high)) * 1e-3 or 0.5
         return np.array([low - reach, high + reach])
     return np.linspace(low, high, bins + 1)

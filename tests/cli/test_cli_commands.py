@@ -366,6 +366,8 @@ def test_demo(run: Run, model: Path, tmp_path: Path) -> None:
     assert first["question"] in result.stdout
     assert f"reward {first['reward']:g}" in result.stdout
     assert "from seqproc.runs import open_run" in result.stdout
+    assert f"The page is {out / 'report.html'} (" in result.stdout
+    assert (out / "report.html").exists()
     assert "\x1b" not in result.stdout
 
 
