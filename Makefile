@@ -55,7 +55,7 @@ ifeq ($(DEVICE),cpu)
 endif
 	touch $@
 
-demo: setup ## sample, score and compare with the embedded model
+demo: setup ## sample and score with the embedded model, and write a page about it
 	$(BIN)/seqproc demo
 
 test: setup $(FOR_TESTS) ## run the tests but the slow ones; choose some with ARGS="-k policy"

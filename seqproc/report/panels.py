@@ -234,8 +234,9 @@ def _weights(run: Run, panel: Panel) -> None:
     panel.lines.append(
         "log w = Σ (log q′ − log q) of a draw, from the run's own policy q to the measure q′ of "
         "each further set of scores. ESS = (Σw)²/Σw². k̂ is the shape of a generalised Pareto tail "
-        "of the largest weights: where it is above what so many draws can bear, a few draws "
-        "decide, and estimates are not to be trusted."
+        "of the M = min(N/5, 3·√N) largest weights: where it is above what N draws can bear, a few "
+        "draws decide, and estimates are not to be trusted. Its own standard error is about "
+        "(1 + k̂)/√M."
     )
     if run.manifest.kind == "score":
         panel.lines.append(
@@ -244,7 +245,17 @@ def _weights(run: Run, panel: Panel) -> None:
     rows: list[Row] = []
     for name in names:
         _try(panel, name, partial(_of_set, run, panel, rows, name), RunError)
-    header = ("set", "scored at", "draws", "left out", "mean of w", "ESS", "ESS / N", "k̂", "k̂ ≤")
+    header = (
+        "set",
+        "scored at",
+        "draws",
+        "left out",
+        "mean of w",
+        "ESS",
+        "ESS / N",
+        "k̂",
+        "at most",
+    )
     if rows:
         panel.tables.insert(0, Table(caption="Sets of scores", header=header, rows=rows))
 

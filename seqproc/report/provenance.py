@@ -182,7 +182,7 @@ def _notes(manifest: Manifest) -> Iterator[str]:
     if manifest.kind == "sample" and manifest.spec.get("model") != manifest.model.get("name"):
         yield "The model was handed over in Python under a name of its own."
     yield (
-        "Rows also depend on the versions below, and on the weights, which are told by their "
+        "Rows also depend on the versions above, and on the weights, which are told by their "
         "digest. A run of the same key has the same rows, as far as the engine repeats itself."
     )
 
@@ -261,8 +261,8 @@ def _sampler(engine: Mapping[str, Any]) -> str:
 
 def _precision(precision: Mapping[str, Any]) -> str:
     forward = precision.get("tf_nograd", {}).get("dtype")
-    statistics = "float64" if precision.get("entropy_fp64") else "as the forward, or float32"
-    return f"forward without gradients in {forward}; statistics in {statistics}"
+    lifted = "float64" if precision.get("entropy_fp64") else "the same, float32 at least"
+    return f"forward without gradients in {forward}, statistics in {lifted}"
 
 
 def _text(value: Any) -> str:

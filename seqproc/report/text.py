@@ -44,10 +44,12 @@ def plus_minus(value: float | None, error: float | None) -> str:
         return f"{number(value)} ± undetermined"
     if error == 0 or not math.isfinite(error):
         return f"{number(value)} ± {number(error)}"
-    places = max(1 - math.floor(math.log10(error)), 0)
-    if places <= 8 and abs(value) < 1e15 and error < 1e15:
+    places = 1 - math.floor(math.log10(error))
+    if -12 <= places <= 8 and abs(value) < 1e15:
+        places = max(places, 0)
         return f"{value:,.{places}f} ± {error:,.{places}f}".replace("-", "−")
-    return f"{value:.6g} ± {error:.2g}".replace("-", "−")
+    digits = places + math.floor(math.log10(abs(value) or error))
+    return f"{value:.{max(digits, 0)}e} ± {error:.1e}".replace("-", "−")
 
 
 def count(num: int, noun: str) -> str:
