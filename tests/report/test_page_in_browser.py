@@ -136,6 +136,6 @@ def test_figures_have_their_numbers_without_scripts(browser: Any, file: Path) ->
     context = browser.new_context(offline=True, java_script_enabled=False)
     opened = context.new_page()
     opened.goto(file.as_uri())
-    assert opened.locator("noscript p").is_visible()
+    assert opened.locator("footer + noscript p").is_visible()
     assert opened.locator("figure table").count() == FIGURES
     context.close()
