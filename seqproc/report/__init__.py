@@ -1,6 +1,7 @@
 """What people look at: the page of a run. Reads runs; samples and scores nothing.
 
-Starts no engine, and needs no torch but for the tokenizer of the token view. Texts of a run are untrusted wherever they are shown.
+Starts no engine, and needs no torch but for the tokenizer of the token view. Texts of a run are
+untrusted wherever they are shown.
 """
 
 from __future__ import annotations

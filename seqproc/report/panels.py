@@ -64,7 +64,9 @@ def _headline(run: Run, panel: Panel) -> None:
         ("out of support", number(found.num_out_of_support), "tokens with log q = −∞"),
         *_speeds(run),
     ]
-    panel.lines.append("± is one standard error, clustered by draw: draws are independent.")
+    panel.lines.append(
+        "± is one standard error, clustered by draw: draws are taken to be independent."
+    )
     panel.tables.append(Table(caption="The run in numbers", header=("what", "", ""), rows=rows))
 
 
