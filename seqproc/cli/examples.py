@@ -42,7 +42,10 @@ EXAMPLES: dict[str, list[tuple[str, list[str]]]] = {
         ("the run as a page, in its folder", ["seqproc report runs/first"]),
         (
             "a small page, with the tests of the engine",
-            ["seqproc report runs/first --out first.html --no-tokens --parity parity/parity.json"],
+            [
+                "seqproc report runs/first --out first.html --no-tokens",
+                "--parity parity/parity.json",
+            ],
         ),
     ],
     "status": [
