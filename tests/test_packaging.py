@@ -92,6 +92,13 @@ def test_entry_points_name_modules_of_the_wheel(wheel, names):
         assert {f"{stem}.py", f"{stem}/__init__.py"} & set(names), target
 
 
+def test_the_wheel_has_the_parts_of_the_page(names):
+    folder = ROOT / "seqproc" / "report"
+    parts = [path for path in folder.rglob("*.*") if path.suffix in (".js", ".css", ".html")]
+    assert len(parts) > 5
+    assert {path.relative_to(ROOT).as_posix() for path in parts} <= set(names)
+
+
 def test_the_unpacked_wheel_works_away_from_the_checkout(wheel, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")

@@ -6,6 +6,7 @@ environment has SEQPROC_REQUIRE_BROWSER=1: then that is a failure.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 from collections.abc import Iterator
@@ -55,10 +56,9 @@ def find_chromium() -> str | None:
 
 def missing() -> str | None:
     """Why no browser can be started here; None when one can."""
-    try:
-        import playwright  # noqa: F401
-    except ImportError:
-        return "needs the package playwright"
+    for package in ("playwright", "axe_core_python"):
+        if importlib.util.find_spec(package) is None:
+            return f"needs the package {package}"
     return None if find_chromium() else f"needs one of {', '.join(NAMES)}"
 
 
