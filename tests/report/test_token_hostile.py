@@ -119,6 +119,14 @@ def test_a_run_without_rows_says_so(page: Watched, tmp_path: Path) -> None:
     page.require_quiet()
 
 
+def test_a_page_that_is_not_whole_says_so(page: Watched, tmp_path: Path) -> None:
+    path = tmp_path / "p.html"
+    write_page(path, Rows(_table([given(0, "the text", [7])])))
+    path.write_text(re.sub(r'(id="seqproc-tokens-draws">)[^<]{20}', r"\1", path.read_text()))
+    page.open(path).get_by_text("The sequences cannot be shown here: ").wait_for()
+    page.require_quiet()
+
+
 def test_a_long_response_is_shown_in_parts(page: Watched, tmp_path: Path) -> None:
     row = given(0, "ab" * 2500, [1, 2] * 2500)
     write_page(tmp_path / "p.html", Rows(_table([row])), WordTokenizer(["a", "b"]))

@@ -212,8 +212,13 @@ function byId(name) {
   return document.getElementById(`sp-${name}`);
 }
 
+// Shows the view; says so where the browser lacks something or the page is not whole.
 async function begin() {
-  await new TokenView(await unpack("draws")).start();
+  try {
+    await new TokenView(await unpack("draws")).start();
+  } catch (error) {
+    byId("status").textContent = `The sequences cannot be shown here: ${error.message}`;
+  }
 }
 
 if (document.readyState === "loading") addEventListener("DOMContentLoaded", begin);
