@@ -16,10 +16,11 @@ from seqproc.parity.betting.evidence import evidence
 from seqproc.parity.candidates import Candidate, of_catalogue, of_suspect
 from seqproc.parity.cause import Cause
 from seqproc.parity.dependence import dependence
-from seqproc.parity.fit import Fit, fitted, share_reported
+from seqproc.parity.fit import Fit, fitted, share_reported, with_bans
 from seqproc.parity.places import BY_CLASS, PLACES
 from seqproc.parity.replay import REPLAY
 from seqproc.parity.reports import cause_of_reports
+from seqproc.parity.sampler import LENGTHS
 from seqproc.parity.structure import ENDINGS
 from seqproc.parity.suspected import log_r
 from seqproc.parity.suspects import Case, other_prompts, other_weights
@@ -35,19 +36,16 @@ _OTHERS = "other weights or prompts, which look like a higher temperature"
 def attribute(case: Case, failed: Sequence[Finding]) -> list[Cause]:
     """Causes of what failed, the first link of the chain first."""
     links = {finding.link for finding in failed}
-    causes = [_plain(finding) for finding in failed if finding.link in (Link.PROMPT, Link.TEXT)]
+    certain = [finding for finding in failed if finding.is_exact]
+    causes = [_plain(f) for f in certain if f.link in (Link.PROMPT, Link.TEXT)]
     if Link.PROMPT in links:  # then everything behind it differs
         return [cause for cause in causes if cause.link is Link.PROMPT]
     names = {finding.name for finding in failed}
     # Where responses are cut in the wrong place, the tokens that end them are missing.
-    apart = {REPLAY, BY_CLASS} if ENDINGS in names else {REPLAY}
-    chances = [finding for finding in failed if finding.name not in apart]
-    by_link = {finding.link for finding in chances}
-    found = _cause_of_tokens(case, chances) if by_link & {Link.POLICY, Link.TOKENS} else None
-    if found is not None:
-        if found.explains and found.link is not Link.TOKENS:  # also when draws end
-            causes = [_plain(finding) for finding in failed if finding.name == ENDINGS]
-        causes.append(found)
+    apart = {REPLAY, BY_CLASS, LENGTHS} if ENDINGS in names else {REPLAY}
+    rest = [finding for finding in failed if finding.name not in apart]
+    if any(f.link in (Link.POLICY, Link.TOKENS) or f.name == LENGTHS for f in rest):
+        causes.append(_cause_of_tokens(case, rest))
     elif Link.LOG_Q in links:
         causes.append(cause_of_reports(case))
     if REPLAY in names and not any(c.explains for c in causes):
@@ -81,7 +79,8 @@ def _cause_of_tokens(case: Case, failed: Sequence[Finding]) -> Cause:
     fits = _fits(distributions, case)
     able = [fit for fit in fits if fit.holds and fit.candidate.log_odds > 0]
     if able:
-        return _known(max(able, key=_probability), able, case, failed)
+        best = with_bans(max(able, key=_probability), case)
+        return _known(best, able, case, failed) if best.holds else _unknown(failed, [best])
     noise = [one for one in candidates if not one.is_distribution]
     found = dependence(case, failed, _likeliest(noise), _likeliest(distributions))
     return _unknown(failed, fits) if found is None else found
@@ -149,7 +148,8 @@ def _unknown(failed: Sequence[Finding], fits: Sequence[Fit]) -> Cause:
 
 def _where(failed: Sequence[Finding]) -> list[str]:
     """The places that are wrong, as far as that is told."""
-    return [f"{finding.name}, {finding.detail}" for finding in failed if finding.name in PLACES]
+    places = (*PLACES, LENGTHS)
+    return [f"{finding.name}, {finding.detail}" for finding in failed if finding.name in places]
 
 
 # ---------------------------------------------------------------------- candidates

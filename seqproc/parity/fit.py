@@ -8,23 +8,35 @@ are placed against the candidate. So nothing is a cause that leaves anything to 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from seqproc.parity.betting.bans import Bans
 from seqproc.parity.betting.cuts import IGNORED, TEMPERATURE
-from seqproc.parity.betting.evidence import WINDOWS, Window, evidence, in_part
+from seqproc.parity.betting.evidence import BANNED, WINDOWS, Window, evidence, in_part
 from seqproc.parity.betting.findings import bet_findings
 from seqproc.parity.candidates import Candidate, closer, gains_in, placed
-from seqproc.parity.draws import Draws, Floats, score_rows, with_tokens
+from seqproc.parity.draws import (
+    Draws,
+    Floats,
+    RowDistribution,
+    score_rows,
+    token_columns,
+    with_tokens,
+)
 from seqproc.parity.places import place_findings
+from seqproc.parity.reading import Rows
 from seqproc.parity.repeats import same_contexts
 from seqproc.parity.sampler import sampler_findings
 from seqproc.parity.suspected import scored_under
 from seqproc.parity.suspects import Case
 from seqproc.parity.verdict import Finding, decide
+from seqproc.policy import log_q
 
 _MOSTLY = 0.999  # share of tokens in a candidate's support; rounding may put a few outside
 # Probability that the true candidate is said to leave something, at most; of one whose log q the
@@ -43,6 +55,8 @@ class Fit:
     left: tuple[str, ...]  # what does not hold then, in words
     reported: float  # share of the engine's log q that are its own; NaN without
     is_vague: bool  # whether other weights look like it: a temperature above the policy's
+    level: float  # probability that it is said to leave something if it is true, at most
+    whole: RowDistribution | None  # the member, where it is a distribution of logits
 
     @property
     def is_reported(self) -> bool:
@@ -63,8 +77,8 @@ def fitted(candidates: Sequence[Candidate], case: Case) -> list[Fit]:
     ]
     more = _scored(nearer, case)
     return [
-        _best(one, {**first, **second}, case)
-        for one, first, second in zip(candidates, members, more, strict=True)
+        _best(one, {**one.wholes, **near.wholes}, {**first, **second}, case)
+        for one, near, first, second in zip(candidates, nearer, members, more, strict=True)
     ]
 
 
@@ -85,7 +99,12 @@ def _gain(candidate: Candidate, draws: Draws, case: Case) -> float:
     return float(gains_in(candidate.window, draws.logqs, case).sum())
 
 
-def _best(candidate: Candidate, members: dict[str, Draws], case: Case) -> Fit:
+def _best(
+    candidate: Candidate,
+    wholes: Mapping[str, RowDistribution],
+    members: dict[str, Draws],
+    case: Case,
+) -> Fit:
     """The member that the tokens are most likely under."""
     if candidate.suspect is not None:
         members = {candidate.family: scored_under(case, candidate.suspect)}
@@ -106,11 +125,40 @@ def _best(candidate: Candidate, members: dict[str, Draws], case: Case) -> Fit:
         holds=not left,
         left=left,
         reported=reported,
+        level=level,
+        whole=wholes.get(words),
         is_vague=candidate.family == TEMPERATURE
         and words != IGNORED  # by chance no other weights look like T = 1 and nothing else
         and not case.policy.truncates  # they would cut at other tokens, too
         and float(draws.entropies.sum()) > float(case.draws.entropies.sum()),
     )
+
+
+def with_bans(fit: Fit, case: Case) -> Fit:
+    """The fit, held against bets under its candidate that one more id is never sampled.
+
+    It takes a forward of its own. Suspects, and candidates of draws that are not known, stay as
+    they are.
+    """
+    window = fit.candidate.window
+    if fit.whole is None or window.part < 1:
+        return fit
+    bans, whole = Bans(), fit.whole
+
+    def reading(logits: Tensor, rows: Rows) -> dict[str, Tensor]:
+        wide = logits.double()
+        inside = window.holds(rows.steps.cpu().numpy(), rows.sequences.cpu().numpy())
+        is_inside_R1 = torch.from_numpy(inside).to(logits.device).unsqueeze(-1)
+        log_r_RV = torch.where(is_inside_R1, whole(wide, rows), log_q(wide, case.policy))
+        bans.note(log_r_RV, rows.tokens)
+        return {"tokens": rows.tokens}
+
+    token_columns(case.answers, case.scorer, reading, case.override)
+    assert bans.log_e is not None
+    log_e = float(np.logaddexp.reduce(bans.log_e)) - math.log(len(bans.log_e))
+    if log_e < -math.log(fit.level):
+        return fit
+    return replace(fit, holds=False, left=(*fit.left, BANNED))
 
 
 def _within(window: Window, draws: Draws, case: Case) -> Draws:

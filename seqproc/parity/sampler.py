@@ -29,6 +29,7 @@ from seqproc.parity.draws import Draws, Floats
 from seqproc.parity.positions import RANK_EDGES
 from seqproc.parity.verdict import Finding, Link
 
+LENGTHS = "lengths"  # name of the finding
 _CERTAIN = 0.99  # where the first token has more than this, its draw tells next to nothing
 _TAIL_EDGES = (*np.linspace(0, 0.9, 10), 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 1.0)
 _LEAST_EXPECTED = 10.0  # in a bin of a χ² test
@@ -172,12 +173,12 @@ def lengths(draws: Draws) -> Finding:
     was_open = (draws.eos_probs > 0) & (draws.eos_probs < 1)
     is_open = np.logical_or.reduceat(was_open, draws.starts) if len(was_open) else was_open
     if is_open.sum() < _LEAST_DRAWS:
-        return _undecided("lengths", Link.TEXT, f"{is_open.sum()} draws that EOS could have ended")
+        return _undecided(LENGTHS, Link.TEXT, f"{is_open.sum()} draws that EOS could have ended")
     points = _survival_points(draws)[is_open]
     result = _stats().kstest(points, "uniform")
     ended, expected = int(draws.ended_by_eos.sum()), float(draws.eos_probs.sum())
     return Finding(
-        name="lengths",
+        name=LENGTHS,
         link=Link.TEXT,
         p_value=float(result.pvalue),
         statistic=float(result.statistic),

@@ -6,6 +6,7 @@ Deterministic (fixed seeds). 256 draws of a small random model, 8 of each prompt
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from helpers.broken import COLD, HOT, WHOLE
-from helpers.faults import FaultyEngine, hotter, of_key, repeating
+from helpers.faults import FaultyEngine, Places, biased, hotter, of_key, repeating
 from helpers.gallery import with_rounded_weights
 from helpers.parity_range import Range, range_of
 from seqproc.parity import Check, Suspect
@@ -193,3 +194,29 @@ def test_what_a_cause_leaves_is_told(small: Range) -> None:
     assert cause.description == "another distribution, not a known one"
     assert "the nearest is: " in cause.detail
     assert "still fail" in cause.detail
+
+
+@pytest.mark.slow
+def test_one_of_two_banned_ids_does_not_explain_the_draws(small: Range) -> None:
+    engine = FaultyEngine(
+        small.model, small.tokenizer, silent=True, distribution=biased([50, 60], -math.inf)
+    )
+    check = small.check(engine, num_draws=384, policy=SamplingPolicy())
+    (cause,) = check.causes
+    assert not cause.explains, cause
+    assert "never sampled; under it banned ids still fail" in cause.detail
+
+
+def test_lengths_alone_are_no_cause(small: Range) -> None:
+    """EOS at once, always: seen by how long draws are, and by their tokens."""
+
+    def at_once(places: Places) -> torch.Tensor:
+        log_r = torch.full_like(places.logits, -math.inf)
+        log_r[:, 0] = 0.0
+        return log_r
+
+    engine = FaultyEngine(small.model, small.tokenizer, silent=True, distribution=at_once)
+    check = small.check(engine, num_draws=64, policy=SamplingPolicy())
+    assert "lengths" in check.verdict.failed
+    (cause,) = check.causes
+    assert cause.link != "text and stop"
