@@ -219,10 +219,13 @@ def closer(candidate: Candidate, case: Case, gains: Mapping[str, float]) -> Cand
 
 
 def _around(profile: Mapping[float, float]) -> list[float]:
-    """Between the neighbours of the likeliest value; beyond it, where it is the last."""
+    """Between the neighbours of the likeliest value; beyond it, where it is the highest.
+
+    Not below the lowest: there it is greedy decoding that is looked for.
+    """
     values = sorted(profile)
     n = values.index(max(profile, key=lambda value: profile[value]))
-    low = values[n - 1] if n > 0 else values[0] / _BEYOND
+    low = values[max(n - 1, 0)]
     high = values[n + 1] if n + 1 < len(values) else values[-1] * _BEYOND
     return np.geomspace(low, high, _STEPS)[1:-1].tolist()
 
