@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
+from seqproc._util.printing import Facts, Printed
 from seqproc.engines.noise import Noise, NotReplayable
 from seqproc.errors import EngineError, SequenceError
 from seqproc.policy import SamplingPolicy
@@ -102,7 +103,7 @@ class TellsDistributions(Protocol):
         ...
 
 
-class Engine(ABC):
+class Engine(Printed, ABC):
     """A back-end that samples sequences.
 
     Engines are context managers; `close` frees what they hold and may be called twice.
@@ -130,6 +131,10 @@ class Engine(ABC):
             MissingDependencyError: a package that the engine needs is not installed.
         """
         del options
+
+    def _facts(self) -> Facts:
+        """What can be told of an engine whether or not it is closed."""
+        return {"name": self.name, "batch_size": self.batch_size}
 
     @property
     @abstractmethod
@@ -269,13 +274,13 @@ class Engine(ABC):
         """Whether `sleep` gives memory back that a scorer on the same device may need."""
         return False
 
-    def sleep(self) -> None:  # noqa: B027
+    def sleep(self) -> None:
         """Give device memory back while something else (the scorer) needs it; optional."""
 
-    def wake(self) -> None:  # noqa: B027
+    def wake(self) -> None:
         """Undo `sleep`; called before the next `generate`."""
 
-    def close(self) -> None:  # noqa: B027
+    def close(self) -> None:
         """Free everything; the engine cannot be used afterwards."""
 
     def __enter__(self) -> Self:

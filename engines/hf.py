@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from seqproc._util.isolation import in_turn, undisturbed
 from seqproc._util.memory import is_out_of_memory
+from seqproc._util.printing import Facts, name_of_dtype
 from seqproc.engines.base import Completion, Engine, Path, Request, StoppingRule
 from seqproc.engines.contexts import PathFollower, decoding, path_requests, read_at_once
 from seqproc.engines.coupling import choose, one_hot_scores
@@ -77,6 +78,11 @@ class HFEngine(Engine):
         self._weights: dict[str, Tensor] = {}  # instead of the model's own, while it generates
         self._fingerprints = FingerprintCache()
         self._num_generating = 0
+
+    def _facts(self) -> Facts:
+        model, parameter = type(self._model).__name__, next(self._model.parameters(), None)
+        dtype = None if parameter is None else name_of_dtype(parameter.dtype)
+        return {**super()._facts(), "model": model, "dtype": dtype}
 
     @classmethod
     def from_source(cls, source: ModelSource, **options: Any) -> HFEngine:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from seqproc._util.arguments import require, require_all
+from seqproc._util.printing import Facts, Printed
 from seqproc._util.tensor_arguments import require_ids, require_ids_below, token_ids
 from seqproc.config import require_count, require_flag
 from seqproc.errors import SequenceError
@@ -25,8 +26,8 @@ from seqproc.scorers.kernels.packing import FORWARD_COST, Item, cheapest_runs
 from seqproc.types import BatchedSequences
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenSequence:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class TokenSequence(Printed):
     """One sequence to score: its prompt and the response whose tokens get scores.
 
     Raises:
@@ -47,6 +48,13 @@ class TokenSequence:
             )
         require_ids_below("prompt_ids", self.prompt_ids, None)
         require_ids_below("response_ids", self.response_ids, None)
+
+    def _facts(self) -> Facts:
+        return {
+            "prompt_tokens": len(self.prompt_ids),
+            "response_tokens": len(self.response_ids),
+            "device": str(self.response_ids.device),
+        }
 
     @property
     def length(self) -> int:

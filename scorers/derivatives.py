@@ -24,6 +24,7 @@ from torch.autograd import forward_ad
 from seqproc._util.arguments import require_all
 from seqproc._util.isolation import in_turn, undisturbed
 from seqproc._util.kernels import kernels_on
+from seqproc._util.printing import Facts, Printed, Words, name_of_dtype
 from seqproc.errors import ConfigError, ScoringError, SequenceError
 from seqproc.models.parameters import ParamMapping, check_mapping, own_parameters
 from seqproc.policy import SamplingPolicy, TokenScores, require_policy
@@ -35,8 +36,8 @@ from seqproc.scorers.overrides import resolve_mapping
 from seqproc.scorers.teacher_forcing import TeacherForcingScorer
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenDerivatives:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class TokenDerivatives(Printed):
     """Derivatives d/dη of one sequence's scores at θ + η·v, η = 0; fields ``[T]``, nats per η.
 
     Summed over tokens they are those of the sequence: ``logprobs.sum()`` is ⟨∇ log p(y), v⟩ and
@@ -47,6 +48,13 @@ class TokenDerivatives:
     logqs: Tensor  # d log q(y_t)/dη; NaN where y_t is outside the support
     rb_entropy: Tensor  # dH(q_t)/dη
     scores: TokenScores  # the scores at η = 0
+
+    def _facts(self) -> Facts:
+        return {
+            "tokens": len(self.logprobs),
+            "dtype": name_of_dtype(self.logprobs.dtype),
+            "derivatives": Words("of logprobs, logqs, rb_entropy"),
+        }
 
 
 def jvp(

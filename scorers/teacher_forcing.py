@@ -20,6 +20,7 @@ from seqproc._util.by_device import ByDevice
 from seqproc._util.isolation import in_turn, undisturbed
 from seqproc._util.kernels import kernels_on
 from seqproc._util.memory import is_out_of_memory
+from seqproc._util.printing import Facts, Printed, Words
 from seqproc._util.tensor_arguments import require_dense, require_ids, require_ids_below, token_ids
 from seqproc.config import PrecisionConfig, require_flag, torch_dtype
 from seqproc.errors import (
@@ -63,7 +64,7 @@ ScoreBatch = Callable[..., TokenScores]  # of a Batch; further options as of `sc
 Progress = Callable[[int], object]  # called with the number of sequences just scored
 
 
-class TeacherForcingScorer:
+class TeacherForcingScorer(Printed):
     """Scores token sequences under a model and a sampling policy.
 
     Args:
@@ -85,6 +86,13 @@ class TeacherForcingScorer:
         self.precision = precision or PrecisionConfig()
         self.parts, self.shortcuts = examine(self.model)
         self._differentiates_attention = False
+
+    def _facts(self) -> Facts:
+        return {
+            "model": type(self.model).__name__,
+            "device": str(self.device),
+            "dtype": Words(self.precision.tf_nograd.dtype),
+        }
 
     @property
     def device(self) -> torch.device:

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from seqproc._util.arguments import require
+from seqproc._util.printing import Facts, Printed, Words, name_of_dtype
 from seqproc._util.tensor_arguments import require_logits, require_tokens, token_ids
 from seqproc.errors import ConfigError
 from seqproc.support.nucleus import (
@@ -51,8 +52,8 @@ _NEG_INF = float("-inf")
 MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-6, 1e6
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SamplingPolicy:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class SamplingPolicy(Printed):
     """Temperature, nucleus, or greedy: all that shapes the distribution of a token.
 
     Raises:
@@ -62,6 +63,10 @@ class SamplingPolicy:
     temperature: float = 1.0  # T in [1e-6, 1e6], divides the logits
     top_p: float = 1.0  # nucleus mass in (0, 1]; 1 keeps the whole vocabulary
     do_sample: bool = True  # False: the point mass on the argmax
+
+    def _facts(self) -> Facts:
+        # In full, as a call that makes the same policy.
+        return {f.name: Words(repr(getattr(self, f.name))) for f in fields(self)}
 
     def __post_init__(self) -> None:
         for name in ("temperature", "top_p"):
@@ -88,6 +93,16 @@ class SamplingPolicy:
         return not self.do_sample or self.top_p < 1
 
 
+def _tensor_facts(tensor: Tensor) -> Facts:
+    """Shape, dtype and device, without a look at the numbers."""
+    return {
+        "shape": Words(list(tensor.shape)),
+        "dtype": name_of_dtype(tensor.dtype),
+        "device": str(tensor.device),
+        "requires_grad": tensor.requires_grad or None,
+    }
+
+
 def _number(name: str, value: Any) -> Any:
     """A number, numpy's as Python's."""
     if isinstance(value, (np.floating, np.integer)):
@@ -97,8 +112,8 @@ def _number(name: str, value: Any) -> Any:
     return value
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PolicyStatistics:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class PolicyStatistics(Printed):
     """Statistics of q at each step, every field of shape ``[...]``; nats where a unit applies."""
 
     rb_entropy: Tensor  # H(q) = logsumexp_S(a) − Σ q·a
@@ -115,6 +130,10 @@ class PolicyStatistics:
     cut_margin: Tensor  # last kept a − first dropped a; +∞ when nothing is dropped
     eos_prob: Tensor | None = None  # q(EOS) over all EOS ids; None when none are given
 
+    def _facts(self) -> Facts:
+        there = [f.name for f in fields(self) if getattr(self, f.name) is not None]
+        return {**_tensor_facts(self.rb_entropy), "statistics": len(there)}
+
     def map(self, transform: Callable[[Tensor], Tensor]) -> PolicyStatistics:
         """Apply ``transform`` to every tensor that is there."""
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -122,13 +141,16 @@ class PolicyStatistics:
         return PolicyStatistics(**mapped)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenScores:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class TokenScores(Printed):
     """Scores of realised tokens, every field of shape ``[...]``; nats."""
 
     logprobs: Tensor  # log p_raw(y)
     logqs: Tensor  # log q(y), −∞ outside the support
     stats: PolicyStatistics
+
+    def _facts(self) -> Facts:
+        return _tensor_facts(self.logprobs)
 
     def map(self, transform: Callable[[Tensor], Tensor]) -> TokenScores:
         """Apply ``transform`` to every tensor."""

@@ -6,21 +6,23 @@ sequence. Nested lists are indexed ``[b][g]``. All log-probabilities and entropi
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
 import numpy as np
 from torch import Tensor
 
 from seqproc._util import sequence_checks as checks
+from seqproc._util.printing import Facts, Printed, Words, name_of_dtype, spread
 from seqproc.policy import SamplingPolicy
 
 FinishReason = Literal["eos", "stop", "length"]
 
 
-@dataclass(kw_only=True)
-class Provenance:
+@dataclass(kw_only=True, repr=False)
+class Provenance(Printed):
     """What produced a result: enough to say which measure its numbers belong to."""
 
     policy: SamplingPolicy  # the fully resolved sampling policy
@@ -29,9 +31,18 @@ class Provenance:
     precision: dict[str, Any] = field(default_factory=dict)  # dtypes of forward and statistics
     reward: dict[str, Any] = field(default_factory=dict)  # its name and weights
 
+    def _facts(self) -> Facts:
+        return {
+            "model": self.model,
+            "policy": self.policy,
+            "engine": self.engine.get("name"),
+            "sampler": self.engine.get("sampler"),
+            "reward": self.reward.get("name"),
+        }
 
-@dataclass
-class BatchedSequences:
+
+@dataclass(repr=False)
+class BatchedSequences(Printed):
     """Prompts and responses, both padded, at columns that lengths say and masks confirm.
 
     A row is a prompt region of ``prompt_lens`` columns, then ``gen_lens`` generated tokens, then
@@ -59,6 +70,17 @@ class BatchedSequences:
 
     def __post_init__(self) -> None:
         self.check()
+
+    def _facts(self) -> Facts:
+        flat = [length for row in self.gen_lens for length in row]
+        return {
+            "shape": Words(list(self.sequences.shape)),
+            "device": str(self.sequences.device),
+            "generated": spread(flat),
+            "finished": _counted(self.finish_reasons),
+            "also": _there(self, ("responses_text", "engine_logqs", "seeds")),
+            **_measure(self.provenance),
+        }
 
     def check(self) -> None:
         """Take in what a tensor or a list can be made of, and refuse what does not fit."""
@@ -121,8 +143,8 @@ def _is_empty(value: object) -> bool:
     return isinstance(value, (list, tuple)) and len(value) == 0
 
 
-@dataclass
-class LogprobResults:
+@dataclass(repr=False)
+class LogprobResults(Printed):
     """Teacher-forced scores of a `BatchedSequences`, nested ``[B][G]``."""
 
     logprobs: list[list[Tensor]]  # [T] log p_raw(y_t): raw model, T = 1, untruncated
@@ -139,9 +161,32 @@ class LogprobResults:
     engine_logqs: list[list[Tensor | None]] | None = None  # [T] as the engine reported them
     provenance: Provenance | None = None
 
+    def _facts(self) -> Facts:
+        scores = [one for row in self.logprobs for one in row]
+        outside = self.out_of_support
+        return {
+            **_nesting(self.logprobs),
+            "tokens": spread([len(one) for one in scores]),
+            "dtype": name_of_dtype(scores[0].dtype) if scores else None,
+            "requires_grad": any(one.requires_grad for one in scores) or None,
+            "out_of_support": None if outside is None else sum(map(sum, outside)),
+            "also": _there(self, _SOMETIMES_SCORED),
+            **_measure(self.provenance),
+        }
 
-@dataclass
-class TokenStepDiagnostics:
+
+_SOMETIMES_SCORED = (
+    "rb_entropies_torch",
+    "baseline_feats_torch",
+    "token_logqs",
+    "sequence_logqs",
+    "head_mass",
+    "engine_logqs",
+)
+
+
+@dataclass(repr=False)
+class TokenStepDiagnostics(Printed):
     """Statistics of q at each step of one sequence; arrays ``[T]``, defined in `seqproc.policy`."""
 
     rb_entropy: np.ndarray
@@ -158,9 +203,16 @@ class TokenStepDiagnostics:
     eos_prob: np.ndarray | None = None
     cut_margin: np.ndarray | None = None
 
+    def _facts(self) -> Facts:
+        return {
+            "tokens": len(self.rb_entropy),
+            "dtype": name_of_dtype(self.rb_entropy.dtype),
+            "statistics": sum(getattr(self, one.name) is not None for one in fields(self)),
+        }
 
-@dataclass
-class SequenceDiagnostics:
+
+@dataclass(repr=False)
+class SequenceDiagnostics(Printed):
     """Aggregates over the T steps of one sequence; all 0 when T = 0."""
 
     T: int
@@ -180,17 +232,76 @@ class SequenceDiagnostics:
     eff_support_mean: float
     eos_prob_mean: float | None = None
 
+    def _facts(self) -> Facts:
+        names = (
+            "T",
+            "rb_entropy_sum",
+            "rb_entropy_mean",
+            "naive_surprisal_sum",
+            "naive_surprisal_mean",
+            "top1_prob_mean",
+            "eff_support_mean",
+            "eos_prob_mean",
+        )
+        return {name: getattr(self, name) for name in names}
 
-@dataclass
-class DiagnosticsPack:
+
+@dataclass(repr=False)
+class DiagnosticsPack(Printed):
     """Per-step and aggregate diagnostics of one sequence."""
 
     step: TokenStepDiagnostics
     seq: SequenceDiagnostics
 
+    def _facts(self) -> Facts:
+        return {
+            "tokens": self.seq.T,
+            "dtype": name_of_dtype(self.step.rb_entropy.dtype),
+            "rb_entropy_mean": self.seq.rb_entropy_mean,
+            "naive_surprisal_mean": self.seq.naive_surprisal_mean,
+        }
 
-@dataclass
-class DiagnosticsResults:
+
+@dataclass(repr=False)
+class DiagnosticsResults(Printed):
     """Diagnostics of a `BatchedSequences`, nested ``[B][G]``."""
 
     diagnostics: list[list[DiagnosticsPack]]
+
+    def _facts(self) -> Facts:
+        packs = [pack for row in self.diagnostics for pack in row]
+        return {
+            **_nesting(self.diagnostics),
+            "tokens": spread([pack.seq.T for pack in packs]),
+            "dtype": name_of_dtype(packs[0].step.rb_entropy.dtype) if packs else None,
+        }
+
+
+# ------------------------------------------------------------------ what records print
+
+
+def _nesting(nested: list[list[Any]]) -> Facts:
+    """B and G."""
+    return {"prompts": len(nested), "responses": spread([len(row) for row in nested])}
+
+
+def _there(record: object, names: tuple[str, ...]) -> Words:
+    """Which of a record's optional fields are filled."""
+    nested = {name: getattr(record, name) or [] for name in names}
+    filled = [name for name, rows in nested.items() if _holds_any(rows)]
+    return Words(" + ".join(filled))
+
+
+def _holds_any(rows: list[list[Any]]) -> bool:
+    return any(one is not None for row in rows for one in row)
+
+
+def _counted(reasons: list[list[FinishReason]] | None) -> Words:
+    """How many responses ended for each reason."""
+    counts = Counter(reason for row in reasons or [] for reason in row)
+    return Words(" + ".join(f"{num} {reason}" for reason, num in sorted(counts.items())))
+
+
+def _measure(provenance: Provenance | None) -> Facts:
+    """The policy and the model that made a result."""
+    return {} if provenance is None else {"policy": provenance.policy, "model": provenance.model}

@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from seqproc._util.printing import Facts
 from seqproc._util.versions import vllm_build
 from seqproc.engines.base import NO_FOLLOWING, Completion, Engine, Path, Request, StoppingRule
 from seqproc.engines.contexts import ONE_TOKEN, path_requests, read_at_once
@@ -116,6 +117,11 @@ class VLLMEngine(Engine):
                 self._runner = Runner(**self._llm.collective_rpc("seqproc_runner")[0])
                 self._choice = SamplerChoice(sampler, self._runner)
                 self._weights = VLLMWeights(self._llm, checkpoint, source)
+
+    def _facts(self) -> Facts:
+        closed = {"is_closed": True} if self._llm is None else {}
+        model = str(self._options.get("model", ""))
+        return {"name": self.name, "model": model, "sampler": self._sampler, **closed}
 
     @classmethod
     def from_source(cls, source: ModelSource, **options: Any) -> VLLMEngine:

@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import nn
 
+from seqproc._util.printing import Facts, Printed, Words
 from seqproc.errors import EngineError, ModelError, SeqprocError
 from seqproc.models.tokenization import Tokenizer
 from seqproc.models.wrappers import unwrap
@@ -34,7 +35,7 @@ class Checkpoint:
     notes: tuple[str, ...] = ()  # how it differs from the source, in sentences
 
 
-class ModelSource:
+class ModelSource(Printed):
     """A model, its tokenizer and its token ids, for any engine.
 
     Made by `from_model` or `from_pretrained`. A context manager; `close` drops any export.
@@ -86,6 +87,16 @@ class ModelSource:
         self._trust_remote_code = trust_remote_code
         self._checkpoint: Checkpoint | None = None
         self._remove_export: Callable[[], object] | None = None
+
+    def _facts(self) -> Facts:
+        return {
+            "name": self.name,
+            "dtype": Words(self.dtype),
+            "is_live": self.is_live,
+            "adapter": self._adapter,
+            "vocab_size": self.vocab_size,
+            "max_context": self.max_context,
+        }
 
     @classmethod
     def from_model(

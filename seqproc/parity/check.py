@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from seqproc._util.printing import Facts, Printed, items
+from seqproc._util.snippets import table
 from seqproc.engines.answers import described, noise_of
 from seqproc.engines.base import Engine, Request, StoppingRule
 from seqproc.engines.gumbel import is_seed
@@ -31,8 +33,8 @@ from seqproc.policy import SamplingPolicy
 from seqproc.scorers import TeacherForcingScorer
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Check:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Check(Printed):
     """What one engine was found to do under one policy."""
 
     engine: dict[str, Any]  # as it describes itself
@@ -50,7 +52,33 @@ class Check:
     replay: Replay | None  # None: the noise cannot be computed again
     causes: tuple[Cause, ...]  # empty when the verdict holds
     worst: tuple[WorstToken, ...]  # tokens by what failed; empty when the verdict holds
-    answers: tuple[Answer, ...] = field(repr=False)  # what it sampled
+    answers: tuple[Answer, ...]  # what it sampled
+
+    def _facts(self) -> Facts:
+        return {
+            "holds": self.verdict.holds,
+            "engine": self.engine.get("name"),
+            "policy": self.policy,
+            "draws": self.num_draws,
+            "tokens": self.num_tokens,
+            "tests": self.verdict.num_tests,
+            "failed": items(self.verdict.failed, 2) if self.verdict.failed else None,
+            "causes": items([one.description for one in self.causes], 1) if self.causes else None,
+        }
+
+    def _pieces(self) -> Iterable[str]:
+        """The tests that failed, and the causes."""
+        failed = [one for one in self.findings if one.name in self.verdict.failed]
+        if failed:
+            rows = [(one.name, one.link, _p_value(one), one.detail) for one in failed]
+            yield table("Failed tests", ("test", "link", "p-value", "detail"), rows)
+        if self.causes:
+            told = [(one.link, one.description, one.detail) for one in self.causes]
+            yield table("Causes", ("link", "cause", "detail"), told)
+
+
+def _p_value(finding: Finding) -> str:
+    return "undecided" if finding.p_value is None else f"{finding.p_value:.3g}"
 
 
 def check_engine(

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from seqproc._util.printing import Facts, Printed
 from seqproc.engines.gumbel import gumbel_noise
 from seqproc.models.parameters import ParamMapping
 from seqproc.parity.draws import Answer
@@ -35,8 +36,8 @@ class Divergence:
     is_explained: bool  # a near-tie, or a cut of the support, within the logits' error
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Comparison(Printed):
     """Two engines' answers to the same requests."""
 
     engines: tuple[str, str]
@@ -44,6 +45,15 @@ class Comparison:
     num_identical: int
     tolerance: float  # by which log q + g of two candidates may be off against each other, nats
     divergences: tuple[Divergence, ...]
+
+    def _facts(self) -> Facts:
+        return {
+            "holds": self.holds,
+            "engines": self.engines,
+            "draws": self.num_draws,
+            "identical": self.num_identical,
+            "explained": sum(one.is_explained for one in self.divergences),
+        }
 
     @property
     def holds(self) -> bool:

@@ -8,12 +8,14 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from seqproc._util import strict_json
+from seqproc._util.printing import Facts, Printed
+from seqproc._util.snippets import table
 from seqproc.engines import Engine, create_engine
 from seqproc.engines.base import Request
 from seqproc.engines.noise import COUPLED, GREEDY
@@ -56,8 +58,8 @@ def require_choices(engines: Sequence[EngineChoice]) -> None:
         raise ConfigError(f"the choice of engines names an engine twice: {', '.join(twice)}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ParityReport:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class ParityReport(Printed):
     """All checks of one call, and the comparisons of coupled engines."""
 
     model: str
@@ -65,6 +67,29 @@ class ParityReport:
     checks: dict[str, list[Check]]  # by the engine's label, one per policy
     comparisons: list[Comparison]
     is_complete: bool  # False while checks are still to come
+
+    def _facts(self) -> Facts:
+        checks = [one for checks in self.checks.values() for one in checks]
+        return {
+            "holds": self.holds,
+            "is_complete": None if self.is_complete else False,
+            "is_decided": None if self.is_decided or not self.holds else False,
+            "model": self.model,
+            "engines": list(self.checks),
+            "checks": len(checks),
+            "failed": sum(not one.verdict.holds for one in checks) or None,
+            "comparisons": len(self.comparisons) or None,
+        }
+
+    def _pieces(self) -> Iterable[str]:
+        """A line for each check."""
+        rows = [
+            (label, repr(one.policy), "holds" if one.verdict.holds else "does not hold", _why(one))
+            for label, checks in self.checks.items()
+            for one in checks
+        ]
+        if rows:
+            yield table("Checks", ("engine", "policy", "parity", "causes"), rows)
 
     @property
     def holds(self) -> bool:
@@ -82,6 +107,12 @@ class ParityReport:
             if one.verdict.holds and one.certificate is not None
         ]
         return self.is_complete and all(one.is_given for one in certificates)
+
+
+def _why(check: Check) -> str:
+    """The causes of a check that failed, or else the tests."""
+    told = [cause.description for cause in check.causes] or list(check.verdict.failed)
+    return "; ".join(told)
 
 
 # Called after each check, with the engine's label, the check and the report so far.

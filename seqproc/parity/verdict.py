@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from seqproc._util.printing import Facts, Printed
 from seqproc.errors import ConfigError
 
 FALSE_ALARMS = 1e-3  # default probability that a right engine fails the verdict
@@ -47,14 +48,22 @@ class Finding:
     detail: str = ""  # what was counted, in words; plain text
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Verdict(Printed):
     """Whether all the findings together are those of a right engine."""
 
     holds: bool
     false_alarms: float  # probability that a right engine fails, at most
     failed: tuple[str, ...]  # names of the findings that were rejected
     num_tests: int  # findings that had a p-value, exact ones among them
+
+    def _facts(self) -> Facts:
+        return {
+            "holds": self.holds,
+            "failed": self.failed or None,
+            "tests": self.num_tests,
+            "false_alarms": self.false_alarms,
+        }
 
 
 def decide(findings: Sequence[Finding], false_alarms: float = FALSE_ALARMS) -> Verdict:

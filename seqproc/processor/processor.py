@@ -15,6 +15,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
+from seqproc._util.printing import Facts, Printed, Words
 from seqproc.config import (
     ConfigLike,
     GenerationConfig,
@@ -58,7 +59,7 @@ from seqproc.types import BatchedSequences, DiagnosticsResults, LogprobResults, 
 _OF_REPLACEMENT_SAMPLING = ("with_grad", "gen_batch_size", "tf_batch_size", "compute_rb")
 
 
-class SequenceProcessor(SpecificationAliases):
+class SequenceProcessor(Printed, SpecificationAliases):
     """Generate sequences, score them by teacher forcing, and diagnose the sampling policy.
 
     Args:
@@ -164,6 +165,17 @@ class SequenceProcessor(SpecificationAliases):
             "reward": reward,
         }
         return processor
+
+    def _facts(self) -> Facts:
+        return {
+            "model": self.source.name,
+            "dtype": Words(self.source.dtype),
+            "is_loaded": self.source.is_live,
+            "engine": self.sampler.engine_name,
+            "is_started": self.sampler.is_started,
+            "policy": self.policy,
+            "max_new_tokens": self.config.max_new_tokens,
+        }
 
     opened_with: Mapping[str, Any] | None = None
     _is_set_up = False

@@ -59,6 +59,16 @@ class Sampler:
         return self._engine
 
     @property
+    def is_started(self) -> bool:
+        """Whether the engine has started; it does when it is first needed."""
+        return self._engine is not None
+
+    @property
+    def engine_name(self) -> str:
+        """What the engine is asked for by."""
+        return self._choice.name if isinstance(self._choice, Engine) else self._choice
+
+    @property
     def stopping(self) -> StoppingRule:
         """When a response ends, under the current configuration."""
         return StoppingRule(

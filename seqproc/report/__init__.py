@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 
 from seqproc._util.lazy import lazy_names
 
-__all__ = ["render_page", "write_page"]
+__all__ = ["ShownSequence", "render_page", "show_draw", "show_sequence", "write_page"]
 
 if TYPE_CHECKING:
     from seqproc.report.page import render_page, write_page
+    from seqproc.report.sequence import ShownSequence, show_draw, show_sequence
 
-__getattr__, __dir__ = lazy_names(__name__, dict.fromkeys(__all__, ".page"))
+_HOMES = {name: ".page" if name.endswith("_page") else ".sequence" for name in __all__}
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -6,21 +6,10 @@ Markup is the template's business: it escapes whatever it is given.
 from __future__ import annotations
 
 import math
-import unicodedata
 
-# Control, format (bidi overrides, zero-width), surrogate, private-use and unassigned characters,
-# and the two that end lines for some readers only.
-_SPELT_OUT = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
-_KEPT = "\n\t"
+from seqproc._util.snippets import shown
 
-
-def shown(text: str) -> str:
-    """A text in which every character can be seen: the others are spelt out, as in ⟨U+202E⟩."""
-    return "".join(c if c in _KEPT or _is_visible(c) else f"⟨U+{ord(c):04X}⟩" for c in text)
-
-
-def _is_visible(character: str) -> bool:
-    return unicodedata.category(character) not in _SPELT_OUT
+__all__ = ["count", "number", "plus_minus", "shown"]
 
 
 def number(value: float | None, digits: int = 6) -> str:

@@ -17,9 +17,10 @@ import numpy as np
 
 from seqproc._util.arguments import require_path
 from seqproc._util.optional import require_package
+from seqproc._util.printing import Facts, Printed
 from seqproc.errors import MissingFileError, RunError, did_you_mean
 from seqproc.runs.format.layout import SAMPLES, SCORES
-from seqproc.runs.format.manifest import Manifest
+from seqproc.runs.format.manifest import Manifest, run_facts
 from seqproc.runs.format.manifest_file import require_manifest
 from seqproc.runs.format.parts import Part, Parts, is_merged_name
 from seqproc.runs.format.quarantine import Failed, read_quarantine
@@ -45,7 +46,7 @@ _TRIES = 3  # to find the parts of a run that is merged at this moment
 _MAX_BATCH_SIZE = 2**31  # more rows than a table in memory has
 
 
-class Run:
+class Run(Printed):
     """A run on disk. Made by `open_run`.
 
     Args:
@@ -61,6 +62,9 @@ class Run:
         self._scores = Parts(folder, SCORES, manifest.key)
         self._schema = rows_schema(tuple(manifest.token_columns))
         self._parts = self._find_parts()
+
+    def _facts(self) -> Facts:
+        return {"url": self.url, "rows": self.num_rows, **run_facts(self.manifest)}
 
     def _look_again(self) -> None:
         """Find the parts of a run that was merged since it was opened."""

@@ -20,6 +20,7 @@ from statistics import NormalDist
 
 import numpy as np
 
+from seqproc._util.printing import Facts, Printed
 from seqproc.parity.betting.evidence import Floats, Gains, Ints, on_greedy_draws
 
 # Shapes: D draws.
@@ -34,8 +35,8 @@ class Open:
     log_evidence: float  # log Π q(y)/r(y), nats; it is ruled out from log 1/β on
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Certificate:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Certificate(Printed):
     """What of the catalogue is left, at a level β."""
 
     within: float  # ε: the distance that does not matter, nats per token
@@ -43,6 +44,16 @@ class Certificate:
     num_ruled_out: int
     num_near: int  # which are not, and lie within ε
     left: tuple[Open, ...]  # which are neither, the farthest first
+
+    def _facts(self) -> Facts:
+        return {
+            "is_given": self.is_given,
+            "within": self.within,
+            "level": self.level,
+            "ruled_out": self.num_ruled_out,
+            "near": self.num_near,
+            "left": [one.name for one in self.left] or None,
+        }
 
     @property
     def is_given(self) -> bool:

@@ -19,6 +19,7 @@ from pydantic.dataclasses import dataclass
 from seqproc import __version__
 from seqproc._util import strict_json
 from seqproc._util.clock import utc_now
+from seqproc._util.printing import Facts, Words
 from seqproc.errors import RunError
 from seqproc.runs.format.schema import FORMAT_VERSION
 from seqproc.runs.shards.shard import Shard, shard_range
@@ -77,6 +78,22 @@ class Manifest:
     def num_own_draws(self) -> int:
         """Draws that the run itself is to make: those of its shard."""
         return len(shard_range(self.shard, self.num_draws))
+
+
+def run_facts(manifest: Manifest) -> Facts:
+    """What a run prints of its manifest."""
+    shard = manifest.shard
+    return {
+        "draws": manifest.num_own_draws,
+        "state": manifest.state,
+        "quarantined": manifest.num_quarantined or None,
+        "shard": None if shard is None else Words(f"{shard[0]}/{shard[1]}"),
+        "model": manifest.model.get("name"),
+        "engine": manifest.engine.get("name"),
+        "temperature": manifest.policy.get("temperature"),
+        "top_p": manifest.policy.get("top_p"),
+        "do_sample": manifest.policy.get("do_sample"),
+    }
 
 
 def with_key(manifest: Manifest) -> Manifest:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from seqproc._util.printing import Facts, Printed, Words
 from seqproc.errors import RunError
 
 if TYPE_CHECKING:
@@ -44,8 +45,8 @@ class Estimate:
     standard_error: float | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunSummary:
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class RunSummary(Printed):
     """What `SummaryAccumulator` says of the rows so far. Entropies and log-probabilities: nats."""
 
     num_draws: int
@@ -65,6 +66,24 @@ class RunSummary:
     reward: Estimate  # over the draws that are rewarded: of tag_pref those with a gold answer
     num_rewarded: int
     num_out_of_support: int  # tokens with log q = −∞
+
+    def _facts(self) -> Facts:
+        return {
+            "draws": self.num_draws,
+            "tokens": self.num_tokens,
+            "logq_per_token": _in_words(self.logq_per_token),
+            "rb_entropy_per_token": _in_words(self.rb_entropy_per_token),
+            "reward": _in_words(self.reward),
+            "out_of_support": self.num_out_of_support or None,
+        }
+
+
+def _in_words(estimate: Estimate) -> Words | None:
+    """Mean ± standard error, as far as they are determined."""
+    if estimate.mean is None:
+        return None
+    error = "undetermined" if estimate.standard_error is None else f"{estimate.standard_error:.2g}"
+    return Words(f"{estimate.mean:.6g} ± {error}")
 
 
 class Moments:
