@@ -103,8 +103,8 @@ def compare_pair(
     path = out / PAIR_FILE
 
     def on_pair(found: Pair, so_far: PairReport) -> None:
+        write_pairs(so_far, path)  # first: printing can fail, or be interrupted
         print_pair(found)
-        write_pairs(so_far, path)
 
     report = run_pair(
         processor,

@@ -128,8 +128,8 @@ def parity(
     path = out / "parity.json"
 
     def on_check(label: str, check: Check, so_far: ParityReport) -> None:
+        write_report(so_far, path)  # first: printing can fail, or be interrupted
         print_check(label, check)
-        write_report(so_far, path)
 
     texts = _prompts(draw)
     write_report(_nothing_yet(model, draw), path)  # in place of an earlier one
@@ -150,8 +150,8 @@ def parity(
             on_look=print_look,
             suspects=load_suspects(suspect or [], model, processor.model),
         )
-    print_comparisons(report)
     write_report(report, path)
+    print_comparisons(report)
     console().print(f"written to {printable(str(path))}")
     answer = "holds" if report.holds else "does not hold"
     give_result(

@@ -308,6 +308,32 @@ def test_what_could_not_be_tested_is_neither_right_nor_wrong(
     assert report(tmp_path)["is_complete"] is False
 
 
+@pytest.mark.parametrize("printed", ["print_check", "print_comparisons"])
+def test_a_check_that_cannot_be_printed_is_written(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, printed: str
+) -> None:
+    monkeypatch.setattr(f"seqproc.cli.parity.{printed}", cannot_print)
+    assert run("hf").exit_code == 1
+    found = report(tmp_path)
+    assert len(found["checks"]["hf"]) == 1
+    assert found["is_complete"] is (printed == "print_comparisons")
+
+
+@pytest.mark.parametrize("printed", ["print_pair", "print_layers"])
+def test_a_comparison_that_cannot_be_printed_is_written(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, printed: str
+) -> None:
+    monkeypatch.setattr(f"seqproc.cli.pair.{printed}", cannot_print)
+    assert pair(run, "hf,scorer", "--layers", tmp_path / "model").exit_code == 1
+    found = pairs_of(tmp_path)
+    assert len(found["pairs"]) == 1
+    assert found["is_complete"] is (printed == "print_layers")
+
+
+def cannot_print(*_: object) -> None:
+    raise OSError("no space left on device")
+
+
 def test_what_an_engine_tells_of_itself_in_other_ways_is_shown(run: Run, tmp_path: Path) -> None:
     result = run("terse")
     assert result.exit_code == 0, result.output
