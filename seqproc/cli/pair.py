@@ -117,6 +117,7 @@ def compare_pair(
         readings=parse_readings(pair.read),
         other=None if pair.layers in (None, ENGINES) else _other_model(pair.layers, model),
         engine_layers=pair.layers == ENGINES,
+        on_start=lambda nothing_yet: write_pairs(nothing_yet, path),  # for an earlier one
         on_pair=on_pair,
     )
     write_pairs(report, path)
@@ -124,14 +125,6 @@ def compare_pair(
         print_layers(layers)
     console().print(f"\nwritten to {printable(str(path))}")
     give_result({"file": str(path), **json.loads(report.to_json())}, str(path))
-
-
-def write_nothing_yet(model: ModelOptions, draw: DrawOptions, out: Path) -> None:
-    """A report without comparisons, in place of an earlier one."""
-    from seqproc.parity.pair_run import PairReport
-
-    nothing = PairReport(model=model.model, seed=draw.seed, engines=(), pairs=(), is_complete=False)
-    write_pairs(nothing, out / PAIR_FILE)
 
 
 def _other_model(name: str, model: ModelOptions) -> OtherModel:

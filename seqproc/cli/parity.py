@@ -17,7 +17,7 @@ from seqproc.cli.display import console, duration, printable
 from seqproc.cli.exit_codes import DOES_NOT_HOLD, FAILURE
 from seqproc.cli.manner import give_result
 from seqproc.cli.options import Chat, DrawOptions, ModelOptions, PolicyOptions, ResponseOptions
-from seqproc.cli.pair import PairOptions, compare_pair, parse_readings, write_nothing_yet
+from seqproc.cli.pair import PairOptions, compare_pair, parse_readings
 from seqproc.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -115,7 +115,6 @@ def parity(
     if pair is not None:
         _require_folder(out)
         texts = _prompts(draw)
-        write_nothing_yet(model, draw, out)
         with _opened(model, policy, response, texts, chat) as (processor, prompts):
             policies_of = measured or [processor.policy]
             compare_pair(processor, choices, prompts, policies_of, model, draw, of_pair, out)
@@ -132,7 +131,6 @@ def parity(
         print_check(label, check)
 
     texts = _prompts(draw)
-    write_report(_nothing_yet(model, draw), path)  # in place of an earlier one
     with _opened(model, policy, response, texts, chat) as (processor, prompts):
         from seqproc.cli.suspects import load_suspects
         from seqproc.parity.run import run_parity, to_json
@@ -145,6 +143,7 @@ def parity(
             num_draws=draw.draws,
             seed=draw.seed,
             false_alarms=false_alarms,
+            on_start=lambda nothing_yet: write_report(nothing_yet, path),  # for an earlier one
             on_check=on_check,
             until=rule,
             on_look=print_look,
@@ -179,14 +178,6 @@ def _opened(
         if chat:
             prompts = [as_chat(processor.tokenizer, prompt) for prompt in prompts]
         yield processor, prompts
-
-
-def _nothing_yet(model: ModelOptions, draw: DrawOptions) -> ParityReport:
-    from seqproc.parity.run import ParityReport
-
-    return ParityReport(
-        model=model.model, seed=draw.seed, checks={}, comparisons=[], is_complete=False
-    )
 
 
 def _choices(

@@ -133,11 +133,7 @@ def check_engine(
     if not is_seed(seed):
         raise ConfigError(f"seed must be an integer in [0, 2**64), got {seed!r}")
     _require_requests(requests, prompts)
-    if until is not None and not policy.do_sample:
-        raise ConfigError(
-            "until needs a policy that samples: under a greedy one every token is right or wrong, "
-            "and nothing is left to decide by more draws; leave it out"
-        )
+    require_until(until, policy)
     description, noise = described(engine), noise_of(engine, policy)
     subject = Subject(
         engine=engine,
@@ -180,6 +176,25 @@ def check_engine(
         worst=worst_tokens(case, failed, tokenizer, judged.replayed),
         answers=tuple(case.answers),
     )
+
+
+def require_until(until: Until | None, policy: SamplingPolicy) -> None:
+    """Refuse a rule for when to stop that is none, or that a policy leaves nothing to decide.
+
+    Raises:
+        ConfigError: in both cases.
+    """
+    if until is None:
+        return
+    if not isinstance(until, Until):
+        raise ConfigError(
+            f"until must be an Until, such as Until(within=0.01), or None; got {until!r}"
+        )
+    if not policy.do_sample:
+        raise ConfigError(
+            "until needs a policy that samples: under a greedy one every token is right or wrong, "
+            "and nothing is left to decide by more draws; leave it out"
+        )
 
 
 def _require_requests(requests: Sequence[Request], prompts: Sequence[int]) -> None:

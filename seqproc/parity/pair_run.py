@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from seqproc._util import strict_json
+from seqproc.config import require_count
 from seqproc.engines import Engine
 from seqproc.engines.answers import described
 from seqproc.engines.base import NO_DISTRIBUTIONS, Request, TellsDistributions
@@ -79,6 +80,8 @@ class PairReport:
         return strict_json.dumps(dataclasses.asdict(self))
 
 
+# Called with a report without comparisons once nothing is left to refuse, before an engine starts.
+OnPairStart = Callable[[PairReport], object]
 # Called after each policy with its comparison and the report so far.
 OnPair = Callable[[Pair, PairReport], object]
 
@@ -95,6 +98,7 @@ def run_pair(
     readings: tuple[Reading | None, Reading | None] = (None, None),
     other: OtherModel | None = None,
     engine_layers: bool = False,
+    on_start: OnPairStart | None = None,
     on_pair: OnPair | None = None,
 ) -> PairReport:
     """Compare two engines along draws of the first; one engine lives at a time.
@@ -116,6 +120,8 @@ def run_pair(
             policy's draws.
         engine_layers: whether to hold the scorer's model against what the layers of the engines
             return, on the same draws.
+        on_start: called once before an engine starts, when nothing is left to refuse: the time to
+            replace a report of before.
         on_pair: called as each policy is done.
 
     Raises:
@@ -129,12 +135,15 @@ def run_pair(
     """
     first, second = _two(engines)
     _require_sampling(policies)
+    require_count("num_rows", num_rows)
     if engine_layers and not (_tells_layers(first) or _tells_layers(second)):
         raise EngineError(_NO_LAYERS)
     requests, owners = deal(processor, prompts, num_draws, seed)
     report = PairReport(
         model=processor.source.name, seed=seed, engines=(), pairs=(), is_complete=False
     )
+    if on_start is not None:
+        on_start(report)
     layers: list[Layers] = []
 
     def read_layers(engine: Engine, choice: EngineChoice, label: str) -> None:

@@ -19,12 +19,13 @@ from seqproc._util.snippets import table
 from seqproc.engines import Engine, create_engine
 from seqproc.engines.base import Request
 from seqproc.engines.noise import COUPLED, GREEDY
+from seqproc.engines.registry import require_options
 from seqproc.errors import ConfigError
-from seqproc.parity.check import Check, check_engine
+from seqproc.parity.check import Check, check_engine, require_until
 from seqproc.parity.divergence import Comparison, compare
 from seqproc.parity.sampler import require_scipy
 from seqproc.parity.sequential import Look, Until, in_rounds
-from seqproc.parity.suspects import Suspects
+from seqproc.parity.suspects import Suspects, all_suspects
 from seqproc.parity.verdict import FALSE_ALARMS, require_rate
 from seqproc.policy import SamplingPolicy
 from seqproc.processor import SequenceProcessor
@@ -115,6 +116,9 @@ def _why(check: Check) -> str:
     return "; ".join(told)
 
 
+
+# Called with a report without checks once nothing is left to refuse, before an engine starts.
+OnStart = Callable[[ParityReport], object]
 # Called after each check, with the engine's label, the check and the report so far.
 OnCheck = Callable[[str, Check, ParityReport], None]
 # Called after each look of a check that goes on until it is decided.
@@ -130,6 +134,7 @@ def run_parity(
     num_draws: int,
     seed: int = 0,
     false_alarms: float = FALSE_ALARMS,
+    on_start: OnStart | None = None,
     on_check: OnCheck | None = None,
     until: Until | None = None,
     on_look: OnParityLook | None = None,
@@ -145,6 +150,8 @@ def run_parity(
         num_draws: of each engine under each policy; with ``until`` the most of them.
         seed: of the draws.
         false_alarms: probability that one right engine fails under one policy.
+        on_start: called once before an engine starts, when nothing is left to refuse: the time to
+            replace a report of before.
         on_check: called as each check is done.
         until: when a check is decided, and ends; None for all draws.
         on_look: called after each look of such a check.
@@ -152,16 +159,21 @@ def run_parity(
 
     Raises:
         ConfigError: no engine, or one twice; no policy; a greedy one with ``until``; fewer than two
-            draws of each prompt, which leaves their independence untested; or a rate of false
-            alarms that is none.
+            draws of each prompt, which leaves their independence untested; a rate of false alarms
+            or a suspect that is none.
         EngineError: an engine that cannot start or fails.
         MissingDependencyError: scipy, or a package that an engine needs, is not installed.
     """
     require_scipy()
     require_rate(false_alarms)
     require_choices(engines)
+    for choice in engines:
+        require_options(choice.name, choice.options)
     if not policies:
         raise ConfigError("there is no policy to sample under; give at least one")
+    for policy in policies:
+        require_until(until, policy)
+    suspects = all_suspects(suspects)
     if math.ceil(num_draws / max(len(prompts), 1)) < 2:
         raise ConfigError(
             f"{num_draws} draws of {len(prompts)} prompts leave fewer than two of each, and their "
@@ -172,6 +184,8 @@ def run_parity(
     report = ParityReport(
         model=processor.source.name, seed=seed, checks=checks, comparisons=[], is_complete=False
     )
+    if on_start is not None:
+        on_start(report)
     for choice in engines:
         checks[choice.label] = done = []
         with start(choice, processor) as engine:

@@ -351,6 +351,36 @@ def test_a_report_of_before_does_not_outlive_a_failure(run: Run, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
+    ("engines", "arguments"),
+    [
+        ("hf", ("--suspect", "/nowhere/at/all")),
+        ("hf", ("--model", "/nowhere/at/all")),
+        ("hf", ("--false-alarms", 2)),
+        ("hf", ("--draws", 1)),
+        ("hf", ("--seed", -(2**64))),
+        ("hf", ("--greedy", "--until", 0.1)),
+        ("hf:colour=red", ()),
+        (None, ("--pair", "hf,scorer", "--layers", "/nowhere/at/all")),
+        (None, ("--pair", "hf,scorer", "--model", "/nowhere/at/all")),
+        (None, ("--pair", "hf,scorer", "--rows", 0)),
+        (None, ("--pair", "hf,scorer", "--greedy")),
+        (None, ("--pair", "hf,scorer:a=1")),
+        (None, ("--pair", "hf,repeating")),
+    ],
+    ids=str,
+)
+def test_what_is_refused_leaves_an_earlier_report_as_it_is(
+    run: Run, tmp_path: Path, engines: str | None, arguments: tuple[object, ...]
+) -> None:
+    (tmp_path / "out").mkdir()
+    file = tmp_path / "out" / ("parity.json" if engines else "pair.json")
+    file.write_text("earlier")
+    result = run(engines, *arguments)
+    assert result.exit_code in (1, 2), result.output
+    assert file.read_text() == "earlier"
+
+
+@pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (("no-such-engine",), "--engines names 'no-such-engine'"),
