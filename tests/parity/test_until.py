@@ -70,6 +70,15 @@ def test_what_was_not_decided_says_so(small: Range) -> None:
     assert found.num_draws == 64
 
 
+def test_a_level_that_1_does_not_tell_from_nought_is_a_level(small: Range) -> None:
+    """1 − 1e-17 is 1 in a float; of the least float 1/β is infinite."""
+    engine = FaultyEngine(small.model, small.tokenizer, silent=True)
+    looks = [check(small, engine, 64, Until(level=level))[1][-1] for level in (1e-17, 5e-324)]
+    assert [look.certificate.level for look in looks] == [1e-17, 5e-324]
+    assert all(math.isfinite(look.certificate.tokens_left) for look in looks)
+    assert not any(look.certificate.is_given for look in looks)
+
+
 def test_draws_in_batches_are_tested_as_one(small: Range) -> None:
     """All tests see the same tokens, whether these were scored at once or batch by batch."""
     engine = FaultyEngine(small.model, small.tokenizer)

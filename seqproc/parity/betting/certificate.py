@@ -63,7 +63,7 @@ class Certificate(Printed):
     @property
     def tokens_left(self) -> float:
         """How many more it takes, about, to rule out what is left."""
-        due = math.log(1 / self.level)
+        due = -math.log(self.level)
         return max(((due - one.log_evidence) / one.distance for one in self.left), default=0.0)
 
 
@@ -89,7 +89,7 @@ def certify(
     """
     num_ruled_out, num_near, left = 0, 0, []
     for one in _alternatives(found, allowed):
-        if -one.log_e >= math.log(1 / level):
+        if -one.log_e >= -math.log(level):
             num_ruled_out += 1
             continue
         distance = _upper_end(one.distances, found.lengths, level)
@@ -124,4 +124,4 @@ def _upper_end(sums: Floats, lengths: Ints, level: float) -> float:
     mean = sums.sum() / num_tokens
     rest = sums - mean * lengths
     error = math.sqrt(float((rest**2).sum())) / num_tokens
-    return float(mean + NormalDist().inv_cdf(1 - level) * error)
+    return float(mean - NormalDist().inv_cdf(level) * error)  # 1 − β may round to 1
