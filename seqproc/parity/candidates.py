@@ -17,7 +17,7 @@ from torch import Tensor
 
 from seqproc.parity.betting.bans import without
 from seqproc.parity.betting.catalogue import SHARE
-from seqproc.parity.betting.cuts import TEMPERATURE, TOP_P
+from seqproc.parity.betting.cuts import TEMPERATURE, TOP_P, is_temperature
 from seqproc.parity.betting.echoes import PLACE, SAME
 from seqproc.parity.betting.evidence import (
     BANNED,
@@ -227,7 +227,8 @@ def _around(profile: Mapping[float, float]) -> list[float]:
     n = values.index(max(profile, key=lambda value: profile[value]))
     low = values[max(n - 1, 0)]
     high = values[n + 1] if n + 1 < len(values) else values[-1] * _BEYOND
-    return np.geomspace(low, high, _STEPS)[1:-1].tolist()
+    between: list[float] = np.geomspace(low, high, _STEPS)[1:-1].tolist()
+    return [value for value in between if is_temperature(value)]
 
 
 def _with(case: Case, name: str, values: Sequence[float]) -> dict[str, LogDistribution]:

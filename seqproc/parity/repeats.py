@@ -57,8 +57,8 @@ def _gains(answers: Sequence[Answer], logqs: Floats) -> Floats:
             before = seen.setdefault((answer.prompt, context), Counter())
             n, logq = before.total(), logqs[number]
             if n and math.isfinite(logq):
-                mixed = (strengths + before[token] * math.exp(-logq)) / (strengths + n)
-                found[:, number] = np.log(mixed)
+                again = math.log(before[token]) - logq if before[token] else -math.inf
+                found[:, number] = np.logaddexp(np.log(strengths), again) - np.log(strengths + n)
             before[token] += 1
             number += 1
             context = context_of.setdefault((context, token), len(context_of) + 1)

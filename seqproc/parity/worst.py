@@ -93,9 +93,9 @@ def _badness(case: Case, failed: Sequence[Finding], replayed: Replay | None) -> 
 
 def _unlikeliness(draws: Draws) -> Floats:
     """−log of the mass of each token and all less likely ones, nats."""
-    kept, q = draws.in_support, np.exp(draws.logqs)
-    left = np.where(kept, np.maximum(1.0 - draws.mass_before, q), 1.0)
-    return np.where(kept, -np.log(left), -np.inf)
+    with np.errstate(divide="ignore"):  # no mass is left, as far as a float tells
+        left = np.log(np.maximum(1.0 - draws.mass_before, 0.0))
+    return np.where(draws.in_support, -np.maximum(left, draws.logqs), -np.inf)
 
 
 def _margins(case: Case, replayed: Replay) -> Floats:

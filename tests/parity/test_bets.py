@@ -17,6 +17,7 @@ from seqproc.parity.betting import heads
 from seqproc.parity.betting.alternatives import Alternative, Case, Seen
 from seqproc.parity.betting.bans import Bans, without
 from seqproc.parity.betting.catalogue import SHARE, catalogue, log_ratios
+from seqproc.parity.betting.cuts import IGNORED
 from seqproc.parity.betting.evidence import WINDOWS, evidence, gains
 from seqproc.parity.betting.heads import heads_of, tempered
 from seqproc.policy import SamplingPolicy, log_q
@@ -83,6 +84,22 @@ def test_an_alternative_is_a_distribution_and_the_one_of_its_name(
         assert torch.equal(log_r == -math.inf, whole == -math.inf)
         finite = whole > -math.inf
         assert torch.allclose(log_r[finite], whole[finite], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("temperature", "least", "most"),
+    [(1e-6, 1e-6, 2e-6), (1e6, 5e5, 1e6), (1.5e-6, 1e-6, 3e-6), (1.0, 0.5, 2.0)],
+)
+def test_no_temperature_of_the_catalogue_is_beyond_those_of_a_policy(
+    temperature: float, least: float, most: float
+) -> None:
+    found = alternatives(SamplingPolicy(temperature=temperature, top_p=0.9))
+    values = [one.value for one in found if one.family == "temperature" and one.name != IGNORED]
+    factors = [one / temperature for one in values if one is not None]
+    assert {0.99: temperature > 1e-6, 1.01: temperature < 1e6} == {
+        factor: any(abs(one - factor) < 1e-9 for one in factors) for factor in (0.99, 1.01)
+    }
+    assert all(least <= one <= most for one in values if one is not None)
 
 
 @pytest.mark.parametrize("policy", POLICIES, ids=str)

@@ -246,3 +246,19 @@ def test_reports_name_what_the_tokens_are_too_few_to_show(
     (cause,) = found.causes
     assert cause.description == words, told(found)
     assert cause.explains
+
+
+@pytest.mark.parametrize(
+    ("temperature", "factor"), [(1e-6, 1e6), (1e-3, 1e3), (1e6, 1e-6), (5.1e5, 1e-5)]
+)
+def test_faults_of_the_most_extreme_temperatures_are_told(
+    small: Range, temperature: float, factor: float
+) -> None:
+    """Alternatives beyond what a policy can have are left out, also as causes are looked for."""
+    policy = SamplingPolicy(temperature=temperature)
+    right = FaultyEngine(small.model, small.tokenizer, silent=True)
+    assert small.check(right, 32, policy).verdict.holds
+    wrong = FaultyEngine(small.model, small.tokenizer, distribution=hotter(factor), silent=True)
+    found = small.check(wrong, 32, policy)
+    assert not found.verdict.holds
+    assert found.causes

@@ -45,11 +45,12 @@ def log_ratios(alternatives: Sequence[Alternative], case: Case) -> Tensor:
     """
     ratios = []
     inside_R = case.logqs > -math.inf
+    log_share = torch.tensor(math.log(SHARE)).to(case.logqs)
     finite_R = case.logqs.masked_fill(~inside_R, 0.0)
     for alternative in alternatives:
         assert alternative.log_r is not None
         log_r_R = alternative.log_r(case)
-        ratio_R = torch.log(SHARE + (1 - SHARE) * (log_r_R - finite_R).exp())
+        ratio_R = torch.logaddexp(log_share, math.log1p(-SHARE) + log_r_R - finite_R)
         outside_R = torch.where(log_r_R == -math.inf, math.log(SHARE), 0.0)
         ratios.append(torch.where(inside_R, ratio_R, outside_R))
     return torch.stack(ratios, dim=-1).nan_to_num(nan=0.0)

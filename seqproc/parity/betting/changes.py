@@ -38,8 +38,8 @@ def _changed(case: Case, raw_RM: Tensor) -> Tensor:
     """log r(y) where the logits of the head are others, which may change its order."""
     heads = case.heads
     inverse = heads.inverse_temperature
-    beyond_R = heads.reference.exp() * heads.moments[:, 0]
-    log_norm_R = ((raw_RM * inverse).exp().sum(-1) + beyond_R).log()
+    log_beyond_R = heads.reference + heads.moments[:, 0].log()
+    log_norm_R = torch.logaddexp((raw_RM * inverse).logsumexp(-1), log_beyond_R)
     log_p_RM = raw_RM * inverse - log_norm_R.unsqueeze(-1)
     last = raw_RM.shape[-1] - 1
     in_head = heads.places <= last
@@ -160,7 +160,7 @@ def _with_eos_bias(bias: float, eos_token_ids: Sequence[int]) -> Callable[[Case]
             raw_RM[torch.isin(case.heads.ids, ids_E)] += bias
             return _changed(case, raw_RM)
         gain = bias / case.policy.temperature
-        log_norm_R = torch.log1p(case.log_eos.exp() * math.expm1(gain))
+        log_norm_R = torch.logaddexp(torch.log1p(-case.log_eos.exp()), case.log_eos + gain)
         log_r_R = torch.where(case.is_eos, case.logqs + gain, case.logqs) - log_norm_R
         # Where nothing but EOS can be sampled there is nothing to bet on.
         return torch.where(log_norm_R > -math.inf, log_r_R, case.logqs)

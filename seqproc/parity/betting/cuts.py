@@ -13,7 +13,7 @@ from torch import Tensor
 from seqproc.parity.betting.alternatives import Alternative, Case
 from seqproc.parity.betting.heads import Tempered, cut_to, first_with, places_in, tempered
 from seqproc.parity.positions import LogDistribution
-from seqproc.policy import SamplingPolicy, log_q
+from seqproc.policy import MAX_TEMPERATURE, MIN_TEMPERATURE, SamplingPolicy, log_q
 from seqproc.support.top_logits import largest
 
 # Shapes: R rows (steps), V tokens of the vocabulary, M tokens of a head.
@@ -42,8 +42,8 @@ def cut_alternatives(policy: SamplingPolicy) -> Iterator[Alternative]:
 
 
 def _temperatures(policy: SamplingPolicy) -> Iterator[Alternative]:
-    for factor in TEMPERATURES:
-        value = policy.temperature * factor
+    values = (policy.temperature * factor for factor in TEMPERATURES)
+    for value in filter(is_temperature, values):
         yield Alternative(
             family=TEMPERATURE,
             name=f"temperature {value:.4g} in place of {policy.temperature:g}",
@@ -66,6 +66,11 @@ def _temperatures(policy: SamplingPolicy) -> Iterator[Alternative]:
             log_r=lambda case: tempered(case.heads, 1.0).own,
             whole=_of(SamplingPolicy()),
         )
+
+
+def is_temperature(value: float) -> bool:
+    """Whether a policy can have it: of one near the bounds, some neighbours are beyond them."""
+    return MIN_TEMPERATURE <= value <= MAX_TEMPERATURE
 
 
 def _of(policy: SamplingPolicy) -> LogDistribution:

@@ -27,6 +27,7 @@ from seqproc.parity.betting.pairs import Pairs
 # Shapes: n draws of a block, T steps of its longest draw, L distances, S states: distances and
 # ways together.
 
+_MOST = 1e30  # paid on a token, so that float32 holds it: what pays less is a bet as well
 _WAYS = 3
 _OF_Q = 0.1  # share of q where u is known
 _AGAIN = 0.5  # chance that a token is the earlier one again, beyond that by chance
@@ -101,7 +102,8 @@ def _lifts(block: Block, placed: Placed) -> Rows:
     again = lifted(block, placed)
     ways = ((1 - _OF_Q) * by_id, (1 - _OF_Q) * by_probability, _AGAIN * again)
     is_open = block.is_open
-    return np.concatenate([np.where(is_open, way, 0.0).astype(np.float32) for way in ways], axis=-1)
+    paid = [np.where(is_open, np.minimum(way, _MOST), 0.0).astype(np.float32) for way in ways]
+    return np.concatenate(paid, axis=-1)
 
 
 def _overlap(block: Block, placed: Placed, starts: Floats) -> Floats:

@@ -26,7 +26,7 @@ def log_ratios_of(log_r: Floats, logqs: Floats) -> Floats:
         logqs: of the same tokens under q; any shape.
     """
     inside = np.isfinite(logqs)
-    with np.errstate(over="ignore"):
-        ratio = np.log(SHARE + (1 - SHARE) * np.exp(log_r - np.where(inside, logqs, 0.0)))
+    shifted = math.log1p(-SHARE) + log_r - np.where(inside, logqs, 0.0)
+    ratio = np.logaddexp(math.log(SHARE), shifted)
     found: Floats = np.where(inside, ratio, np.where(np.isfinite(log_r), 0.0, math.log(SHARE)))
     return found
