@@ -375,6 +375,8 @@ def print_check(label: str, check: Check) -> None:
     for worst in check.worst:
         out.print(worst_line(worst))
     said = "[green]parity holds[/]" if verdict.holds else "[bold red]parity does not hold[/]"
+    if verdict.holds and check.certificate is not None and not check.certificate.is_given:
+        said = "[yellow]nothing fails yet[/]"
     how = "Holm" if check.certificate is None else "all looks together"
     out.print(f"{said} ({verdict.num_tests} tests, false alarms {verdict.false_alarms:g}, {how})")
     if check.certificate is not None and verdict.holds:
@@ -463,5 +465,12 @@ def print_comparisons(report: ParityReport) -> None:
         for d in one.divergences:
             word = "near-tie" if d.is_explained else "[bold red]unexplained[/]"
             out.print(f"  draw {d.index} step {d.step}: {d.tokens}, gap {d.gap:.2g} nats, {word}")
-    said = "[green]parity holds[/]" if report.holds else "[bold red]parity does not hold[/]"
-    out.print(f"\n[bold]all in all:[/] {said}")
+    out.print(f"\n[bold]all in all:[/] {_in_all(report)}")
+
+
+def _in_all(report: ParityReport) -> str:
+    if not report.holds:
+        return "[bold red]parity does not hold[/]"
+    if not report.is_decided:
+        return "[yellow]not decided[/]"
+    return "[green]parity holds[/]"

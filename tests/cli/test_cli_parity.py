@@ -256,6 +256,8 @@ def test_what_is_not_decided_by_all_draws_is_neither_right_nor_wrong(
     result = run("hf", "--until", 1e-6)
     assert result.exit_code == 1, result.output
     assert "not decided: " in result.output
+    assert "parity holds" not in result.output
+    assert "all in all: not decided" in result.output
     found = report(tmp_path)
     assert (found["holds"], found["is_decided"]) == (True, False)
 
