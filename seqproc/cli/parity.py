@@ -400,6 +400,7 @@ def _certified(certificate: Certificate) -> str:
         f"{certificate.level:g}, {certificate.num_near:,} lie within {certificate.within:g} nats "
         "per token"
     )
+    said += "".join(f"; {name}: {state}" for name, state in certificate.suspects.items())
     if certificate.is_given:
         return f"certified: {said}"
     left = "; ".join(

@@ -39,10 +39,6 @@ from seqproc.processor import SequenceProcessor
 
 SCORER = "scorer"  # as the second of a pair
 _NUM_READ_BY_LAYER = 4  # draws
-_NO_LAYERS = (
-    "neither engine of the pair tells what its layers return (Engine.layer_outputs); name another "
-    "model to compare the scorer's with"
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +115,7 @@ def run_pair(
         other: a model to hold the scorer's against, module by module, on some of the first
             policy's draws.
         engine_layers: whether to hold the scorer's model against what the layers of the engines
-            return, on the same draws.
+            return, on the same draws; where one does not tell, it is noted why.
         on_start: called once before an engine starts, when nothing is left to refuse: the time to
             replace a report of before.
         on_pair: called as each policy is done.
@@ -128,16 +124,13 @@ def run_pair(
         ConfigError: not two different engines, no policy, a greedy one, or a number that is not
             ≥ 1.
         EngineError: an engine that cannot tell distributions (nothing is started then), cannot
-            start, cannot read contexts as it is to, or fails; neither of the two tells what its
-            layers return, and that is asked for.
+            start, cannot read contexts as it is to, or fails.
         ModelError: the other model has no modules of the names that the scorer's has.
         MissingDependencyError: a package that an engine needs is not installed.
     """
     first, second = _two(engines)
     _require_sampling(policies)
     require_count("num_rows", num_rows)
-    if engine_layers and not (_tells_layers(first) or _tells_layers(second)):
-        raise EngineError(_NO_LAYERS)
     requests, owners = deal(processor, prompts, num_draws, seed)
     report = PairReport(
         model=processor.source.name, seed=seed, engines=(), pairs=(), is_complete=False
@@ -146,8 +139,8 @@ def run_pair(
         on_start(report)
     layers: list[Layers] = []
 
-    def read_layers(engine: Engine, choice: EngineChoice, label: str) -> None:
-        if engine_layers and _tells_layers(choice):
+    def read_layers(engine: Engine, label: str) -> None:
+        if engine_layers:
             layers.append(_of_engine(processor, engine, label, sequences))
 
     sequences: list[tuple[int, ...]] = []
@@ -165,7 +158,7 @@ def run_pair(
         else:
             followed = list(followed)
             sequences = followed[0].sequences
-            read_layers(engine, first, engines[0].label)
+            read_layers(engine, engines[0].label)
             running.close()  # one engine lives at a time
             another = running.enter_context(start(second, processor))
             descriptions.append(described(another))
@@ -186,9 +179,9 @@ def run_pair(
             if on_pair is not None:
                 on_pair(pair, report)
         if isinstance(another, Engine):
-            read_layers(another, second, engines[1].label)
+            read_layers(another, engines[1].label)
         else:
-            read_layers(engine, first, engines[0].label)
+            read_layers(engine, engines[0].label)
     if other is not None:
         layers.append(_of_model(processor, other, sequences))
     return dataclasses.replace(report, layers=tuple(layers), is_complete=True)
@@ -259,12 +252,6 @@ def _of_engine(
     except (EngineError, ModelError) as error:
         return dataclasses.replace(told, not_told=str(error))
     return dataclasses.replace(told, difference=found)
-
-
-def _tells_layers(choice: EngineChoice) -> bool:
-    if choice.name == SCORER:
-        return False
-    return engine_class(choice.name).layer_outputs is not Engine.layer_outputs
 
 
 def _two(engines: Sequence[EngineChoice]) -> tuple[EngineChoice, EngineChoice]:

@@ -513,6 +513,20 @@ def test_the_module_in_which_another_model_parts_is_named(
     assert found["second"] == str(folder)
 
 
+@pytest.mark.parametrize("engines", ["hf,scorer", "hf,tepid"])
+def test_a_pair_whose_engines_tell_no_layers_is_compared_all_the_same(
+    run: Run, tmp_path: Path, engines: str
+) -> None:
+    result = pair(run, engines, "--rows", 30, "--layers", "engines")
+    assert result.exit_code == 0, result.output
+    assert "not compared: " in result.output
+    found = pairs_of(tmp_path)
+    assert (found["is_complete"], len(found["pairs"])) == (True, 1)
+    asked = [name for name in engines.split(",") if name != "scorer"]
+    assert [one["second"] for one in found["layers"]] == asked
+    assert all("layers" in one["not_told"] for one in found["layers"])
+
+
 def test_progress_of_a_pair_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[str, int | None]] = []
 
@@ -556,7 +570,6 @@ def pairs_of(tmp_path: Path) -> dict[str, Any]:
         ("hf,scorer", ("--read", "aloud"), 2, "--read takes decode or prefill"),
         ("hf,scorer", ("--read", "decode,prefill,decode"), 2, "--read takes decode or prefill"),
         ("hf,scorer", ("--layers", "/nowhere/at/all"), 1, "/nowhere/at/all"),
-        ("hf,scorer", ("--layers", "engines"), 1, "neither engine of the pair tells"),
     ],
 )
 def test_what_is_no_pair(
@@ -633,6 +646,18 @@ def test_a_suspected_checkpoint_is_named(
     (cause,) = report(tmp_path)["checks"]["stale"][0]["causes"]
     assert cause["description"] == f"the weights of {tmp_path / 'before'}"
     assert cause["explains"] is True
+
+
+def test_a_certificate_names_the_suspects(
+    run: Run, tmp_path: Path, tiny_llama: Any, tiny_tokenizer: Any
+) -> None:
+    tiny_llama(seed=1, initializer_range=0.5).save_pretrained(tmp_path / "before")
+    tiny_tokenizer.save_pretrained(tmp_path / "before")
+    result = run("hf", "--until", 0.5, "--suspect", tmp_path / "before")
+    name = f"the weights of {tmp_path / 'before'}"
+    assert f"{name}: ruled out" in " ".join(result.output.split())
+    (one,) = report(tmp_path)["checks"]["hf"]
+    assert one["certificate"]["suspects"] == {name: "ruled out"}
 
 
 def test_a_suspect_has_to_be_of_the_same_architecture(

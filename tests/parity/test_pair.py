@@ -652,7 +652,6 @@ def test_what_is_compared_of_the_scorer_outlives_a_failure(
         ),
         (("hf", "scripted"), {}, EngineError, "'scripted' does not tell"),
         (("hf", "warm:colour=red"), {}, EngineError, "no option colour"),
-        (("hf", "scorer"), {"engine_layers": True}, EngineError, "neither engine of the pair"),
     ],
 )
 def test_what_is_no_pair_is_refused_before_anything_starts(

@@ -117,6 +117,8 @@ def test_a_right_engine_passes_and_suspects_are_ruled_out(small: Range) -> None:
     more = found.certificate.num_ruled_out - without.certificate.num_ruled_out
     assert more == 1
     assert found.certificate.num_near - without.certificate.num_near == 1
+    assert found.certificate.suspects == {"the step before": "ruled out", "the same": "near"}
+    assert without.certificate.suspects == {}
 
 
 @pytest.mark.parametrize("suspect", [3, "x"])

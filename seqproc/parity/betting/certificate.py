@@ -17,13 +17,18 @@ import math
 from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Literal
 
 import numpy as np
 
 from seqproc._util.printing import Facts, Printed
 from seqproc.parity.betting.evidence import Floats, Gains, Ints, on_greedy_draws
+from seqproc.parity.betting.suspected import PROMPTS, WEIGHTS
 
 # Shapes: D draws.
+
+
+State = Literal["ruled out", "near", "left"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +49,7 @@ class Certificate(Printed):
     num_ruled_out: int
     num_near: int  # which are not, and lie within ε
     left: tuple[Open, ...]  # which are neither, the farthest first
+    suspects: dict[str, State]  # the caller's, which are counted above as well
 
     def _facts(self) -> Facts:
         return {
@@ -70,6 +76,7 @@ class Certificate(Printed):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Alternative:
     name: str
+    family: str
     log_e: float  # log Π r(y)/q(y)
     distances: Floats  # [D] summed over the tokens of each draw
 
@@ -87,23 +94,27 @@ def certify(
         level: β.
         allowed: families that are no fault.
     """
-    num_ruled_out, num_near, left = 0, 0, []
+    states: list[State] = []
+    left, suspects = [], {}
     for one in _alternatives(found, allowed):
-        if -one.log_e >= -math.log(level):
-            num_ruled_out += 1
-            continue
         distance = _upper_end(one.distances, found.lengths, level)
-        if distance <= within:
-            num_near += 1
+        if -one.log_e >= -math.log(level):
+            states.append("ruled out")
+        elif distance <= within:
+            states.append("near")
         else:
+            states.append("left")
             left.append(Open(name=one.name, distance=distance, log_evidence=-one.log_e))
+        if one.family in (WEIGHTS, PROMPTS):
+            suspects[one.name] = states[-1]
     left.sort(key=lambda one: one.distance, reverse=True)
     return Certificate(
         within=within,
         level=level,
-        num_ruled_out=num_ruled_out,
-        num_near=num_near,
+        num_ruled_out=states.count("ruled out"),
+        num_near=states.count("near"),
         left=tuple(left),
+        suspects=suspects,
     )
 
 
@@ -112,10 +123,15 @@ def _alternatives(found: Gains, allowed: Set[str]) -> Iterator[_Alternative]:
     for k, alternative in enumerate(found.alternatives):
         if alternative.family not in allowed:
             distances = found.distances[:, k].astype(float)
-            yield _Alternative(name=alternative.name, log_e=float(log_es[k]), distances=distances)
+            yield _Alternative(
+                name=alternative.name,
+                family=alternative.family,
+                log_e=float(log_es[k]),
+                distances=distances,
+            )
     for bet, log_ratios in on_greedy_draws(found):
         distances = np.expm1(log_ratios) * log_ratios / 2
-        yield _Alternative(name=bet.name, log_e=bet.log_e, distances=distances)
+        yield _Alternative(name=bet.name, family=bet.family, log_e=bet.log_e, distances=distances)
 
 
 def _upper_end(sums: Floats, lengths: Ints, level: float) -> float:
