@@ -181,9 +181,12 @@ def print_layers(layers: Layers) -> None:
 
 
 def _parting(found: FirstDifference) -> str:
+    by = f"by {found.difference:.2g} where {found.tolerance:.2g} is allowed"
+    if found.shapes is not None:
+        by = "with an output of the shape {} in the one and {} in the other".format(*found.shapes)
     said = (
-        f"the first that differs is {found.module} ({found.kind}), by {found.difference:.2g} where "
-        f"{found.tolerance:.2g} is allowed, after {found.num_before:,} that agree"
+        f"the first that differs is {found.module} ({found.kind}), {by}, after "
+        f"{found.num_before:,} that agree"
     )
     if found.num_parameters is None:
         return said

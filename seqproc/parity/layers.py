@@ -22,6 +22,7 @@ from seqproc._util.isolation import in_turn
 from seqproc.engines.answers import described
 from seqproc.engines.base import Engine
 from seqproc.errors import ConfigError, ModelError, SequenceError
+from seqproc.models.introspection import num_embedded
 from seqproc.models.parameters import ParamMapping
 from seqproc.models.wrappers import unwrap
 from seqproc.scorers.forward import device_of, evaluating, forward_logits
@@ -49,11 +50,13 @@ class FirstDifference:
 
     module: str  # its name in both
     kind: str  # its class
-    difference: float  # max ‖a − b‖ / ‖a‖ over the vectors of its output; ∞: of another shape
+    difference: float  # max ‖a − b‖ / ‖a‖ over the vectors of its output; see `first_difference`
     tolerance: float
     num_before: int  # modules that finish before it, and agree
     parameters: tuple[str, ...]  # of this module, with those inside it, that differ
     num_parameters: int | None  # of the whole models that differ; None of an engine
+    # Of its outputs in both, where these are of different shapes, and do not compare.
+    shapes: tuple[tuple[int, ...], tuple[int, ...]] | None = None
 
 
 def first_difference(
@@ -66,6 +69,9 @@ def first_difference(
     tolerance: float | None = None,
 ) -> FirstDifference | None:
     """Which module's output first differs between two models.
+
+    A vector a that is zero, as the embedding of a padding token is, has no length to compare with:
+    the longest of the module's output stands in for it. Outputs of different shapes differ by ∞.
 
     Where the module that is named has no parameter that differs, the difference is not of weights:
     look at its code, its configuration, its buffers or the kernels that it runs on.
@@ -85,7 +91,7 @@ def first_difference(
         The module, or None where no output differs by more than the tolerance.
 
     Raises:
-        SequenceError: no sequences, or an empty one.
+        SequenceError: no sequences, an empty one, or an id that one of the models does not embed.
         ConfigError: a tolerance that is no number ≥ 0.
         ModelError: no module of the one has the name of one of the other's.
         OverrideError: an override that does not fit its model.
@@ -93,19 +99,22 @@ def first_difference(
     if not sequences or not all(len(ids) for ids in sequences):
         raise SequenceError("a comparison of models needs sequences of at least one token each")
     sides = _Side.of(first, first_override), _Side.of(second, second_override)
+    for side in sides:
+        require_ids(sequences, side.model)
     if tolerance is None:
         tolerance = max(TOLERANCES.get(side.width, 0.0) for side in sides)
     if not 0 <= tolerance < math.inf:
         raise ConfigError(f"tolerance must be a number ≥ 0, got {tolerance!r}")
     differences = _differences(*sides, sequences)
-    found = next((name for name, value in differences.items() if value > tolerance), None)
+    found = next((name for name, gap in differences.items() if gap.relative > tolerance), None)
     if found is None:
         return None
     changed = _changed_parameters(*sides)
     return FirstDifference(
         module=found,
         kind=type(sides[0].model.get_submodule(found)).__name__,
-        difference=differences[found],
+        difference=differences[found].relative,
+        shapes=differences[found].shapes,
         tolerance=tolerance,
         num_before=list(differences).index(found),
         parameters=tuple(name for name in changed if _is_inside(name, found)),
@@ -132,27 +141,51 @@ def first_difference_of_engine(
         override: parameters of the model; None for its own.
 
     Raises:
+        SequenceError: an id that the model does not embed.
         EngineError: the engine cannot tell, or fails.
         ModelError: it has no modules of the names that the model has.
     """
     side = _Side.of(model, override)
     names = [name for name, _ in side.model.named_modules() if _IN_LAYERS.search(name)]
     theirs = _EngineSide(engine=engine, names=names)
+    require_ids(sequences, side.model)
     differences = _differences(side, theirs, sequences)
     widths = torch.float32, side.width, getattr(torch, str(described(engine).get("dtype")), None)
     tolerance = max(TOLERANCES.get(width, 0.0) for width in widths if width is not None)
-    found = next((name for name, value in differences.items() if value > tolerance), None)
+    found = next((name for name, gap in differences.items() if gap.relative > tolerance), None)
     if found is None:
         return None
     return FirstDifference(
         module=found,
         kind=type(side.model.get_submodule(found)).__name__,
-        difference=differences[found],
+        difference=differences[found].relative,
+        shapes=differences[found].shapes,
         tolerance=tolerance,
         num_before=list(differences).index(found),
         parameters=(),
         num_parameters=None,
     )
+
+
+def require_ids(sequences: Sequence[Sequence[int]], model: nn.Module) -> None:
+    """Raise `SequenceError` for a token id that a model, if it tells, does not embed."""
+    size = num_embedded(model)
+    if size is None:
+        return
+    odd = next((i for ids in sequences for i in ids if not 0 <= i < size), None)
+    if odd is not None:
+        raise SequenceError(
+            f"the token id {odd} is none of the {size} that a {type(model).__name__} of the "
+            "comparison embeds: compare models of one vocabulary, on ids that both have"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Gap:
+    """How far two outputs of a module are apart."""
+
+    relative: float
+    shapes: tuple[tuple[int, ...], tuple[int, ...]] | None = None  # where these differ
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,15 +262,15 @@ def _tensors(output: Any) -> Iterator[Tensor]:
 
 def _differences(
     first: _Side, second: _Side | _EngineSide, sequences: Sequence[Sequence[int]]
-) -> dict[str, float]:
+) -> dict[str, _Gap]:
     """The largest difference of each module over all sequences, in order of finishing."""
-    largest: dict[str, float] = {}
+    largest: dict[str, _Gap] = {}
     for ids in sequences:
         ours, theirs = first.outputs(ids), second.outputs(ids)
         for name in ours:
             if name in theirs:
                 found = _difference(ours[name], theirs[name])
-                largest[name] = max(largest.get(name, 0.0), found)
+                largest[name] = max(largest.get(name, _Gap(relative=0.0)), found, key=_size)
     if not largest:
         raise ModelError(
             f"a {type(first.model).__name__} and a {type(second.model).__name__} have no modules "
@@ -246,7 +279,11 @@ def _differences(
     return largest
 
 
-def _difference(ours: list[list[Tensor]], theirs: list[list[Tensor]]) -> float:
+def _size(gap: _Gap) -> float:
+    return gap.relative
+
+
+def _difference(ours: list[list[Tensor]], theirs: list[list[Tensor]]) -> _Gap:
     """Of all calls of a module, tensor by tensor. What only one returns is left out.
 
     So are the weights of attention, which some kernels return and others never have.
@@ -254,18 +291,22 @@ def _difference(ours: list[list[Tensor]], theirs: list[list[Tensor]]) -> float:
     pairs = [
         pair for calls in zip(ours, theirs, strict=False) for pair in zip(*calls, strict=False)
     ]
-    return max((_relative(a, b) for a, b in pairs), default=0.0)
+    return max((_gap(a, b) for a, b in pairs), default=_Gap(relative=0.0), key=_size)
+
+
+def _gap(a: Tensor, b: Tensor) -> _Gap:
+    if a.shape != b.shape:
+        return _Gap(relative=math.inf, shapes=(tuple(a.shape), tuple(b.shape)))
+    return _Gap(relative=_relative(a, b))
 
 
 def _relative(a: Tensor, b: Tensor) -> float:
-    """max ‖a − b‖ / ‖a‖ over vectors along the last dimension; ∞ of what does not compare."""
-    if a.shape != b.shape:
-        return math.inf
+    """max ‖a − b‖ / ‖a‖ over vectors along the last dimension; of a = 0, over the longest ‖a‖."""
     a, b = torch.atleast_1d(a.double()), torch.atleast_1d(b.double())
     if not a.numel():
         return 0.0
-    gaps = torch.where(a == b, 0.0, a - b).norm(dim=-1)
-    ratios = torch.where(gaps == 0, 0.0, gaps / a.norm(dim=-1))
+    gaps, lengths = torch.where(a == b, 0.0, a - b).norm(dim=-1), a.norm(dim=-1)
+    ratios = torch.where(gaps == 0, 0.0, gaps / torch.where(lengths == 0, lengths.max(), lengths))
     return float(ratios.nan_to_num(nan=math.inf, posinf=math.inf).max())
 
 

@@ -21,7 +21,12 @@ from seqproc.engines.base import NO_DISTRIBUTIONS, Request, TellsDistributions
 from seqproc.engines.registry import engine_class, require_options
 from seqproc.errors import ConfigError, EngineError, ModelError
 from seqproc.parity.draws import sample
-from seqproc.parity.layers import FirstDifference, first_difference, first_difference_of_engine
+from seqproc.parity.layers import (
+    FirstDifference,
+    first_difference,
+    first_difference_of_engine,
+    require_ids,
+)
 from seqproc.parity.pair import (
     NUM_ROWS,
     Pair,
@@ -105,7 +110,8 @@ def run_pair(
 
     Args:
         processor: brings the model, the scorer and where responses end; its own engine is unused.
-        engines: two of them. `SCORER` as the name of the second stands for the scorer.
+        engines: two of them; one twice, where ``readings`` are two. `SCORER` as the name of the
+            second stands for the scorer.
         prompts: the draws are dealt out to them evenly, each prompt's next to each other.
         policies: what to sample under; none of them greedy.
         num_draws: of the first engine under each policy.
@@ -125,16 +131,19 @@ def run_pair(
             ≥ 1.
         EngineError: an engine that cannot tell distributions (nothing is started then), cannot
             start, cannot read contexts as it is to, or fails.
+        SequenceError: the other model does not embed a prompt's ids, or those that were sampled.
         ModelError: the other model has no modules of the names that the scorer's has.
         MissingDependencyError: a package that an engine needs is not installed.
     """
-    first, second = _two(engines)
+    first, second = _two(engines, may_be_one=readings[0] != readings[1])
     _require_sampling(policies)
     require_count("num_rows", num_rows)
     requests, owners = deal(processor, prompts, num_draws, seed)
     report = PairReport(
         model=processor.source.name, seed=seed, engines=(), pairs=(), is_complete=False
     )
+    if other is not None:
+        require_ids([request.prompt_ids for request in requests], other.model)
     if on_start is not None:
         on_start(report)
     layers: list[Layers] = []
@@ -254,9 +263,10 @@ def _of_engine(
     return dataclasses.replace(told, difference=found)
 
 
-def _two(engines: Sequence[EngineChoice]) -> tuple[EngineChoice, EngineChoice]:
+def _two(engines: Sequence[EngineChoice], *, may_be_one: bool) -> tuple[EngineChoice, EngineChoice]:
     """The two, with the options that their distributions take."""
-    require_choices(engines)
+    if not may_be_one:
+        require_choices(engines)
     if len(engines) != 2:
         raise ConfigError(f"a pair is two engines, got {len(engines)}")
     if engines[0].name == SCORER:

@@ -159,3 +159,38 @@ class Renamed(torch.nn.Module):
 
     def forward(self, **inputs: Any) -> Any:
         return self.inner(**inputs)
+
+
+def test_an_id_that_a_model_does_not_embed_is_refused(tiny_llama: Callable[..., Any]) -> None:
+    large, small = tiny_llama(), tiny_llama(vocab_size=50)
+    for pair in ((large, small), (small, large)):
+        with pytest.raises(SequenceError, match="token id 50 is none of the 50"):
+            first_difference(*pair, [[1, 49], [2, 50]])
+    with pytest.raises(SequenceError, match="token id -1 is none"):
+        first_difference(large, large, [[-1]])
+    assert first_difference(small, small, [[49]]) is None
+
+
+def test_a_row_of_zeros_is_held_against_the_longest_of_its_module(
+    tiny_llama: Callable[..., Any],
+) -> None:
+    """The embedding of the padding token, 1, is zero: the smallest change of it is no fault."""
+    first, second = tiny_llama(), tiny_llama()
+    rows = second.get_input_embeddings().weight.data
+    longest = float(rows[[5, 1]].double().norm(dim=-1).max())
+    assert float(rows[1].norm()) == 0
+    rows[1, 0] = 1e-7
+    assert first_difference(first, second, [[5, 1]], tolerance=1e-4) is None
+    rows[1, 0] = 0.5
+    found = first_difference(first, second, [[5, 1]])
+    assert found is not None
+    assert (found.module, found.shapes) == ("model.embed_tokens", None)
+    assert found.difference == pytest.approx(0.5 / longest)
+
+
+def test_other_shapes_are_named(tiny_llama: Callable[..., Any]) -> None:
+    found = first_difference(tiny_llama(), tiny_llama(hidden_size=16), [[5, 7, 9]])
+    assert found is not None
+    assert found.difference == math.inf
+    width = tiny_llama().config.hidden_size
+    assert found.shapes == ((1, 3, width), (1, 3, 16))
