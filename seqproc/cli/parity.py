@@ -55,7 +55,8 @@ _Policies = Annotated[
     ),
 ]
 _FalseAlarms = Annotated[
-    float, typer.Option(help="Probability that a right engine fails under one policy.")
+    float | None,
+    typer.Option(help="Probability that a right engine fails under one policy. Default 0.001."),
 ]
 _UntilWithin = Annotated[
     float | None,
@@ -94,7 +95,7 @@ def parity(
     engines: _Engines = None,
     pair: _Pair = None,
     policies: _Policies = None,
-    false_alarms: _FalseAlarms = 1e-3,
+    false_alarms: _FalseAlarms = None,
     until: _UntilWithin = None,
     level: _Level = None,
     suspect: _SuspectedCheckpoints = None,
@@ -106,10 +107,10 @@ def parity(
     Exit codes: 0 parity holds, or the two are compared; 3 it does not hold; 1 it could not be
     tested or decided; 2 bad usage.
     """
-    choices = _choices(engines, pair, of_pair, until)
+    if pair is not None:
+        _refuse_tests(false_alarms=false_alarms, until=until, level=level, suspect=suspect)
+    choices = _choices(engines, pair, of_pair)
     rule = _until(until, level)
-    if pair is not None and suspect:
-        raise ConfigError("--suspect goes with --engines; a pair is compared, and not tested")
     measured = parse_policies(policies or [])
     _refuse_two_policies(policies, policy)
     if pair is not None:
@@ -134,6 +135,7 @@ def parity(
     with _opened(model, policy, response, texts, chat) as (processor, prompts):
         from seqproc.cli.suspects import load_suspects
         from seqproc.parity.run import run_parity, to_json
+        from seqproc.parity.verdict import FALSE_ALARMS
 
         report = run_parity(
             processor,
@@ -142,7 +144,7 @@ def parity(
             measured or [processor.policy],
             num_draws=draw.draws,
             seed=draw.seed,
-            false_alarms=false_alarms,
+            false_alarms=FALSE_ALARMS if false_alarms is None else false_alarms,
             on_start=lambda nothing_yet: write_report(nothing_yet, path),  # for an earlier one
             on_check=on_check,
             until=rule,
@@ -180,9 +182,7 @@ def _opened(
         yield processor, prompts
 
 
-def _choices(
-    engines: str | None, pair: str | None, of_pair: PairOptions, until: float | None
-) -> list[EngineChoice]:
+def _choices(engines: str | None, pair: str | None, of_pair: PairOptions) -> list[EngineChoice]:
     """What is tested, or the two that are compared.
 
     Raises:
@@ -190,10 +190,8 @@ def _choices(
             or an option without the one that it goes with.
     """
     if pair is not None and engines is None:
-        if until is not None:
-            raise ConfigError("--until goes with --engines; a pair is compared, and not tested")
-        parse_readings(of_pair.read)
-        return parse_pair(pair)
+        first, second = parse_readings(of_pair.read)
+        return parse_pair(pair, is_read_in_two_ways=first != second)
     if engines is None or pair is not None:
         raise ConfigError(
             "give either --engines, to test engines against the scorer, or --pair, to put two side "
@@ -206,6 +204,17 @@ def _choices(
     return parse_engines(engines)
 
 
+def _refuse_tests(**options: object) -> None:
+    """Raise `ConfigError` for an option of tests beside a pair."""
+    for name, value in options.items():
+        if value is not None and value != []:
+            goes_with = "--engines and --until" if name == "level" else "--engines"
+            option = name.replace("_", "-")
+            raise ConfigError(
+                f"--{option} goes with {goes_with}; a pair is compared, and not tested"
+            )
+
+
 def _until(within: float | None, level: float | None) -> Until | None:
     """When to stop, as far as it was asked for.
 
@@ -216,13 +225,17 @@ def _until(within: float | None, level: float | None) -> Until | None:
 
     if within is None:
         if level is not None:
-            raise ConfigError("--level goes with --until, which is not given")
+            raise ConfigError("--level goes with --engines and --until, which is not given")
         return None
     return Until(within=within) if level is None else Until(within=within, level=level)
 
 
 def parse_engines(
-    text: str, given_as: str = "--engines", others: Sequence[str] = ()
+    text: str,
+    given_as: str = "--engines",
+    others: Sequence[str] = (),
+    *,
+    may_repeat: bool = False,
 ) -> list[EngineChoice]:
     """``hf,vllm:sampler=coupled`` as names and options.
 
@@ -230,6 +243,7 @@ def parse_engines(
         text: the engines.
         given_as: the option of the command line that errors name.
         others: names that stand for something else than an engine, and are taken as well.
+        may_repeat: whether one may come twice.
 
     Raises:
         ConfigError: an engine that there is not, one that comes twice, or an option that is none.
@@ -252,19 +266,20 @@ def parse_engines(
                 options=dict(parse_engine_options(options, f"an option of {name} in {given_as}")),
             )
         )
-    require_choices(choices)
+    if not may_repeat:
+        require_choices(choices)
     return choices
 
 
-def parse_pair(text: str) -> list[EngineChoice]:
-    """``hf,vllm`` or ``hf,scorer`` as two choices.
+def parse_pair(text: str, *, is_read_in_two_ways: bool = False) -> list[EngineChoice]:
+    """``hf,vllm`` or ``hf,scorer`` as two choices; one engine twice, where it reads in two ways.
 
     Raises:
         ConfigError: see `parse_engines`; or they are not two.
     """
     from seqproc.parity.pair_run import SCORER
 
-    choices = parse_engines(text, "--pair", [SCORER])
+    choices = parse_engines(text, "--pair", [SCORER], may_repeat=is_read_in_two_ways)
     if len(choices) != 2:
         raise ConfigError(f"--pair takes two engines with a comma between, got {text!r}")
     return choices
@@ -274,7 +289,7 @@ def parse_policies(texts: list[str]) -> list[SamplingPolicy]:
     """``0.7,0.95`` as T = 0.7 and top_p = 0.95.
 
     Raises:
-        ConfigError: not two numbers, or not those of a policy.
+        ConfigError: not two numbers, not those of a policy, or a policy twice.
     """
     from seqproc.policy import SamplingPolicy
 
@@ -284,7 +299,12 @@ def parse_policies(texts: list[str]) -> list[SamplingPolicy]:
             temperature, top_p = (float(number) for number in text.split(","))
         except ValueError as error:
             raise ConfigError(f"--policy must be T,TOP_P such as 0.7,0.95, got {text!r}") from error
-        policies.append(SamplingPolicy(temperature=temperature, top_p=top_p))
+        policy = SamplingPolicy(temperature=temperature, top_p=top_p)
+        if policy in policies:
+            raise ConfigError(
+                f"--policy {text} is given twice, or is an earlier one: leave one out"
+            )
+        policies.append(policy)
     return policies
 
 

@@ -396,6 +396,7 @@ def test_what_is_refused_leaves_an_earlier_report_as_it_is(
         ),
         (("hf:batch=3",), "engine 'hf' has no option batch"),
         (("hf", "--policy", "1"), "must be T,TOP_P"),
+        (("hf", "--policy", "1,1", "--policy", "1,1"), "is given twice"),
         (("hf", "--policy", "0,1"), "temperature must lie"),
         (("hf", "--max-prompts-pool", 96), "fewer than two of each"),
         (("hf", "--false-alarms", 2), "false_alarms must lie in"),
@@ -491,6 +492,9 @@ def test_contexts_are_read_as_is_asked_and_it_is_told(run: Run, tmp_path: Path) 
     assert result.exit_code == 0, result.output
     assert "read by hf in decode, hf:batch_size=3 in prefill" in " ".join(result.output.split())
     assert pairs_of(tmp_path)["pairs"][0]["readings"] == ["decode", "prefill"]
+    result = pair(run, "hf,hf", "--read", "decode,prefill")
+    assert result.exit_code == 0, result.output
+    assert pairs_of(tmp_path)["pairs"][0]["readings"] == ["decode", "prefill"]
     assert pair(run, "hf,hf:batch_size=3", "--read", "prefill").exit_code == 0
     assert pairs_of(tmp_path)["pairs"][0]["readings"] == ["prefill", "prefill"]
 
@@ -561,6 +565,10 @@ def pairs_of(tmp_path: Path) -> dict[str, Any]:
         ("hf,scorer", ("--engines", "hf"), 2, "give either --engines"),
         ("hf,scorer", ("--rows", 0), 2, "num_rows must be"),
         ("hf,scorer", ("--until", 0.1), 2, "--until goes with --engines"),
+        ("hf,scorer", ("--level", 0.1), 2, "--level goes with --engines and --until"),
+        ("hf,scorer", ("--false-alarms", 0.001), 2, "--false-alarms goes with --engines"),
+        ("hf,scorer", ("--policy", "1,1", "--policy", "1.0,1"), 2, "is given twice"),
+        ("hf,hf", ("--read", "decode,decode"), 2, "names an engine twice"),
         ("hf,hf:batch_size", (), 2, "an option of hf in --pair must be KEY=VALUE"),
         ("hf,repeating", (), 1, "'repeating' does not tell the distributions"),
         ("hf,scorer:a=1", (), 2, "'scorer' is no engine and takes no options"),
