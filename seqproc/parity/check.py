@@ -198,6 +198,12 @@ def require_until(until: Until | None, policy: SamplingPolicy) -> None:
 
 
 def _require_requests(requests: Sequence[Request], prompts: Sequence[int]) -> None:
+    for name, given in {"requests": requests, "prompts": prompts}.items():
+        if not (hasattr(given, "__len__") and hasattr(given, "__getitem__")):
+            raise SequenceError(
+                f"{name} must be a list, which can be read more than once; got a "
+                f"{type(given).__name__}: give list({name})"
+            )
     if not requests or len(requests) != len(prompts):
         raise SequenceError(
             "a check needs requests, and for each the number of its prompt; got "

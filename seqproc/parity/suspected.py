@@ -5,7 +5,8 @@ Each suspect takes a forward of its own over all tokens. Knows the scorer and an
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from seqproc.errors import ConfigError
 from seqproc.models import vocab_size
+from seqproc.models.introspection import context_length
 from seqproc.models.parameters import ParamMapping
 from seqproc.parity.betting.alternatives import Alternative
 from seqproc.parity.betting.evidence import gains
@@ -77,18 +79,55 @@ def _under(case: Case, suspect: Suspect) -> tuple[Sequence[Answer], ParamMapping
         prompts = {tuple(answer.request.prompt_ids) for answer in answers}
         changed = {ids: _changed(suspect, ids, vocab_size(case.scorer.model)) for ids in prompts}
         answers = [_to(answer, changed) for answer in answers]
-    return answers, case.override if suspect.parameters is None else suspect.parameters()
+        _require_room(answers, case)
+    return answers, case.override if suspect.parameters is None else _made(suspect.parameters)
+
+
+def _made(parameters: Callable[[], ParamMapping]) -> ParamMapping:
+    made = parameters()
+    if not isinstance(made, Mapping):
+        raise ConfigError(
+            "the parameters of a suspect must be a function that returns a mapping from names to "
+            f"tensors; it returned {_kind(made)}"
+        )
+    return made
 
 
 def _changed(suspect: Suspect, prompt: tuple[int, ...], vocabulary: int) -> tuple[int, ...]:
     assert suspect.prompt is not None
-    ids = tuple(map(int, suspect.prompt(prompt)))
+    due = (
+        f"the prompt of a suspect must return one or more token ids, integers in [0, {vocabulary})"
+    )
+    made = suspect.prompt(prompt)
+    try:
+        ids = tuple(map(operator.index, made))
+    except TypeError as error:
+        raise ConfigError(
+            f"{due}; of a prompt of {len(prompt)} tokens it made {_kind(made)} ({error})"
+        ) from error
     if not ids or not 0 <= min(ids) <= max(ids) < vocabulary:
         raise ConfigError(
-            "the prompt of a suspect must be one or more token ids in "
-            f"[0, {vocabulary}); of a prompt of {len(prompt)} tokens it made {len(ids)}: {ids[:8]}"
+            f"{due}; of a prompt of {len(prompt)} tokens it made {len(ids)}: {ids[:8]}"
         )
     return ids
+
+
+def _kind(value: object) -> str:
+    return f"a {type(value).__name__}"
+
+
+def _require_room(answers: Sequence[Answer], case: Case) -> None:
+    most = context_length(getattr(case.scorer.model, "config", None))
+    longest, before = _longest(answers), _longest(case.answers)
+    if most is not None and longest > max(most, before):
+        raise ConfigError(
+            f"with the prompt of a suspect a draw has {longest} tokens, and the model reads "
+            f"{most}: let it make shorter prompts, or draw shorter responses"
+        )
+
+
+def _longest(answers: Sequence[Answer]) -> int:
+    return max(len(one.request.prompt_ids) + len(one.completion.token_ids) for one in answers)
 
 
 def _to(answer: Answer, prompts: Mapping[tuple[int, ...], tuple[int, ...]]) -> Answer:

@@ -48,14 +48,20 @@ class Suspect:
         given = [one for one in (self.parameters, self.prompt) if one is not None]
         if not given or not all(map(callable, given)):
             raise ConfigError(
-                "a Suspect needs parameters, a prompt or both, each as something to call; got "
-                f"parameters={self.parameters!r} and prompt={self.prompt!r}"
+                "a Suspect needs parameters, a prompt or both, each as a function; got "
+                f"{_kind(self.parameters)} as parameters and {_kind(self.prompt)} as prompt. "
+                "Parameters θ are given as lambda: θ"
             )
 
     @property
     def link(self) -> Link:
         """The first link of the chain that differs."""
         return Link.WEIGHTS if self.prompt is None else Link.PROMPT
+
+
+def _kind(value: object) -> str:
+    """What was given, without its value: parameters fill pages."""
+    return "nothing" if value is None else f"a {type(value).__name__}"
 
 
 # By description. A function alone stands for parameters.
@@ -66,8 +72,13 @@ def all_suspects(given: Suspects | None) -> dict[str, Suspect]:
     """Each of them as a `Suspect`.
 
     Raises:
-        ConfigError: one is neither a `Suspect` nor a function.
+        ConfigError: one is neither a `Suspect` nor a function, or they have no descriptions.
     """
+    if not isinstance(given, Mapping | None) or not all(isinstance(n, str) for n in given or {}):
+        raise ConfigError(
+            "suspects must be a mapping from a description of each to a Suspect or a function, "
+            'such as {"the step before": lambda: parameters}; got ' + _kind(given)
+        )
     return {
         name: one if isinstance(one, Suspect) else Suspect(parameters=one)
         for name, one in (given or {}).items()

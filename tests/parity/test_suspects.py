@@ -13,8 +13,8 @@ from helpers.broken import WHOLE
 from helpers.faults import FaultyEngine
 from helpers.gallery import requests_of
 from helpers.parity_range import PER_PROMPT, STOPPING, Range
-from seqproc.errors import ConfigError, OverrideError
-from seqproc.parity import Suspect, sample, score_nominal, without_adapter
+from seqproc.errors import ConfigError, OverrideError, SequenceError
+from seqproc.parity import Suspect, check_engine, sample, score_nominal, without_adapter
 from seqproc.parity.betting.suspected import log_ratios_of
 from seqproc.parity.logit_error import LogitError
 from seqproc.parity.sequential import Until
@@ -131,8 +131,40 @@ def test_a_suspect_has_to_be_one(small: Range, suspect: Any) -> None:
 
 @pytest.mark.parametrize("ids", [(), (300,), (-1,)])
 def test_a_prompt_of_a_suspect_has_to_be_one(small: Range, ids: Any) -> None:
-    with pytest.raises(ConfigError, match="must be one or more token ids"):
+    with pytest.raises(ConfigError, match="must return one or more token ids"):
         with_bets(case_of(small, {"odd": Suspect(prompt=lambda _: ids)}))
+
+
+@pytest.mark.parametrize(
+    ("suspect", "words"),
+    [
+        (Suspect(prompt=lambda _: None), "token ids.*it made a NoneType"),
+        (Suspect(prompt=lambda _: [1.5]), "token ids.*'float' object"),
+        (Suspect(prompt=lambda ids: ids * 1_000), "tokens, and the model reads"),
+        (lambda: None, "returns a mapping.*it returned a NoneType"),
+    ],
+    ids=str,
+)
+def test_what_a_suspect_makes_is_told_when_it_is_none(
+    small: Range, suspect: Any, words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        with_bets(case_of(small, {"odd": suspect}))
+
+
+def test_arguments_of_a_check_that_are_none_are_told(small: Range) -> None:
+    engine = FaultyEngine(small.model, small.tokenizer)
+    with pytest.raises(ConfigError, match="until must be an Until"):
+        small.check(engine, until=0.01)
+    with pytest.raises(ConfigError, match=r"suspects must be a mapping.*got a list"):
+        small.check(engine, suspects=[dict])
+    with pytest.raises(ConfigError, match="got a dict as parameters") as told:
+        small.check(engine, suspects={"θ": dict(small.model.named_parameters())})
+    assert len(str(told.value)) < 200
+    requests, owners = requests_of(16, PER_PROMPT, seed=0)
+    for given in ((requests, iter(owners)), (iter(requests), owners)):
+        with pytest.raises(SequenceError, match="must be a list"):
+            check_engine(engine, small.scorer, small.tokenizer, *given, WHOLE, STOPPING)
 
 
 def test_parameters_of_another_model_are_refused(small: Range) -> None:
