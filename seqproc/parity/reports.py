@@ -6,8 +6,9 @@ all others are right. Where nothing is found a few draws are sampled again, each
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,6 +25,7 @@ from seqproc.parity.verdict import Link
 
 _OTHER_LOGITS = "other logits than the scorer's (dtype, kernel), or other weights"
 _ALONE = 4  # draws that are sampled again, each alone
+_BATCH = 32  # draws that are sampled twice, together
 _FEW = 0.01  # share of log q that may be wrong by themselves
 
 
@@ -38,7 +40,11 @@ class _Report:
 
 def cause_of_reports(case: Case) -> Cause:
     """What the engine reports in place of log q."""
-    nominal = log_q_error(case.draws.logqs, case.nominal.engine_logqs)
+    reported = case.nominal.engine_logqs
+    nominal = log_q_error(case.draws.logqs, reported)
+    if reported is not None and np.all(reported[~np.isnan(reported)] == -math.inf):
+        words = "log q of -inf reported of every token"
+        return Cause(link=Link.LOG_Q, description=words, explains=True)
     if (few := _few_are_wrong(case)) is not None:
         return few
     best = min(_reports(case), key=lambda one: one.error)
@@ -162,13 +168,24 @@ _CHANGES: dict[str, Callable[[Draws, Floats], Floats]] = {
 
 
 def _unexplained(case: Case, errors: str) -> Cause:
-    """Whether log q change when a draw is sampled alone: then batching or padding is at fault."""
+    """Whether log q change in the same batch again, or when a draw is sampled alone.
+
+    The first is noise of the engine's; the second alone is a fault of batching or padding.
+    """
     some = [answer for answer in case.answers if answer.completion.logqs][:_ALONE]
     try:
+        again = _changes_again(case)
         change, alone = _changes_alone(case, some)
     except EngineError as error:  # the verdict stands without it
-        detail = f"{errors}; sampled alone, the engine fails: {error}"
+        detail = f"{errors}; sampled again, the engine fails: {error}"
         return Cause(link=Link.LOGITS, description=_OTHER_LOGITS, explains=False, detail=detail)
+    if again > case.tolerance:
+        return Cause(
+            link=Link.LOGITS,
+            description="log q differ from one run to the next",
+            explains=False,
+            detail=f"{errors}; sampled again in the same batch, they change by up to {again:.2g}",
+        )
     batched = change > case.tolerance
     return Cause(
         link=Link.LOGITS,
@@ -179,29 +196,46 @@ def _unexplained(case: Case, errors: str) -> Cause:
     )
 
 
-def _changes_alone(case: Case, some: list[Answer]) -> tuple[float, float]:
+def _changes_again(case: Case) -> float:
+    """How much log q differ, at most, between two samplings of one batch."""
+    batch = case.answers[:_BATCH]
+    first, second = _sampled(case, batch), _sampled(case, batch)
+    pairs = [pair for one, other in zip(first, second, strict=True) for pair in _alike(one, other)]
+    return max((abs(one - other) for one, other in pairs), default=0.0)
+
+
+def _sampled(case: Case, answers: Sequence[Answer]) -> list[Answer]:
+    """The same draws again."""
+    return sample(
+        case.engine,
+        [answer.request for answer in answers],
+        [answer.prompt for answer in answers],
+        case.policy,
+        case.stopping,
+        vocabulary=vocab_size(case.scorer.model),
+    )
+
+
+def _alike(one: Answer, other: Answer) -> Iterator[tuple[float, float]]:
+    """Log q of both, step by step, up to the first token that differs."""
+    first, second = one.completion, other.completion
+    logqs = zip(first.logqs or (), second.logqs or (), strict=False)
+    tokens = zip(first.token_ids, second.token_ids, strict=False)
+    are_alike = itertools.takewhile(lambda pair: pair[0] == pair[1], tokens)
+    return (pair for pair, _ in zip(logqs, are_alike, strict=False))
+
+
+def _changes_alone(case: Case, some: Sequence[Answer]) -> tuple[float, float]:
     """How much log q change when draws are sampled alone, and how wrong they are then, at most."""
     changes, errors = [0.0], [0.0]
     starts = dict(zip(map(id, _with_tokens(case)), case.draws.starts.tolist(), strict=True))
     for answer in some:
-        (other,) = sample(
-            case.engine,
-            [answer.request],
-            [answer.prompt],
-            case.policy,
-            case.stopping,
-            vocabulary=vocab_size(case.scorer.model),
-        )
-        alone, before = other.completion, answer.completion
-        for step, (token, former) in enumerate(
-            zip(alone.token_ids, before.token_ids, strict=False)
-        ):
-            if token != former or not alone.logqs or not before.logqs:
-                break
-            changes.append(abs(alone.logqs[step] - before.logqs[step]))
+        (other,) = _sampled(case, [answer])
+        for step, (alone, before) in enumerate(_alike(other, answer)):
+            changes.append(abs(alone - before))
             own = case.draws.logqs[starts[id(answer)] + step]
             if math.isfinite(own):
-                errors.append(abs(alone.logqs[step] - own))
+                errors.append(abs(alone - own))
     return max(changes), max(errors)
 
 

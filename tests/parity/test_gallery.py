@@ -5,9 +5,11 @@ Deterministic (fixed seeds); a right engine would fail a check with probability 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
 from helpers.gallery import GALLERY, Broken, ReferenceEngine, requests_of
@@ -101,6 +103,26 @@ def test_log_q_of_other_logits_are_told_apart_by_sampling_alone(
     )
     (cause,) = small.check(engine, num_draws=160).causes
     assert cause.link == "logits"
+    assert words in cause.description
+
+
+@pytest.mark.parametrize(
+    ("report", "words"),
+    [
+        (lambda noise: -float(noise.random()), "differ from one run to the next"),
+        (lambda _: -math.inf, "log q of -inf reported"),
+    ],
+)
+def test_reports_that_no_batch_explains(
+    small: Range, report: Callable[[np.random.Generator], float], words: str
+) -> None:
+    noise = np.random.default_rng(0)
+    engine = ReferenceEngine(
+        small.model,
+        small.tokenizer,
+        reports=lambda logits, policy: log_q(logits, policy) + report(noise),
+    )
+    (cause,) = small.check(engine, num_draws=16).causes
     assert words in cause.description
 
 
