@@ -116,7 +116,6 @@ def _why(check: Check) -> str:
     return "; ".join(told)
 
 
-
 # Called with a report without checks once nothing is left to refuse, before an engine starts.
 OnStart = Callable[[ParityReport], object]
 # Called after each check, with the engine's label, the check and the report so far.
