@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 
 from seqproc._util.progress import progress_bar
 from seqproc.cli.app import app
-from seqproc.cli.parity import parse_engines, parse_policies, worst_line
+from seqproc.cli.parity_choices import parse_engines, parse_policies
+from seqproc.cli.parity_report import worst_line
 from seqproc.engines import (
     Completion,
     HFEngine,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from helpers.parity_range import STOPPING, Range
 from seqproc import SequenceProcessor
-from seqproc.cli.parity import parse_engines
+from seqproc.cli.parity_choices import parse_engines
 from seqproc.engines import Engine, HFEngine, Request, ScriptedEngine, register_engine
 from seqproc.engines.answers import distributions_of, followed_by
 from seqproc.engines.base import Path
