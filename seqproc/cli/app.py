@@ -11,6 +11,7 @@ from seqproc import __version__
 from seqproc._util.versions import library_versions
 from seqproc.cli.catalog import datasets, models
 from seqproc.cli.command import command
+from seqproc.cli.compare import compare
 from seqproc.cli.demo import demo
 from seqproc.cli.doctor import doctor
 from seqproc.cli.examples import examples_of, exit_codes
@@ -27,7 +28,7 @@ from seqproc.cli.verify import verify
 # By the panels of the main help.
 COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     "Make runs": (sample, score, merge),
-    "Look at runs": (report, status, inspect, verify),
+    "Look at runs": (report, compare, status, inspect, verify),
     "Test engines": (parity,),
     "Find your way": (doctor, demo, models, datasets),
 }

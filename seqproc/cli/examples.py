@@ -48,6 +48,16 @@ EXAMPLES: dict[str, list[tuple[str, list[str]]]] = {
             ],
         ),
     ],
+    "compare": [
+        (
+            "two runs on the terminal, and as a page",
+            ["seqproc compare runs/first runs/second -o compare.html"],
+        ),
+        (
+            "θ against θ + η·v, of the same draws",
+            ["seqproc compare runs/first runs/first --scores-b eta-1e-6"],
+        ),
+    ],
     "status": [
         ("how far it is, every ten seconds", ["seqproc status runs/first --watch 10"]),
         ("its state in a word", ["seqproc status runs/first --quiet"]),

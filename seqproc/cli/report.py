@@ -49,7 +49,7 @@ def report(
     require_report()
     opened = open_run(run)
     page = default_page(opened) if out is None else out
-    _require_place(page)
+    require_place(page)
     print_page(opened, page, parity=parity, tokens=tokens, title=title)
 
 
@@ -86,7 +86,7 @@ def default_page(run: Run) -> Path:
     return run.path / REPORT
 
 
-def _require_place(page: Path) -> None:
+def require_place(page: Path) -> None:
     """Refuse a page that cannot be written, before the run is read.
 
     Raises:

@@ -95,14 +95,13 @@ def render_page(
     """A run's page as text; see `write_page`."""
     require_report()
     from markupsafe import Markup
-    from plotly.offline import get_plotlyjs
 
     manifest = run.manifest
     made = list(panels(run))
     report, why_not = _parity(run, parity)
     model, dataset = manifest.model.get("name"), manifest.spec.get("dataset", "given sequences")
     return (
-        _environment()
+        environment()
         .get_template("page.html.j2")
         .render(
             title=title or f"{model} on {dataset}",
@@ -122,9 +121,9 @@ def render_page(
             with_tokens=tokens,
             made=utc_now(),
             seqproc_version=__version__,
-            css=Markup(_text_of("page.css")),
-            js=Markup(_text_of("page.js")),
-            plotly=Markup(_script(get_plotlyjs())),
+            css=Markup(text_of("page.css")),
+            js=Markup(text_of("page.js")),
+            plotly=Markup(plotly_script()),
         )
     )
 
@@ -144,8 +143,13 @@ def figure_json(figure: Figure) -> str:
     return in_script(values)
 
 
-def _environment() -> Environment:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+def environment(*packages: str) -> Environment:
+    """Where templates of pages are: in packages, and in this one. All that they show is escaped.
+
+    Args:
+        packages: whose folders are looked through first.
+    """
+    from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
     def visible(value: Any) -> Any:
@@ -154,20 +158,28 @@ def _environment() -> Environment:
     def as_json(figure: Figure) -> Markup:
         return Markup(figure_json(figure))
 
-    environment = Environment(
-        loader=PackageLoader("seqproc.report", "."),
+    made = Environment(
+        loader=ChoiceLoader([PackageLoader(name, ".") for name in (*packages, "seqproc.report")]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         finalize=visible,
     )
-    environment.filters["figure_json"] = as_json
-    return environment
+    made.filters["figure_json"] = as_json
+    return made
 
 
-def _text_of(name: str) -> str:
-    return files("seqproc.report").joinpath(name).read_text(encoding="utf-8")
+def text_of(name: str, package: str = "seqproc.report") -> str:
+    """A file that a page is made of."""
+    return files(package).joinpath(name).read_text(encoding="utf-8")
+
+
+def plotly_script() -> str:
+    """Plotly, as it can stand in a page: it does not hold the end of a script."""
+    from plotly.offline import get_plotlyjs
+
+    return _script(get_plotlyjs())
 
 
 def _script(source: str) -> str:
