@@ -24,7 +24,7 @@ def hostile(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     found = compare_runs(runs / "other", runs / "other-cooler")
     one = found.paired.first_parted[0]
     object.__setattr__(one, "prompt", "".join(report_runs.HOSTILE))
-    tokenizers = (HostileTokenizer(), HostileTokenizer())
+    tokenizers: Any = (HostileTokenizer(), HostileTokenizer())
     write_page(found, file, tokenizers=tokenizers, title=report_runs.HOSTILE[0])
     return file
 
@@ -63,7 +63,12 @@ def test_texts_of_a_run_are_escaped(hostile: Path) -> None:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_in_chromium(scheme: str, page: Watched, hostile: Path) -> None:
     said: list[str] = []
-    page.page.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
+
+    def dismiss(dialog: Any) -> None:
+        said.append(dialog.message)
+        dialog.dismiss()
+
+    page.page.on("dialog", dismiss)
     page.page.emulate_media(color_scheme=scheme)
     opened = page.open(hostile)
     places = opened.locator("[data-figure]")
