@@ -13,10 +13,11 @@ from seqproc._util.clock import utc_now
 from seqproc.compare.compare import Comparison
 from seqproc.compare.outliers import Outlier
 from seqproc.compare.panels import panels
-from seqproc.compare.texts import Shown, local_tokenizer, shown_tokens
+from seqproc.compare.texts import Shown, shown_tokens
 from seqproc.errors import RunError
 from seqproc.report.page import environment, plotly_script, require_report, text_of
 from seqproc.report.text import number
+from seqproc.report.tokens.pieces import Pieces, local_tokenizer
 
 if TYPE_CHECKING:
     from seqproc.models.tokenization import Tokenizer
@@ -86,27 +87,27 @@ def render_page(
     )
 
 
-Sequence = tuple[str, str, list[tuple[str, Shown]]]  # what differs, prompt, A and B
+PairShown = tuple[str, str, list[tuple[str, Shown]]]  # what differs, prompt, A and B
 
 
 def _sequences(
     comparison: Comparison, tokenizers: Tokenizers | Literal["local"]
-) -> tuple[list[Sequence], list[Sequence]]:
+) -> tuple[list[PairShown], list[PairShown]]:
     """The pairs that differ most, token by token: of the same tokens, and those that part."""
     paired = comparison.paired
     if paired is None or not (paired.most_different or paired.first_parted):
         return [], []
     if tokenizers == "local":
-        tokenizers = local_tokenizer(comparison.a), local_tokenizer(comparison.b)
-    of_each = tokenizers
+        tokenizers = local_tokenizer(comparison.a.run), local_tokenizer(comparison.b.run)
+    cutters = [None if one is None else Pieces(one) for one in tokenizers]
     same, parted = (
-        [_sequence(one, of_each) for one in listed]
+        [_sequence(one, cutters) for one in listed]
         for listed in (paired.most_different, paired.first_parted)
     )
     return same, parted
 
 
-def _sequence(one: Outlier, tokenizers: Tokenizers) -> Sequence:
+def _sequence(one: Outlier, cutters: list[Pieces | None]) -> PairShown:
     where = "the same tokens" if one.parting is None else f"part at step {one.parting}"
     said = (
         f"Draw {one.draw}: {where}, Δ Σ log p = {number(one.logprob)} nats, "
@@ -115,7 +116,7 @@ def _sequence(one: Outlier, tokenizers: Tokenizers) -> Sequence:
     cut = len(one.prompt) > _MAX_PROMPT
     prompt = one.prompt[:_MAX_PROMPT] + (" […]" if cut else "")
     sides = [
-        (name, shown_tokens(response, one, tokenizer))
-        for name, response, tokenizer in zip("AB", (one.a, one.b), tokenizers, strict=True)
+        (name, shown_tokens(response, one, cutter))
+        for name, response, cutter in zip("AB", (one.a, one.b), cutters, strict=True)
     ]
     return said, prompt, sides

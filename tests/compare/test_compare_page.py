@@ -15,6 +15,7 @@ from seqproc.compare import compare_runs, write_page
 from seqproc.compare.outliers import Outlier, Response
 from seqproc.compare.page import render_page
 from seqproc.compare.texts import shown_tokens
+from seqproc.report.tokens.pieces import Pieces
 
 
 @pytest.fixture(scope="module")
@@ -136,10 +137,9 @@ def test_a_character_of_several_tokens_stands_at_its_last() -> None:
     tokenizer = byte_tokenizer()
     ids = tuple(tokenizer.encode("aé€b", add_special_tokens=False))
     one = pair(ids, "aé€b", 4)
-    shown = shown_tokens(one.a, one, tokenizer)
+    shown = shown_tokens(one.a, one, Pieces(tokenizer))
     texts = [token.text for token in shown.tokens]
-    assert "".join(texts) == "aé€b"
-    assert texts == ["a", "", "é", "", "", "€", "b"]
+    assert texts == ["a", "⟨…⟩", "é", "⟨…⟩", "⟨…⟩", "€", "b"]
     assert [token.kind for token in shown.tokens][3:6] == ["shared", "parting", "after"]
     assert shown.tokens[0].title == f"step 0, id {ids[0]}, log p −0.5"
     assert shown.tokens[1].title == f"step 1, id {ids[1]}"
@@ -149,6 +149,21 @@ def test_a_tokenizer_that_makes_another_text_is_not_believed() -> None:
     tokenizer = byte_tokenizer()
     ids = tuple(tokenizer.encode("ab", add_special_tokens=False))
     one = pair(ids, "other", None)
-    shown = shown_tokens(one.a, one, tokenizer)
+    shown = shown_tokens(one.a, one, Pieces(tokenizer))
     assert not shown.has_texts
     assert "".join(token.text for token in shown.tokens) == f"{ids[0]} {ids[1]} "
+
+
+@pytest.mark.parametrize(
+    ("parting", "start", "num"), [(None, 0, 512), (3, 0, 512), (700, 444, 456)]
+)
+def test_long_responses_are_cut_around_the_parting(
+    parting: int | None, start: int, num: int
+) -> None:
+    one = pair(tuple(range(900)), "", parting)
+    shown = shown_tokens(one.a, one, None)
+    assert shown.tokens[0].text == f"{start} "
+    assert len(shown.tokens) == num
+    assert f"900 tokens, shown are {num} from step {start}; ended by: stop" in shown.ending
+    marked = [token.text for token in shown.tokens if token.kind == "parting"]
+    assert marked == ([] if parting is None else [f"{parting} "])
