@@ -140,7 +140,7 @@ class Batch:
 
 
 def token_sequences(batch: BatchedSequences) -> list[TokenSequence]:
-    """Strip the padding of a `BatchedSequences`; B·G sequences in the order [b][g]."""
+    """Strip the padding of a `BatchedSequences`; B·G sequences in the order ``[b][g]``."""
     require("batch", batch, BatchedSequences, "a BatchedSequences", SequenceError)
     return [
         TokenSequence(prompt_ids=batch.prompt_ids(b, g), response_ids=batch.response_ids(b, g))

@@ -632,8 +632,8 @@ class SequenceProcessor(Printed, SpecificationAliases):
             project: directions v by parameter name, to get ⟨g, v⟩ and no gradients.
 
         Returns:
-            An iterator over B·G gradients in the order [b][g], each computed when it is asked for;
-            with one direction ``[B, G]``, with a list of K of them ``[B, G, K]``, in float64.
+            An iterator over B·G gradients in the order ``[b][g]``, each computed when it is asked
+            for; with one direction ``[B, G]``, with a list of K of them ``[B, G, K]``, in float64.
 
         Raises:
             ConfigError: an unknown name.
