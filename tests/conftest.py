@@ -129,6 +129,24 @@ def tiny_gemma2(tiny_tokenizer: Any) -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="session")
+def docs_model(tiny_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small model that stands for the real one in documentation and notebooks."""
+    from transformers import LlamaConfig
+
+    fields = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 1024,
+    }
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    random_model(LlamaConfig, tiny_tokenizer, 0, fields).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def smollm2_path() -> Path:
     """The folder of the embedded model, converted on first use."""
     from seqproc.models import resolve_model

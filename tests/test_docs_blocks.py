@@ -29,7 +29,6 @@ from helpers.doc_blocks import (
     seqproc_calls,
 )
 from helpers.doc_names import NAMES, REPLACED, SMALL
-from helpers.tiny import random_model
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
@@ -41,24 +40,6 @@ LANGUAGES = {"python", "sh", "", "text", "json", "toml", "sql", "mermaid"}  # te
 
 def names_of(pages: list[Path]) -> list[str]:
     return [str(page.relative_to(ROOT)) for page in pages]
-
-
-@pytest.fixture(scope="module")
-def small_model(tiny_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a small model that stands for the real one."""
-    from transformers import LlamaConfig
-
-    fields = {
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "max_position_embeddings": 1024,
-    }
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    random_model(LlamaConfig, tiny_tokenizer, 0, fields).save_pretrained(folder)
-    tiny_tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture
@@ -76,9 +57,9 @@ def _own_registries(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_own_registries")
 @pytest.mark.parametrize("page", RUN, ids=names_of(RUN))
 def test_a_page_runs_from_the_top(
-    page: Path, small_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page: Path, docs_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names = names_after(page, small_model, tmp_path, monkeypatch)
+    names = names_after(page, docs_model, tmp_path, monkeypatch)
     if page.name == "cookbook.md":
         check_cookbook(names)
     elif page.name == "start-parity.md":
