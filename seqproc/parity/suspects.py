@@ -64,8 +64,8 @@ def _kind(value: object) -> str:
     return "nothing" if value is None else f"a {type(value).__name__}"
 
 
-# By description. A function alone stands for parameters.
 Suspects = Mapping[str, Suspect | Callable[[], ParamMapping]]
+"""What an engine may hold or see instead, by description; a function stands for parameters."""
 
 
 def all_suspects(given: Suspects | None) -> dict[str, Suspect]:

@@ -14,7 +14,8 @@ from enum import StrEnum
 from seqproc._util.printing import Facts, Printed
 from seqproc.errors import ConfigError
 
-FALSE_ALARMS = 1e-3  # default probability that a right engine fails the verdict
+FALSE_ALARMS = 1e-3
+"""Default probability that a right engine fails the verdict, at most."""
 
 
 class Link(StrEnum):

@@ -19,7 +19,7 @@ _BLOCK = re.compile(
     r"^(?P<indent> *)```(?P<language>\w*)\n(?P<code>.*?)^(?P=indent)```$",
     re.MULTILINE | re.DOTALL,
 )
-_MARK = re.compile(r"<!-- *(?:not run|test)\b")
+_MARK = re.compile(r"^ *<!-- *(?:not run|test)\b", re.MULTILINE)
 PLACEHOLDER = "…"  # stands for what the reader knows: such a command cannot be run
 
 

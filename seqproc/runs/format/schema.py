@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     ROWS_SCHEMA: pa.Schema
+    """The columns of a run's rows, with the per-token columns that are kept by default."""
 
 FORMAT_VERSION = 2
 
@@ -79,7 +80,10 @@ _TOKEN_SCORES = [
 ]
 
 TOKEN_COLUMNS = tuple(column.name for column in _TOKEN_SCORES)
+"""What can be kept for each token."""
+
 DEFAULT_TOKEN_COLUMNS = ("logprobs", "logqs", "rb_entropies", "head_mass")
+"""What is kept for each token where nothing else is asked for."""
 
 _SUMS = [
     _Column("sequence_logprob", "float64", "nats: sum of log p"),
