@@ -1,4 +1,4 @@
-"""What `make docs` does to pages on their way into the site: links, and pages from outside docs/.
+"""What `make docs` does to pages on their way into the site: links, charts, pages from elsewhere.
 
 Pages are written for readers of the checkout: their links go to files relative to the page. In the
 site, README.md, CHANGELOG.md and CONTRIBUTING.md are pages as well, and links to files that are no
@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import posixpath
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "docs"))  # mkdocs runs this file alone
+from site_diagram import draw  # noqa: E402
+
 # By the name that each has in the site; there README.md would take the place of index.md.
 FROM_THE_TOP = {
     "start.md": "README.md",
@@ -21,6 +25,7 @@ FROM_THE_TOP = {
 }
 _IN_SITE = {path: name for name, path in FROM_THE_TOP.items()}
 
+_CHART = re.compile(r"^```mermaid\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _FENCED = re.compile(r"^( *)(`{3,}|~{3,}).*?^\1\2[`~]*$", re.MULTILINE | re.DOTALL)
 _TARGET = re.compile(r"(\]\(\s*|^\[[^\]]+\]:\s*)([^\s)#]+)(#[^\s)]*)?", re.MULTILINE)
 
@@ -36,10 +41,11 @@ def on_files(files: Any, *, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, *, page: Any, config: Any, **_: Any) -> str:
-    """Point each link of a page to where its target is in the site, or in the repository."""
+    """Draw a page's charts, and point its links to the site or to the repository."""
     name = page.file.src_uri
     home = "." if name in FROM_THE_TOP else posixpath.join("docs", posixpath.dirname(name))
-    return rewritten(markdown, home, posixpath.dirname(name), config["extra"]["repository"])
+    drawn = _CHART.sub(lambda chart: draw(chart[1]), markdown)
+    return rewritten(drawn, home, posixpath.dirname(name), config["extra"]["repository"])
 
 
 def rewritten(markdown: str, home: str, place: str, repository: str) -> str:

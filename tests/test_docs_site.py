@@ -1,4 +1,4 @@
-"""The documentation site: its links, what it loads, and whether it has every public name."""
+"""The documentation site: links and charts, what it loads, and whether it has all public names."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from xml.etree import ElementTree
 
 import pytest
 
@@ -52,6 +53,42 @@ def test_a_link_leads_to_the_site_or_to_the_repository(hooks, home, place, link,
     text = f"See [a]({link}).\n\n```md\n[a](../README.md)\n```\n\n[b]: {link}\n"
     expected = f"See [a]({becomes}).\n\n```md\n[a](../README.md)\n```\n\n[b]: {becomes}\n"
     assert hooks.rewritten(text, home, place, REPOSITORY) == expected
+
+
+CHART = """
+flowchart TD
+    top["the <top>"] --> left
+    top --> right
+    left --> below["below"]
+    top --> below
+"""
+
+
+def test_a_chart_has_its_boxes_in_layers_and_its_arrows_around_them(hooks):
+    svg = ElementTree.fromstring(hooks.draw(CHART))
+    boxes = {text.text: (float(text.get("x")), int(text.get("y"))) for text in svg.iter("text")}
+    assert list(boxes) == ["the <top>", "left", "right", "below"]
+    top, left, right, below = boxes.values()
+    assert top[1] < left[1] == right[1] < below[1]
+    arrows = [path.get("d") for path in svg.iter("path") if path.get("class") == "arrow"]
+    assert len(arrows) == 4
+    passing = next(float(x) for x, _ in re.findall(r"(\d+) (\d+) V", arrows[3]))
+    half = float(svg.find("rect").get("width")) / 2
+    assert all(abs(passing - x) > half for x, _ in (left, right))
+
+
+@pytest.mark.parametrize("line", ["a --- b", "a --> b --> c", "subgraph a", "a -->|yes| b"])
+def test_a_chart_that_cannot_be_drawn_is_refused(hooks, line):
+    with pytest.raises(ValueError, match="cannot draw"):
+        hooks.draw(f"flowchart TD\n{line}\n")
+
+
+def test_a_chart_stands_in_the_place_of_its_block(hooks):
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="runs.md"))
+    config = {"extra": {"repository": REPOSITORY}}
+    block = f"A\n\n```mermaid{CHART}```\n\n```sh\nb\n```\n"
+    page_text = hooks.on_page_markdown(block, page=page, config=config)
+    assert page_text == f"A\n\n{hooks.draw(CHART)}\n\n```sh\nb\n```\n"
 
 
 Check = Callable[..., tuple[int, list[str]]]
