@@ -228,7 +228,10 @@ def run_command(command: list[str], place: str) -> None:
     if program == "seqproc":
         assert PLACEHOLDER not in words, f"{place}: what has a placeholder is marked as not run"
         check_options(words, options_of)
-        call(make_small(words, SMALL), place)
+        words, file = without_redirection(words)
+        output = call(make_small(words, SMALL), place)
+        if file is not None:
+            file.write_text(output)
     elif program == "make":
         assert make_knows(words[0]), f"{place}: no target {words[0]}"
     elif program == "pip":
@@ -239,14 +242,22 @@ def run_command(command: list[str], place: str) -> None:
         pytest.fail(f"{place}: {program!r} is not run by this test; mark the block as not run")
 
 
-def call(words: list[str], place: str) -> None:
-    """Run the command line in this process; it must succeed."""
+def without_redirection(words: list[str]) -> tuple[list[str], Path | None]:
+    """A command without a ``> FILE`` at its end, and the file."""
+    if len(words) > 2 and words[-2] == ">":
+        return words[:-2], Path(words[-1])
+    return words, None
+
+
+def call(words: list[str], place: str) -> str:
+    """Run the command line in this process; it must succeed. Returns what it printed."""
     from typer.testing import CliRunner
 
     from seqproc.cli.app import app
 
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, f"{place}: seqproc {' '.join(words)}\n{result.output}"
+    return result.stdout
 
 
 def options_of(name: str) -> set[str]:

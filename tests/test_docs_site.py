@@ -16,7 +16,15 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 CHECK = ROOT / "docs" / "check_site.py"
-PACKAGES = ("", ".engines", ".scorers", ".runs", ".parity")  # those with a list of public names
+PACKAGES = (
+    "",
+    ".engines",
+    ".scorers",
+    ".runs",
+    ".parity",
+    ".report",
+    ".plot",
+)  # those with a list of public names
 REPOSITORY = "https://example.org/seqproc"
 
 

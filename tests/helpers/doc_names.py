@@ -22,6 +22,7 @@ SMALL = {
 }
 
 REPLACED: dict[str, dict[str, str]] = {
+    "README.md": {'"max_new_tokens": 64': '"max_new_tokens": 8'},
     "docs/runs.md": {
         "draws=10_000": "draws=8",
         "score runs/first": "score runs/ten-thousand",
@@ -29,6 +30,9 @@ REPLACED: dict[str, dict[str, str]] = {
     "docs/engines.md": {
         'engine="vllm", engine_options={"max_model_len": 2048}': 'engine="hf"',
         '"checkpoints/step-400"': '"tiny"',
+    },
+    "docs/cli.md": {
+        "--out runs/first \\\n": "--engine hf --max-new-tokens 4 --out runs/first \\\n"
     },
     "docs/parity.md": {"--model ours --layers theirs": "--model tiny --layers tiny"},
 }
@@ -83,6 +87,15 @@ def of_runs(folder: Path) -> dict[str, Any]:
     return {"processor": names["processor"]}
 
 
+def of_a_run(folder: Path) -> dict[str, Any]:
+    """A run in runs/first."""
+    from seqproc.runs import RunSpec, sample_run
+
+    spec = RunSpec(dataset="arithmetic", draws=8, seed=0)
+    sample_run(processor(folder), spec, "runs/first")
+    return {}
+
+
 def of_datasets(folder: Path) -> dict[str, Any]:
     """A processor, and a dataset that takes nothing but a folder."""
     from seqproc.prompts import PromptEntry, register_dataset
@@ -126,6 +139,7 @@ NAMES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "docs/models.md": of_a_model,
     "docs/scoring.md": of_sequences,
     "docs/runs.md": of_runs,
+    "docs/report.md": of_a_run,
     "docs/datasets.md": of_datasets,
     "docs/engines.md": of_engines,
     "docs/parity.md": of_parity,
