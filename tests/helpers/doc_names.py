@@ -87,13 +87,16 @@ def of_runs(folder: Path) -> dict[str, Any]:
     return {"processor": names["processor"]}
 
 
-def of_a_run(folder: Path) -> dict[str, Any]:
-    """A run in runs/first."""
+def of_pages(folder: Path) -> dict[str, Any]:
+    """Runs in runs/first and runs/second; sequences and their scores."""
     from seqproc.runs import RunSpec, sample_run
 
-    spec = RunSpec(dataset="arithmetic", draws=8, seed=0)
-    sample_run(processor(folder), spec, "runs/first")
-    return {}
+    names = of_sequences(folder)
+    for seed, run in enumerate(("runs/first", "runs/second")):
+        spec = RunSpec(dataset="arithmetic", draws=8, seed=seed)
+        sample_run(names["processor"], spec, run)
+    results = names["sp"].teacher_force_logprobs(names["sequences"], compute_rb=True)
+    return {**names, "results": results}
 
 
 def of_datasets(folder: Path) -> dict[str, Any]:
@@ -139,7 +142,7 @@ NAMES: dict[str, Callable[[Path], dict[str, Any]]] = {
     "docs/models.md": of_a_model,
     "docs/scoring.md": of_sequences,
     "docs/runs.md": of_runs,
-    "docs/report.md": of_a_run,
+    "docs/report.md": of_pages,
     "docs/datasets.md": of_datasets,
     "docs/engines.md": of_engines,
     "docs/parity.md": of_parity,
