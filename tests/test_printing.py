@@ -234,7 +234,9 @@ EXPECTED: dict[str, tuple[Callable[[], Any], str]] = {
         "Comparison(holds=False, engines=['hf', 'vllm'], draws=64, identical=62, explained=1)",
     ),
     "certificate": (
-        lambda: Certificate(within=0.01, level=1e-3, num_ruled_out=7, num_near=2, left=()),
+        lambda: Certificate(
+            within=0.01, level=1e-3, num_ruled_out=7, num_near=2, left=(), suspects={}
+        ),
         "Certificate(is_given=True, within=0.01, level=0.001, ruled_out=7, near=2)",
     ),
     "summary": (

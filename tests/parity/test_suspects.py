@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -139,11 +139,11 @@ def test_a_prompt_of_a_suspect_has_to_be_one(small: Range, ids: Any) -> None:
     ("suspect", "words"),
     [
         (Suspect(prompt=lambda _: None), "token ids.*it made a NoneType"),
-        (Suspect(prompt=lambda _: [1.5]), "token ids.*'float' object"),
+        (Suspect(prompt=lambda _: [cast("Any", 1.5)]), "token ids.*'float' object"),
         (Suspect(prompt=lambda ids: ids * 1_000), "tokens, and the model reads"),
         (lambda: None, "returns a mapping.*it returned a NoneType"),
     ],
-    ids=str,
+    ids=["no prompt", "no ids", "too many ids", "no parameters"],
 )
 def test_what_a_suspect_makes_is_told_when_it_is_none(
     small: Range, suspect: Any, words: str
@@ -162,9 +162,10 @@ def test_arguments_of_a_check_that_are_none_are_told(small: Range) -> None:
         small.check(engine, suspects={"θ": dict(small.model.named_parameters())})
     assert len(str(told.value)) < 200
     requests, owners = requests_of(16, PER_PROMPT, seed=0)
-    for given in ((requests, iter(owners)), (iter(requests), owners)):
+    halves: list[tuple[Any, Any]] = [(requests, iter(owners)), (iter(requests), owners)]
+    for some, numbers in halves:
         with pytest.raises(SequenceError, match="must be a list"):
-            check_engine(engine, small.scorer, small.tokenizer, *given, WHOLE, STOPPING)
+            check_engine(engine, small.scorer, small.tokenizer, some, numbers, WHOLE, STOPPING)
 
 
 def test_parameters_of_another_model_are_refused(small: Range) -> None:
