@@ -118,7 +118,8 @@ function drawLegend(element, statistic) {
   palette.forEach(({ paper }, n) => (bar.children[n].style.backgroundColor = paper));
   const middle = (statistic.low + statistic.high) / 2;
   const ends = make("span", "sp-ends");
-  for (const text of [`≤ ${shown(statistic.low)}`, shown(middle), `≥ ${shown(statistic.high)}`]) {
+  const short = (value) => shown(Number(value.toPrecision(3)));
+  for (const text of [`≤ ${short(statistic.low)}`, short(middle), `≥ ${short(statistic.high)}`]) {
     ends.append(make("span", "", text));
   }
   const scale = make("span", "sp-scale");
