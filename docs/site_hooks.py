@@ -1,8 +1,8 @@
 """What `make docs` does to pages on their way into the site: links, charts, pages from elsewhere.
 
 Pages are written for readers of the checkout: their links go to files relative to the page. In the
-site, README.md, CHANGELOG.md and CONTRIBUTING.md are pages as well, and links to files that are no
-pages lead to the repository. Knows nothing of what the pages say.
+site, README.md, CHANGELOG.md and CONTRIBUTING.md are pages as well, and links to files that are
+neither pages nor pictures lead to the repository. Knows nothing of what the pages say.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def _new_target(target: str, home: str, place: str, repository: str) -> str:
     path = posixpath.normpath(posixpath.join(home, target))
     if path in _IN_SITE:
         return posixpath.relpath(_IN_SITE[path], place or ".")
-    if path.startswith("docs/") and path.endswith(".md"):
+    if path.startswith("docs/") and path.endswith((".md", ".png")):
         return posixpath.relpath(path.removeprefix("docs/"), place or ".")
     kind = "tree" if (ROOT / path).is_dir() else "blob"
     return f"{repository}/{kind}/main/{path}"
