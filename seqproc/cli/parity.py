@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -30,7 +31,9 @@ from seqproc.errors import ConfigError
 
 if TYPE_CHECKING:
     from seqproc.parity import Check
-    from seqproc.parity.run import ParityReport
+    from seqproc.parity.run import EngineChoice, ParityReport
+    from seqproc.parity.sequential import Until
+    from seqproc.policy import SamplingPolicy
     from seqproc.processor import SequenceProcessor
 
 _Engines = Annotated[
@@ -112,26 +115,42 @@ def parity(
     rule = until_of(until, level)
     measured = parse_policies(policies or [])
     refuse_two_policies(policies, policy)
+    _require_folder(out)  # before anything is sampled for nothing
+    opened = partial(_opened, model, policy, response, _prompts(draw), chat)
     if pair is not None:
-        _require_folder(out)
-        texts = _prompts(draw)
-        with _opened(model, policy, response, texts, chat) as (processor, prompts):
-            policies_of = measured or [processor.policy]
-            compare_pair(processor, choices, prompts, policies_of, model, draw, of_pair, out)
+        with opened() as (processor, prompts):
+            chosen = measured or [processor.policy]
+            compare_pair(processor, choices, prompts, chosen, model, draw, of_pair, out)
         return
+    report = _tested(opened, choices, measured, model, draw, false_alarms, rule, suspect or [], out)
+    if not report.holds:
+        raise typer.Exit(DOES_NOT_HOLD)
+    if not report.is_decided:
+        raise typer.Exit(FAILURE)
 
+
+def _tested(
+    opened: Callable[[], AbstractContextManager[tuple[SequenceProcessor, list[str]]]],
+    choices: list[EngineChoice],
+    policies: list[SamplingPolicy],
+    model: ModelOptions,
+    draw: DrawOptions,
+    false_alarms: float | None,
+    until: Until | None,
+    suspects: list[str],
+    out: Path,
+) -> ParityReport:
+    """Test every engine, show what comes out, and write the file after each check."""
     from seqproc.parity.sampler import require_scipy
 
-    require_scipy()  # this, and the folder, before anything is sampled for nothing
-    _require_folder(out)
+    require_scipy()
     path = out / "parity.json"
 
     def on_check(label: str, check: Check, so_far: ParityReport) -> None:
         write_report(so_far, path)  # first: printing can fail, or be interrupted
         print_check(label, check)
 
-    texts = _prompts(draw)
-    with _opened(model, policy, response, texts, chat) as (processor, prompts):
+    with opened() as (processor, prompts):
         from seqproc.cli.suspects import load_suspects
         from seqproc.parity.run import run_parity, to_json
         from seqproc.parity.verdict import FALSE_ALARMS
@@ -140,15 +159,15 @@ def parity(
             processor,
             choices,
             prompts,
-            measured or [processor.policy],
+            policies or [processor.policy],
             num_draws=draw.draws,
             seed=draw.seed,
             false_alarms=FALSE_ALARMS if false_alarms is None else false_alarms,
             on_start=lambda nothing_yet: write_report(nothing_yet, path),  # for an earlier one
             on_check=on_check,
-            until=rule,
+            until=until,
             on_look=print_look,
-            suspects=load_suspects(suspect or [], model, processor.model),
+            suspects=load_suspects(suspects, model, processor.model),
         )
     write_report(report, path)
     print_comparisons(report)
@@ -158,10 +177,7 @@ def parity(
         {"file": str(path), **json.loads(to_json(report))},
         answer if report.is_decided or not report.holds else "not decided",
     )
-    if not report.holds:
-        raise typer.Exit(DOES_NOT_HOLD)
-    if not report.is_decided:
-        raise typer.Exit(FAILURE)
+    return report
 
 
 @contextmanager

@@ -134,8 +134,8 @@ def _unknown(failed: Sequence[Finding], fits: Sequence[Fit]) -> Cause:
         []
         if nearest is None
         else [
-            f"the nearest is: {nearest.candidate.description}; under it "
-            f"{', '.join(nearest.left)} {'fail' if len(nearest.left) > 1 else 'fails'} still"
+            f"the nearest is: {nearest.candidate.description}; what fails under it: "
+            f"{', '.join(nearest.left)}"
         ]
     )
     return Cause(

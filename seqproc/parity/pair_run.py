@@ -6,9 +6,8 @@ Knows the processor's parts, `pair` and `layers`; not how a report is shown.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -146,54 +145,25 @@ def run_pair(
         require_ids([request.prompt_ids for request in requests], other.model)
     if on_start is not None:
         on_start(report)
-    layers: list[Layers] = []
-
-    def read_layers(engine: Engine, label: str) -> None:
-        if engine_layers:
-            layers.append(_of_engine(processor, engine, label, sequences))
-
-    sequences: list[tuple[int, ...]] = []
-    with ExitStack() as running:
-        engine: Engine = running.enter_context(start(first, processor))
-        reading = reading_of(engine, readings[0])
-        followed: Iterable[_Followed] = (
-            _follow(engine, requests, owners, policy, processor, num_rows, reading)
-            for policy in policies
-        )
-        descriptions = [described(engine)]
-        if second.name == SCORER:
-            another: TellsDistributions = ScorerDistributions(processor.scorer)
-            descriptions.append({"name": SCORER})
-        else:
-            followed = list(followed)
-            sequences = followed[0].sequences
-            read_layers(engine, engines[0].label)
-            running.close()  # one engine lives at a time
-            another = running.enter_context(start(second, processor))
-            descriptions.append(described(another))
-        report = dataclasses.replace(report, engines=tuple(descriptions))
-        how = reading, reading_of(another, readings[1])
-        for one in followed:
-            pair = compare_rows(
-                (engines[0].label, engines[1].label),
-                one.places,
-                one.log_ps,
-                read_places(another, one.places, one.policy, how[1]),
-                one.policy,
-                processor.tokenizer,
-                how,
-            )
-            report = dataclasses.replace(report, pairs=(*report.pairs, pair))
-            sequences = sequences or one.sequences
-            if on_pair is not None:
-                on_pair(pair, report)
-        if isinstance(another, Engine):
-            read_layers(another, engines[1].label)
-        else:
-            read_layers(engine, engines[0].label)
+    pairing = _Pairing(
+        processor=processor,
+        labels=(engines[0].label, engines[1].label),
+        requests=requests,
+        owners=owners,
+        policies=policies,
+        num_rows=num_rows,
+        readings=readings,
+        engine_layers=engine_layers,
+        on_pair=on_pair,
+        report=report,
+    )
+    if second.name == SCORER:
+        pairing.with_the_scorer(first)
+    else:
+        pairing.with_another(first, second)
     if other is not None:
-        layers.append(_of_model(processor, other, sequences))
-    return dataclasses.replace(report, layers=tuple(layers), is_complete=True)
+        pairing.told(_of_model(processor, other, pairing.sequences))
+    return dataclasses.replace(pairing.report, is_complete=True)
 
 
 def _require_sampling(policies: Sequence[SamplingPolicy]) -> None:
@@ -213,6 +183,7 @@ class _Followed:
     policy: SamplingPolicy
     places: list[Place]
     log_ps: list[Tensor]  # of [V], as many as there are places
+    reading: Reading  # how it told them
 
     @property
     def sequences(self) -> list[tuple[int, ...]]:
@@ -223,19 +194,79 @@ class _Followed:
         return [(*one.request.prompt_ids, *one.completion.token_ids) for one in some]
 
 
-def _follow(
-    engine: Engine,
-    requests: Sequence[Request],
-    owners: Sequence[int],
-    policy: SamplingPolicy,
-    processor: SequenceProcessor,
-    num_rows: int,
-    reading: Reading,
-) -> _Followed:
-    answers = sample(engine, requests, owners, policy, processor.stopping)
-    places = spread_places(answers, num_rows)
-    log_ps = list(read_places(engine, places, policy, reading))
-    return _Followed(policy=policy, places=places, log_ps=log_ps)
+@dataclass(slots=True, kw_only=True)
+class _Pairing:
+    """Two engines being compared: what that takes, and the report so far."""
+
+    processor: SequenceProcessor
+    labels: tuple[str, str]
+    requests: Sequence[Request]
+    owners: Sequence[int]
+    policies: Sequence[SamplingPolicy]
+    num_rows: int
+    readings: tuple[Reading | None, Reading | None]
+    engine_layers: bool
+    on_pair: OnPair | None
+    report: PairReport
+    sequences: list[tuple[int, ...]] = field(default_factory=list)  # that models read by layer
+
+    def with_the_scorer(self, first: EngineChoice) -> None:
+        """One policy after the other."""
+        with start(first, self.processor) as engine:
+            self._describe(described(engine), {"name": SCORER})
+            scorer = ScorerDistributions(self.processor.scorer)
+            for followed in self._followed(engine):
+                self._compare(followed, scorer)
+            self._read_layers(engine, self.labels[0])
+
+    def with_another(self, first: EngineChoice, second: EngineChoice) -> None:
+        """All policies by the first, which then makes room for the second."""
+        with start(first, self.processor) as engine:
+            self._describe(described(engine))
+            followed = list(self._followed(engine))
+            self.sequences = followed[0].sequences
+            self._read_layers(engine, self.labels[0])
+        with start(second, self.processor) as another:
+            self._describe(described(another))
+            for one in followed:
+                self._compare(one, another)
+            self._read_layers(another, self.labels[1])
+
+    def _followed(self, engine: Engine) -> Iterator[_Followed]:
+        reading = reading_of(engine, self.readings[0])
+        for policy in self.policies:
+            answers = sample(engine, self.requests, self.owners, policy, self.processor.stopping)
+            places = spread_places(answers, self.num_rows)
+            log_ps = list(read_places(engine, places, policy, reading))
+            yield _Followed(policy=policy, places=places, log_ps=log_ps, reading=reading)
+
+    def _compare(self, one: _Followed, another: TellsDistributions) -> None:
+        reading = reading_of(another, self.readings[1])
+        pair = compare_rows(
+            self.labels,
+            one.places,
+            one.log_ps,
+            read_places(another, one.places, one.policy, reading),
+            one.policy,
+            self.processor.tokenizer,
+            (one.reading, reading),
+        )
+        self.sequences = self.sequences or one.sequences
+        self.report = dataclasses.replace(self.report, pairs=(*self.report.pairs, pair))
+        if self.on_pair is not None:
+            self.on_pair(pair, self.report)
+
+    def _describe(self, *descriptions: dict[str, Any]) -> None:
+        engines = (*self.report.engines, *descriptions)
+        self.report = dataclasses.replace(self.report, engines=engines)
+
+    def _read_layers(self, engine: Engine, label: str) -> None:
+        if self.engine_layers:
+            self.told(_of_engine(self.processor, engine, label, self.sequences))
+
+    def told(self, layers: Layers) -> None:
+        """Add what was told of layers."""
+        self.report = dataclasses.replace(self.report, layers=(*self.report.layers, layers))
 
 
 def _of_model(

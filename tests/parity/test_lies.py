@@ -57,7 +57,7 @@ def test_a_verdict_stands_where_an_engine_fails_on_a_draw_alone(
     )
     assert found.verdict.failed == ("reported log q",)
     (cause,) = found.causes
-    assert "sampled alone, the engine fails" in cause.detail
+    assert "sampled again, the engine fails" in cause.detail
     assert words in cause.detail
 
 
