@@ -44,12 +44,12 @@ def names_of(pages: list[Path]) -> list[str]:
 
 @pytest.fixture
 def _own_registries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Names that a page registers are forgotten after it."""
+    """A page finds no name that a test has registered, and what it registers is forgotten."""
     from seqproc.engines import registry as engines
     from seqproc.prompts import load_prompts, registry
 
     load_prompts("arithmetic")  # so that the built-in ones are there
-    monkeypatch.setattr(engines, "_registered", dict(engines._registered))
+    monkeypatch.setattr(engines, "_registered", {})
     monkeypatch.setattr(registry, "_DATASETS", dict(registry._DATASETS))
 
 

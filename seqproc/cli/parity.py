@@ -109,7 +109,11 @@ def parity(
     Exit codes: 0 parity holds, or the two are compared; 3 it does not hold; 1 it could not be
     tested or decided; 2 bad usage.
     """
-    if pair is not None:
+    from seqproc.parity.sampler import require_scipy
+
+    if pair is None:
+        require_scipy()
+    else:
         refuse_tests(false_alarms=false_alarms, until=until, level=level, suspect=suspect)
     choices = choices_of(engines, pair, of_pair)
     rule = until_of(until, level)
@@ -141,9 +145,6 @@ def _tested(
     out: Path,
 ) -> ParityReport:
     """Test every engine, show what comes out, and write the file after each check."""
-    from seqproc.parity.sampler import require_scipy
-
-    require_scipy()
     path = out / "parity.json"
 
     def on_check(label: str, check: Check, so_far: ParityReport) -> None:

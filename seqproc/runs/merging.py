@@ -26,7 +26,17 @@ _MIN_ROWS_IN_GROUP = 128  # in less, a group's own entry in the file's footer we
 
 
 def merge_parts(run: RunFolder, *, rows_in_memory: int = ROWS_IN_MEMORY) -> None:
-    """Merge samples and scores; draws in quarantine are left out.
+    """Merge samples and scores, unless they are merged; remove what that has replaced.
+
+    Draws in quarantine are left out.
+    """
+    if not run.is_done:  # else it was stopped after the merged files counted, or had nothing to do
+        _merge_tables(run, rows_in_memory)
+    drop_merged(run)
+
+
+def _merge_tables(run: RunFolder, rows_in_memory: int) -> None:
+    """Write the merged files, and let them count.
 
     The row groups of a shard are small, since who joins shards holds one of each in memory.
     """
@@ -44,7 +54,6 @@ def merge_parts(run: RunFolder, *, rows_in_memory: int = ROWS_IN_MEMORY) -> None
         _merge(parts, sources, schema, draws, merge, rows_in_memory, rows_in_group)
     run.update(merge=merge)
     run.events.tell("merged", rows=len(draws))
-    drop_merged(run)
 
 
 def merge_table(parts: Parts, sources: Sequence[Part], schema: pa.Schema, merge: int) -> list[Part]:

@@ -97,6 +97,8 @@ class RunFolder:
                 continue
             if name in known and np.isin(part.indices(), known[name].indices()).all():
                 self._count(known[name], part)
+            elif self._is_merged(part):
+                self.scores.drop(name)
             else:
                 self._set_aside(self.scores, name, f"the samples of {name}'s scores are not there")
 

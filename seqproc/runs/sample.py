@@ -202,8 +202,7 @@ def _sample(
             raise
         if collected:
             scoring.add(collected.commit())
-    if not run.is_done:
-        merge_parts(run)
+    merge_parts(run)
 
 
 class _Collected:

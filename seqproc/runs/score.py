@@ -98,8 +98,7 @@ def _score(
             run.add_failed(failures)
             scoring.add(run.add_samples(samples_table(rows), {}))
             progress.advance(len(samples), sum(len(one.response_ids) for one in samples))
-    if not run.is_done:
-        merge_parts(run)
+    merge_parts(run)
 
 
 def _chunks(samples: Iterator[Sample], size: int) -> Iterator[list[Sample]]:

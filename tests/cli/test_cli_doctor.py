@@ -234,6 +234,7 @@ def test_the_runner_follows_from_the_environment(
     if variable is not None:
         monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", variable)
     monkeypatch.setattr(sys, "path", [str(site)])
+    monkeypatch.delitem(sys.modules, "triton", raising=False)  # of other tests in this process
     fake(site, build, "0.32.0")
     if triton is not None:
         (site / "triton/backends" / triton).mkdir(parents=True)

@@ -179,6 +179,39 @@ def test_parts_that_a_merge_did_not_come_to_remove_are_removed(
     assert "set aside" not in caplog.text
 
 
+@pytest.mark.parametrize("removed", [0, 1, 10, 17, 19])
+def test_a_merge_that_is_stopped_at_any_file_it_removes_leaves_none(
+    make: MakeProcessor,
+    tiny_tokenizer: Any,
+    tmp_path: Path,
+    whole: pa.Table,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: Any,
+    removed: int,
+) -> None:
+    """Also the last one: then every draw is done, and only the file is left to be removed."""
+    left = [removed]
+
+    def remove(folder: LocalFolder, name: str) -> None:
+        if name.startswith("parts/"):
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+        real(folder, name)
+
+    real = LocalFolder.remove
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalFolder, "remove", remove)
+        with pytest.raises(KeyboardInterrupt):
+            sample_run(make(Faulty(tiny_tokenizer)), spec(), folder, chunk_size=4)
+    engine = Faulty(tiny_tokenizer)
+    assert sample_run(make(engine), spec(), folder).open().rows().equals(whole)
+    assert engine.num_asked == 0
+    assert not verify_run(folder)
+    assert "set aside" not in caplog.text
+
+
 def test_samples_without_scores_are_scored_and_not_sampled_again(
     make: MakeProcessor, tiny_tokenizer: Any, tmp_path: Path, whole: pa.Table, monkeypatch: Any
 ) -> None:
