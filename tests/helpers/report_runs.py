@@ -43,16 +43,22 @@ def sampled(
     return folder
 
 
-def shifted(folder: Path, name: str, columns: tuple[str, ...] = ("logqs",)) -> None:
+def shifted(
+    folder: Path,
+    name: str,
+    columns: tuple[str, ...] = ("logqs",),
+    eta: float = ETA,
+    **generation: Any,
+) -> None:
     """Score a run of `sampled` once more, at θ + η·v for a v that is θ's own first matrix."""
     tokenizer = byte_tokenizer()
     model = random_model(LlamaConfig, tokenizer, 0, FIELDS)
     direction = {"lm_head.weight": model.lm_head.weight.detach().clone()}
     file = folder.parent / "v.safetensors"
     save_file(direction, file)
-    config = {"generation": {"max_new_tokens": 12, "top_p": 0.9}}
+    config = {"generation": {"max_new_tokens": 12, "top_p": 0.9, **generation}}
     with SequenceProcessor(model, tokenizer, config=config) as processor:
-        add_scores(processor, folder, name, override=file, eta=ETA, token_columns=columns)
+        add_scores(processor, folder, name, override=file, eta=eta, token_columns=columns)
 
 
 def hostile_prompts(file: Path) -> str:

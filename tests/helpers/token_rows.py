@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
+import json
+import re
+import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +21,7 @@ from seqproc.runs.format.schema import TOKEN_COLUMNS, rows_schema
 
 COLUMNS = TOKEN_COLUMNS
 WORDS = ("the", " answer", " is", " 4", "2", ",\n", " because", " 数", "学", " apples", " of", "\t")
+SIZES = {"f4": 4, "f8": 8, "u4": 4}
 POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; "
     "base-uri 'none'; form-action 'none'"
@@ -29,6 +35,7 @@ class Rows:
         self.table = table
         self.num_rows = len(table)
         self.quarantined = list(quarantined)
+        self.score_sets: list[str] = []
         self.manifest = SimpleNamespace(model={"name": "none such"})
 
     def batches(self, *, batch_size: int) -> Iterator[pa.RecordBatch]:
@@ -113,3 +120,18 @@ body {{ background: var(--bg); color: var(--fg); }}
         "utf-8",
     )
     return view
+
+
+def read(data: str, name: str) -> tuple[Any, dict[str, Any]]:
+    """What a block holds, read without the code that wrote it."""
+    found = re.search(rf'<script [^>]*id="seqproc-tokens-{name}">([^<]*)</script>', data)
+    assert found is not None
+    content = gzip.decompress(base64.b64decode(found[1]))
+    (length,) = struct.unpack("<I", content[:4])
+    header, at, arrays = json.loads(content[4 : 4 + length]), 4 + length, {}
+    for one in header["arrays"]:
+        kind, count = one["kind"], one["count"]
+        arrays[one["name"]] = np.frombuffer(content, f"<{kind}", count, at)
+        at += SIZES[kind] * count
+    assert at == len(content)
+    return header, arrays

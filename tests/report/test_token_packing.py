@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import gzip
-import json
-import re
-import struct
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +12,7 @@ from hypothesis import given as drawn
 from hypothesis import strategies
 
 from helpers.run_folders import Maker
-from helpers.token_rows import Rows, given
+from helpers.token_rows import Rows, given, read
 from seqproc.errors import ConfigError, RunError
 from seqproc.report.tokens import token_view
 from seqproc.report.tokens.packing import as_shown, block, six_digits
@@ -25,23 +20,6 @@ from seqproc.report.tokens.rows import chunks
 from seqproc.report.tokens.statistics import Scales, statistics_of
 from seqproc.runs import RunSpec, open_run
 from seqproc.runs.format.schema import TOKEN_COLUMNS, rows_schema
-
-SIZES = {"f4": 4, "f8": 8, "u4": 4}
-
-
-def read(data: str, name: str) -> tuple[Any, dict[str, Any]]:
-    """What a block holds, read without the code that wrote it."""
-    found = re.search(rf'<script [^>]*id="seqproc-tokens-{name}">([^<]*)</script>', data)
-    assert found is not None
-    content = gzip.decompress(base64.b64decode(found[1]))
-    (length,) = struct.unpack("<I", content[:4])
-    header, at, arrays = json.loads(content[4 : 4 + length]), 4 + length, {}
-    for one in header["arrays"]:
-        kind, count = one["kind"], one["count"]
-        arrays[one["name"]] = np.frombuffer(content, f"<{kind}", count, at)
-        at += SIZES[kind] * count
-    assert at == len(content)
-    return header, arrays
 
 
 def same_digits(packed: Any, values: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from seqproc.report.tokens.packing import Floats
+from seqproc.report.tokens.slopes import SLOPE
 
 ENGINE = "engine_logqs"
 DELTA = "engine_delta"  # of the page alone: engine_logqs − logqs
@@ -43,7 +44,11 @@ def statistics_of(columns: Iterable[str]) -> list[Statistic]:
     there = list(columns)
     usual = [one for one in _KNOWN if one.column in there]
     taken = {one.column for one in usual} | {ENGINE}
-    others = [Statistic(name=name, label=name, column=name) for name in there if name not in taken]
+    others = [
+        Statistic(name=name, label=name, column=name, diverging=name.startswith(SLOPE))
+        for name in there
+        if name not in taken
+    ]
     return usual + others
 
 

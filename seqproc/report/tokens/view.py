@@ -11,6 +11,7 @@ from seqproc.models.tokenization import Tokenizer, special_token_ids
 from seqproc.report.tokens.packing import as_shown, block
 from seqproc.report.tokens.pieces import Pieces, local_tokenizer
 from seqproc.report.tokens.rows import Draws, Tokens, chunks, tokens_of
+from seqproc.report.tokens.slopes import Slope, slopes_of
 from seqproc.report.tokens.statistics import DELTA, ENGINE, Scales, statistics_of
 
 if TYPE_CHECKING:
@@ -68,13 +69,14 @@ def _blocks(run: Run, limit: int | None, tokenizer: Tokenizer | None) -> Iterato
     """The data of each chunk of draws, and at last what is read at the start."""
     draws, scales, names = Draws(), Scales(), dict[str, str]()
     cutter = None if tokenizer is None else Pieces(tokenizer)
+    slopes = slopes_of(run)
     reported = False
     for number, batch in enumerate(chunks(run, limit)):
-        tokens = tokens_of(batch)
+        tokens = _with_slopes(tokens_of(batch), batch, slopes)
         draws.add(batch)
         scales.add(tokens.columns)
         reported |= len(tokens.missing.get(ENGINE, [])) < len(batch)
-        names |= _units(batch, tokens)
+        names |= _units(batch, tokens) | {one.column: one.unit for one in slopes}
         yield _texts(number, batch)
         yield _numbers(number, batch, tokens, cutter)
     if not reported:
@@ -87,6 +89,15 @@ def _blocks(run: Run, limit: int | None, tokenizer: Tokenizer | None) -> Iterato
         "texts_of_tokens": tokenizer is not None,
     }
     yield block("draws", header, draws.arrays())
+
+
+def _with_slopes(tokens: Tokens, batch: pa.RecordBatch, slopes: list[Slope]) -> Tokens:
+    for slope in slopes:
+        values, missing = slope.of(batch)
+        tokens.columns[slope.column] = values
+        if missing:
+            tokens.missing[slope.column] = missing
+    return tokens
 
 
 def _units(batch: pa.RecordBatch, tokens: Tokens) -> dict[str, str]:
