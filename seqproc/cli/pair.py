@@ -19,10 +19,10 @@ from seqproc.errors import ConfigError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from seqproc.parity.layers import FirstDifference
-    from seqproc.parity.pair import Pair, Reading, Row
-    from seqproc.parity.pair_run import Layers, OtherModel, PairReport
     from seqproc.parity.run import EngineChoice
+    from seqproc.parity.side_by_side.layers import FirstDifference
+    from seqproc.parity.side_by_side.pair import Pair, Reading, Row
+    from seqproc.parity.side_by_side.pair_run import Layers, OtherModel, PairReport
     from seqproc.policy import SamplingPolicy
     from seqproc.processor import SequenceProcessor
 
@@ -72,7 +72,7 @@ def parse_readings(text: str | None) -> tuple[Reading | None, Reading | None]:
     Raises:
         ConfigError: anything else.
     """
-    from seqproc.parity.pair import Reading
+    from seqproc.parity.side_by_side.pair import Reading
 
     if text is None:
         return None, None
@@ -97,8 +97,8 @@ def compare_pair(
     out: Path,
 ) -> None:
     """Compare two engines; print a table for each policy, and write the file anew after it."""
-    from seqproc.parity.pair import NUM_ROWS
-    from seqproc.parity.pair_run import run_pair
+    from seqproc.parity.side_by_side.pair import NUM_ROWS
+    from seqproc.parity.side_by_side.pair_run import run_pair
 
     path = out / PAIR_FILE
 
@@ -129,7 +129,7 @@ def compare_pair(
 
 def _other_model(name: str, model: ModelOptions) -> OtherModel:
     from seqproc.models import load_model
-    from seqproc.parity.pair_run import OtherModel
+    from seqproc.parity.side_by_side.pair_run import OtherModel
 
     loaded, _ = load_model(
         name,

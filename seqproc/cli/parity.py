@@ -109,7 +109,7 @@ def parity(
     Exit codes: 0 parity holds, or the two are compared; 3 it does not hold; 1 it could not be
     tested or decided; 2 bad usage.
     """
-    from seqproc.parity.sampler import require_scipy
+    from seqproc.parity.findings.sampler import require_scipy
 
     if pair is None:
         require_scipy()

@@ -111,7 +111,7 @@ def parse_pair(text: str, *, is_read_in_two_ways: bool = False) -> list[EngineCh
     Raises:
         ConfigError: see `parse_engines`; or they are not two.
     """
-    from seqproc.parity.pair_run import SCORER
+    from seqproc.parity.side_by_side.pair_run import SCORER
 
     choices = parse_engines(text, "--pair", [SCORER], may_repeat=is_read_in_two_ways)
     if len(choices) != 2:

@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
     from seqproc.parity import Check
     from seqproc.parity.betting.certificate import Certificate
+    from seqproc.parity.findings.worst import WorstToken
     from seqproc.parity.run import ParityReport
     from seqproc.parity.sequential import Look
-    from seqproc.parity.worst import WorstToken
     from seqproc.policy import SamplingPolicy
 
 _SHOWN_OPEN = 3  # distributions that are not ruled out

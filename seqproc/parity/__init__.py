@@ -7,27 +7,32 @@ two engines' distributions are apart, `first_difference` in which module two mod
 `sample`, `score_nominal`, `sampler_findings`, `mismatch`, `decide`.
 """
 
-from seqproc.parity.attribution import attribute
 from seqproc.parity.betting.certificate import Certificate
-from seqproc.parity.cause import Cause
+from seqproc.parity.causes.attribution import attribute
+from seqproc.parity.causes.cause import Cause
 from seqproc.parity.check import Check, check_engine
-from seqproc.parity.divergence import Comparison, Divergence, compare
 from seqproc.parity.draws import Answer, Draws, NominalScores, sample, score, score_nominal
+from seqproc.parity.findings.places import place_findings
+from seqproc.parity.findings.sampler import sampler_findings
+from seqproc.parity.findings.structure import structure_findings
+from seqproc.parity.findings.worst import WorstToken, worst_tokens
 from seqproc.parity.freshness import canary, require_weights
-from seqproc.parity.layers import (
+from seqproc.parity.metrics import Metric, mismatch
+from seqproc.parity.sequential import Look, Until
+from seqproc.parity.side_by_side.divergence import Comparison, Divergence, compare
+from seqproc.parity.side_by_side.layers import (
     FirstDifference,
     first_difference,
     first_difference_of_engine,
 )
-from seqproc.parity.metrics import Metric, mismatch
-from seqproc.parity.pair import Pair, ScorerDistributions, compare_distributions, spread_places
-from seqproc.parity.places import place_findings
-from seqproc.parity.sampler import sampler_findings
-from seqproc.parity.sequential import Look, Until
-from seqproc.parity.structure import structure_findings
+from seqproc.parity.side_by_side.pair import (
+    Pair,
+    ScorerDistributions,
+    compare_distributions,
+    spread_places,
+)
 from seqproc.parity.suspects import Suspect, Suspects, without_adapter
 from seqproc.parity.verdict import FALSE_ALARMS, Finding, Link, Verdict, decide
-from seqproc.parity.worst import WorstToken, worst_tokens
 
 __all__ = [
     "FALSE_ALARMS",

@@ -16,19 +16,19 @@ from seqproc.errors import ConfigError, SequenceError
 from seqproc.models.parameters import ParamMapping
 from seqproc.models.tokenization import Tokenizer
 from seqproc.parity import metrics
-from seqproc.parity.attribution import attribute
 from seqproc.parity.betting.certificate import Certificate
-from seqproc.parity.cause import Cause
+from seqproc.parity.causes.attribution import attribute
+from seqproc.parity.causes.cause import Cause
 from seqproc.parity.draws import Answer
+from seqproc.parity.findings.replay import Replay
+from seqproc.parity.findings.sampler import require_scipy
+from seqproc.parity.findings.worst import WorstToken, worst_tokens
 from seqproc.parity.logit_error import require_logit_error
 from seqproc.parity.metrics import Metric
-from seqproc.parity.replay import Replay
-from seqproc.parity.sampler import require_scipy
 from seqproc.parity.sequential import Until
 from seqproc.parity.subject import OnLook, Subject
 from seqproc.parity.suspects import Suspects, all_suspects
 from seqproc.parity.verdict import FALSE_ALARMS, Finding, Verdict, decide, require_rate
-from seqproc.parity.worst import WorstToken, worst_tokens
 from seqproc.policy import SamplingPolicy
 from seqproc.scorers import TeacherForcingScorer
 

@@ -24,9 +24,9 @@ from seqproc.errors import EngineError
 from seqproc.models.parameters import ParamMapping
 from seqproc.parity.betting.book import Book
 from seqproc.parity.betting.evidence import Gains
+from seqproc.parity.findings.replay import ReplayedRows, ReplayedTokens, replay_rows
 from seqproc.parity.positions import Cut, LogDistribution, Placement, cut, place
 from seqproc.parity.reading import Reading, Rows, read_columns
-from seqproc.parity.replay import ReplayedRows, ReplayedTokens, replay_rows
 from seqproc.policy import SamplingPolicy, log_q, token_log_p
 from seqproc.scorers import TeacherForcingScorer, TokenSequence
 

@@ -22,9 +22,9 @@ from seqproc.engines.noise import COUPLED, GREEDY
 from seqproc.engines.registry import require_options
 from seqproc.errors import ConfigError
 from seqproc.parity.check import Check, check_engine, require_until
-from seqproc.parity.divergence import Comparison, compare
-from seqproc.parity.sampler import require_scipy
+from seqproc.parity.findings.sampler import require_scipy
 from seqproc.parity.sequential import Look, Until, in_rounds
+from seqproc.parity.side_by_side.divergence import Comparison, compare
 from seqproc.parity.suspects import Suspects, all_suspects
 from seqproc.parity.verdict import FALSE_ALARMS, require_rate
 from seqproc.policy import SamplingPolicy

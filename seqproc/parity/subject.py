@@ -18,7 +18,7 @@ from seqproc.engines.noise import Noise, NotReplayable
 from seqproc.models import vocab_size
 from seqproc.models.parameters import ParamMapping
 from seqproc.models.tokenization import Tokenizer, ids_that_write, special_token_ids
-from seqproc.parity import metrics, structure
+from seqproc.parity import metrics
 from seqproc.parity.betting.certificate import certify
 from seqproc.parity.betting.evidence import evidence
 from seqproc.parity.betting.findings import allowed_families, bet_findings
@@ -31,14 +31,15 @@ from seqproc.parity.draws import (
     token_sequences,
     with_tokens,
 )
+from seqproc.parity.findings import structure
+from seqproc.parity.findings.places import place_findings
+from seqproc.parity.findings.replay import Replay, replay, replay_finding
+from seqproc.parity.findings.sampler import sampler_findings
+from seqproc.parity.findings.twins import twins
 from seqproc.parity.logit_error import LogitError, logit_error_of
-from seqproc.parity.places import place_findings
-from seqproc.parity.replay import Replay, replay, replay_finding
-from seqproc.parity.sampler import sampler_findings
 from seqproc.parity.sequential import Look, Until, batches
 from seqproc.parity.suspected import with_bets
 from seqproc.parity.suspects import Case, Suspect, joined
-from seqproc.parity.twins import twins
 from seqproc.parity.verdict import Finding, decide_at
 from seqproc.policy import SamplingPolicy
 from seqproc.prompts import draw_seed

@@ -30,7 +30,7 @@ from seqproc.engines import (
 )
 from seqproc.engines.base import Path as ResponsePath
 from seqproc.errors import ConfigError, EngineError
-from seqproc.parity.worst import WorstToken
+from seqproc.parity.findings.worst import WorstToken
 from seqproc.policy import SamplingPolicy
 
 Run = Callable[..., Any]
@@ -539,7 +539,7 @@ def test_progress_of_a_pair_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -
         return progress_bar(total, title, unit=unit)
 
     monkeypatch.setattr("seqproc.parity.draws.progress_bar", bar)
-    monkeypatch.setattr("seqproc.parity.pair.progress_bar", bar)
+    monkeypatch.setattr("seqproc.parity.side_by_side.pair.progress_bar", bar)
     assert pair(run, "hf,scorer", "--rows", 30).exit_code == 0
     assert told == [
         ("sampling with hf", 24),

@@ -14,9 +14,9 @@ from helpers.faults import FaultyEngine, frequent, greedy, of_draws, present, re
 from helpers.gallery import requests_of
 from helpers.parity_range import PER_PROMPT, STOPPING, Range
 from seqproc.parity import Answer, Draws, sample, score_nominal
+from seqproc.parity.causes.histories import penalised, with_greedy_draws
+from seqproc.parity.causes.repeats import same_contexts
 from seqproc.parity.draws import score_rows
-from seqproc.parity.histories import penalised, with_greedy_draws
-from seqproc.parity.repeats import same_contexts
 from seqproc.policy import SamplingPolicy
 
 

@@ -31,7 +31,7 @@ from seqproc.parity import (
     spread_places,
 )
 from seqproc.parity.metrics import mismatch
-from seqproc.parity.pair_run import SCORER, OtherModel, PairReport, run_pair
+from seqproc.parity.side_by_side.pair_run import SCORER, OtherModel, PairReport, run_pair
 from seqproc.policy import SamplingPolicy
 from seqproc.prompts import draw_seed
 

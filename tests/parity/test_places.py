@@ -18,7 +18,7 @@ from torch import Tensor
 
 from helpers.synthetic import independent, synthetic
 from seqproc.parity import Draws, decide, sampler_findings
-from seqproc.parity.places import place_findings, tokens_of
+from seqproc.parity.findings.places import place_findings, tokens_of
 from seqproc.parity.positions import EXPONENTS, Placement, place
 from seqproc.policy import SamplingPolicy, log_q
 

@@ -15,7 +15,7 @@ from helpers.parity_range import POLICY, STOPPING, Range
 from seqproc.engines import HFEngine, NotReplayable, Request
 from seqproc.engines.noise import COUPLED, GREEDY
 from seqproc.parity import Answer, Check, check_engine, sample
-from seqproc.parity.replay import ReplayedTokens, replay, replay_finding, replay_rows
+from seqproc.parity.findings.replay import ReplayedTokens, replay, replay_finding, replay_rows
 from seqproc.policy import SamplingPolicy, log_q
 from seqproc.prompts import draw_seed
 

@@ -19,8 +19,8 @@ from scipy import stats
 from helpers.gallery import crossing_token_excluded, top_k_50, top_p_before_temperature
 from helpers.synthetic import synthetic
 from seqproc.parity import Draws, Finding, decide, sampler_findings
+from seqproc.parity.findings.sampler import lengths, tail, uniformity
 from seqproc.parity.positions import place
-from seqproc.parity.sampler import lengths, tail, uniformity
 from seqproc.policy import SamplingPolicy, log_q
 
 ALARM = 1e-6

@@ -11,7 +11,7 @@ import pytest
 from helpers.synthetic import synthetic
 from seqproc.engines import Completion, Request, StoppingRule, finish
 from seqproc.parity import Answer, Finding, NominalScores, structure_findings
-from seqproc.parity.structure import support
+from seqproc.parity.findings.structure import support
 
 STOPPING = StoppingRule(max_new_tokens=4, eos_token_ids=(0,), stop=("ab",))
 

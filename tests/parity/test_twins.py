@@ -13,7 +13,7 @@ from helpers.parity_range import Range
 from helpers.synthetic import synthetic
 from seqproc.engines import Completion, Engine, Request, ScriptedEngine
 from seqproc.parity import Answer, Draws
-from seqproc.parity.twins import twins
+from seqproc.parity.findings.twins import twins
 
 NUM_RUNS = 4_000
 P = np.array([0.5, 0.3, 0.1, 0.06, 0.04])  # of responses, each of one token

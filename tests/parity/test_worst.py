@@ -18,7 +18,7 @@ from helpers.gallery import ReferenceEngine
 from helpers.parity_range import POLICY, Range
 from seqproc.engines import Completion, Request, StoppingRule
 from seqproc.parity import Check
-from seqproc.parity.worst import WorstToken
+from seqproc.parity.findings.worst import WorstToken
 from seqproc.policy import SamplingPolicy, log_q
 
 WHOLE = SamplingPolicy()  # T = 1 and no cut

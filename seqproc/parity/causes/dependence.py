@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from seqproc.parity.candidates import Candidate
-from seqproc.parity.cause import Cause
+from seqproc.parity.causes.candidates import Candidate
+from seqproc.parity.causes.cause import Cause
 from seqproc.parity.draws import Draws, with_tokens
-from seqproc.parity.places import place_findings
-from seqproc.parity.sampler import sampler_findings
-from seqproc.parity.structure import SUPPORT
+from seqproc.parity.findings.places import place_findings
+from seqproc.parity.findings.sampler import sampler_findings
+from seqproc.parity.findings.structure import SUPPORT
 from seqproc.parity.suspects import Case
 from seqproc.parity.verdict import Finding, Link, decide
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from seqproc.errors import EngineError
 from seqproc.models import vocab_size
-from seqproc.parity.cause import Cause, log_q_error
+from seqproc.parity.causes.cause import Cause, log_q_error
 from seqproc.parity.draws import Answer, Draws, Floats, sample, score
 from seqproc.parity.metrics import log_q_range
 from seqproc.parity.positions import LogDistribution

@@ -30,8 +30,8 @@ from seqproc.parity.betting.evidence import (
     in_part,
 )
 from seqproc.parity.betting.suspected import PROMPTS, WEIGHTS, log_ratios_of
+from seqproc.parity.causes.histories import PENALTIES, penalised, with_greedy_draws
 from seqproc.parity.draws import Floats, RowDistribution
-from seqproc.parity.histories import PENALTIES, penalised, with_greedy_draws
 from seqproc.parity.positions import LogDistribution
 from seqproc.parity.reading import Rows
 from seqproc.parity.suspects import Case, Suspect, of_policy

@@ -13,15 +13,15 @@ import math
 from collections.abc import Sequence
 
 from seqproc.parity.betting.evidence import evidence
-from seqproc.parity.candidates import Candidate, of_catalogue, of_suspect
-from seqproc.parity.cause import Cause
-from seqproc.parity.dependence import dependence
-from seqproc.parity.fit import Fit, fitted, share_reported, with_bans
-from seqproc.parity.places import BY_CLASS, PLACES
-from seqproc.parity.replay import REPLAY
-from seqproc.parity.reports import cause_of_reports
-from seqproc.parity.sampler import LENGTHS
-from seqproc.parity.structure import ENDINGS
+from seqproc.parity.causes.candidates import Candidate, of_catalogue, of_suspect
+from seqproc.parity.causes.cause import Cause
+from seqproc.parity.causes.dependence import dependence
+from seqproc.parity.causes.fit import Fit, fitted, share_reported, with_bans
+from seqproc.parity.causes.reports import cause_of_reports
+from seqproc.parity.findings.places import BY_CLASS, PLACES
+from seqproc.parity.findings.replay import REPLAY
+from seqproc.parity.findings.sampler import LENGTHS
+from seqproc.parity.findings.structure import ENDINGS
 from seqproc.parity.suspected import log_r
 from seqproc.parity.suspects import Case, other_prompts, other_weights
 from seqproc.parity.verdict import Finding, Link

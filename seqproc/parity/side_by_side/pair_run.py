@@ -20,13 +20,14 @@ from seqproc.engines.base import NO_DISTRIBUTIONS, Request, TellsDistributions
 from seqproc.engines.registry import engine_class, require_options
 from seqproc.errors import ConfigError, EngineError, ModelError
 from seqproc.parity.draws import sample
-from seqproc.parity.layers import (
+from seqproc.parity.run import EngineChoice, deal, require_choices, start
+from seqproc.parity.side_by_side.layers import (
     FirstDifference,
     first_difference,
     first_difference_of_engine,
     require_ids,
 )
-from seqproc.parity.pair import (
+from seqproc.parity.side_by_side.pair import (
     NUM_ROWS,
     Pair,
     Place,
@@ -37,7 +38,6 @@ from seqproc.parity.pair import (
     reading_of,
     spread_places,
 )
-from seqproc.parity.run import EngineChoice, deal, require_choices, start
 from seqproc.policy import SamplingPolicy
 from seqproc.processor import SequenceProcessor
 

@@ -23,10 +23,10 @@ import numpy as np
 
 from seqproc.models.tokenization import Tokenizer
 from seqproc.parity.draws import Draws, Floats, with_tokens
+from seqproc.parity.findings.places import PLACES, tokens_of
+from seqproc.parity.findings.replay import REPLAY, Replay
+from seqproc.parity.findings.structure import SUPPORT
 from seqproc.parity.metrics import REPORTED, log_q_range
-from seqproc.parity.places import PLACES, tokens_of
-from seqproc.parity.replay import REPLAY, Replay
-from seqproc.parity.structure import SUPPORT
 from seqproc.parity.suspects import Case
 from seqproc.parity.verdict import Finding, Link
 

@@ -20,7 +20,8 @@ from seqproc.parity.betting.bans import Bans
 from seqproc.parity.betting.cuts import IGNORED, TEMPERATURE
 from seqproc.parity.betting.evidence import BANNED, WINDOWS, Window, evidence, in_part
 from seqproc.parity.betting.findings import bet_findings
-from seqproc.parity.candidates import Candidate, closer, gains_in, placed
+from seqproc.parity.causes.candidates import Candidate, closer, gains_in, placed
+from seqproc.parity.causes.repeats import same_contexts
 from seqproc.parity.draws import (
     Draws,
     Floats,
@@ -29,10 +30,9 @@ from seqproc.parity.draws import (
     token_columns,
     with_tokens,
 )
-from seqproc.parity.places import place_findings
+from seqproc.parity.findings.places import place_findings
+from seqproc.parity.findings.sampler import sampler_findings
 from seqproc.parity.reading import Rows
-from seqproc.parity.repeats import same_contexts
-from seqproc.parity.sampler import sampler_findings
 from seqproc.parity.suspected import scored_under
 from seqproc.parity.suspects import Case
 from seqproc.parity.verdict import Finding, decide

@@ -1,0 +1,1 @@
+"""Two engines, or two models: where they part, and by how much."""
