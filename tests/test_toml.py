@@ -77,3 +77,10 @@ def test_a_key_is_found_on_its_line(tmp_path: Path, keys: list[str], line: int |
     path.write_text(FILE)
     expected = str(path) if line is None else f"{path}, line {line}"
     assert TomlFile.read(path).where(*keys) == expected
+
+
+def test_a_file_that_is_nested_too_deep_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "file.toml"
+    path.write_text("a = " + "[" * 3000)
+    with pytest.raises(ConfigError, match="nested too deep"):
+        TomlFile.read(path)

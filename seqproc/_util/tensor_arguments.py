@@ -20,7 +20,8 @@ def require_dense(
 ) -> None:
     """Raise unless this is an ordinary tensor of integers or floats that is somewhere."""
     if not isinstance(tensor, Tensor):
-        raise SequenceError(f"{name} must be a tensor, got {type(tensor).__name__}")
+        mend = ": torch.tensor of a tokenizer's input_ids is one" if name.endswith("_ids") else ""
+        raise SequenceError(f"{name} must be a tensor, got {type(tensor).__name__}{mend}")
     is_nowhere = tensor.is_meta and not may_be_meta
     if tensor.layout != torch.strided or is_nowhere or tensor.is_complex():
         kind = "on the meta device" if tensor.is_meta else f"{tensor.layout} of {tensor.dtype}"

@@ -38,6 +38,8 @@ class TomlFile:
             raise ConfigError(
                 f"cannot read the configuration file {path}: {error.strerror}"
             ) from error
+        except RecursionError as error:
+            raise ConfigError(f"{path} is nested too deep to be a configuration file") from error
         except UnicodeDecodeError as error:
             raise ConfigError(
                 f"{path} is not UTF-8, as TOML is: byte {error.start} is "

@@ -18,6 +18,7 @@ from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
+from seqproc._util.interruption import raising_on_termination
 from seqproc.cli.config_file import print_config
 from seqproc.cli.display import print_error
 from seqproc.cli.exit_codes import BAD_USAGE, FAILURE, INTERRUPTED, TERMINATED
@@ -48,7 +49,11 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         arguments = _grouped(values, groups)
         output: OutputOptions = arguments.pop(_OUTPUT)
         manner = Manner(quiet=output.quiet, json=output.json)
-        with speaking(manner, function.__name__), _reporting(output.traceback):
+        with (
+            speaking(manner, function.__name__),
+            _reporting(output.traceback),
+            raising_on_termination(),
+        ):
             if values.get("print_config"):
                 print_config(function.__name__, signature, values, arguments.values())
             else:

@@ -10,7 +10,6 @@ import typer
 
 from seqproc.cli.display import console, printable
 from seqproc.cli.manner import give_result
-from seqproc.cli.report import require_place
 
 if TYPE_CHECKING:
     from seqproc.compare import Comparison
@@ -53,6 +52,7 @@ def compare(
     """
     from seqproc.compare import compare_runs, write_page
     from seqproc.report.page import require_report
+    from seqproc.report.place import require_place
 
     if out is not None:
         require_report()

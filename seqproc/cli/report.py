@@ -44,6 +44,7 @@ def report(
     It shows what was run, its numbers with their errors, figures, parity, and the sequences.
     """
     from seqproc.report.page import require_report
+    from seqproc.report.place import require_place
     from seqproc.runs import open_run
 
     require_report()
@@ -84,15 +85,3 @@ def default_page(run: Run) -> Path:
             f"-o {REPORT}"
         )
     return run.path / REPORT
-
-
-def require_place(page: Path) -> None:
-    """Refuse a page that cannot be written, before the run is read.
-
-    Raises:
-        ConfigError: it is a folder, or lies in none.
-    """
-    if page.is_dir():
-        raise ConfigError(f"-o must be a file, and {page} is a folder: try -o {page}/report.html")
-    if not page.parent.is_dir():
-        raise ConfigError(f"-o {page} lies in a folder that is not there: make it first")

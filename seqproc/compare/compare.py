@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from seqproc.compare import numbers
+from seqproc.compare.equality import ENGINE, differing_columns
 from seqproc.compare.numbers import Difference
 from seqproc.compare.outliers import Outlier, outliers
 from seqproc.compare.pairing import Pairing, chosen, paired
@@ -39,6 +40,7 @@ class Paired:
     """What only paired draws tell."""
 
     responses: Responses
+    differing: tuple[str, ...]  # columns that both have and that are not the same in both
     differences: Mapping[str, Histogram]  # of Δ over draws, by column
     token_gaps: list[TokenGap]  # over the tokens that both share
     most_different: list[Outlier]  # of the same tokens, by |Δ Σ log p|
@@ -67,10 +69,9 @@ class Comparison:
         found = self.paired.responses
         if found.num_identical < found.num:
             return f"{found.num - found.num_identical:,} of {found.num:,} responses differ"
-        is_same = all(
-            (h.num == 0 or h.least == h.most == 0) for h in self.paired.differences.values()
-        ) and all(gap.largest == 0 for gap in self.paired.token_gaps)
-        return "identical" if is_same else "identical tokens, other scores"
+        if self.paired.differing == (ENGINE,):
+            return "identical but for the engines' own log q"
+        return "identical tokens, other scores" if self.paired.differing else "identical"
 
     def to_dict(self) -> dict[str, Any]:
         """All but the sequences, as it can be written as JSON."""
@@ -159,6 +160,7 @@ def _of_pairs(
     same, parted = outliers(sides, a, b, found)
     return Paired(
         responses=found,
+        differing=differing_columns(sides, pairing.draws),
         differences=distributions(a, b, np.isfinite(both[0] + both[1])),
         token_gaps=_token_gaps(
             sides,
@@ -211,6 +213,7 @@ def _paired_dict(paired: Paired) -> dict[str, Any]:
     moments = ("num", "mean", "deviation", "least", "median", "most", "left_out")
     return {
         "num_identical": found.num_identical,
+        "differing": list(paired.differing),
         "partings": dict(sorted(Counter(found.partings.tolist()).items())),
         "differences": {
             name: {key: getattr(one, key) for key in moments}

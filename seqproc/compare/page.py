@@ -16,6 +16,7 @@ from seqproc.compare.panels import panels
 from seqproc.compare.texts import Shown, shown_tokens
 from seqproc.errors import RunError
 from seqproc.report.page import environment, plotly_script, require_report, text_of
+from seqproc.report.place import require_place
 from seqproc.report.text import number
 from seqproc.report.tokens.pieces import Pieces, local_tokenizer
 
@@ -49,9 +50,11 @@ def write_page(
 
     Raises:
         RunError: the page cannot be written.
+        ConfigError: the path is of something that is no page (`require_place`).
         MissingDependencyError: jinja2 or plotly is not installed.
     """
     require_path("the page", path, RunError)
+    require_place(Path(path))
     content = render_page(comparison, tokenizers=tokenizers, title=title).encode()
     write_atomically(Path(path), lambda file: file.write(content))
     return len(content)

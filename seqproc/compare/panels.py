@@ -98,9 +98,12 @@ def _estimate(found: Estimate | None) -> str:
 def identical_line(paired: Paired) -> str:
     """How many responses are the same, and where the others part."""
     found = paired.responses
-    same = f"{found.num_identical:,} of {count(found.num, 'pair')} have the same tokens."
+    verb = "has" if found.num == 1 else "have"
+    same = f"{found.num_identical:,} of {count(found.num, 'pair')} {verb} the same tokens."
+    if found.num_identical == found.num and paired.differing:
+        return f"{same} Not the same in all of them: {', '.join(paired.differing)}."
     if found.num_identical == found.num:
-        return same
+        return f"{same} Whatever else both keep is the same, too."
     partings = histogram(found.partings.astype(float), whole=True)
     return (
         f"{same} The others part at step {number(partings.least)} at the earliest and "

@@ -42,6 +42,13 @@ class Side:
             return [name for name in TOKEN_COLUMNS if name in self.run.columns]
         return [n for n in TOKEN_COLUMNS if n in self.run.scores(self.scores).column_names]
 
+    def columns(self) -> list[str]:
+        """All columns of its draws: of the samples, and of the scores that are compared."""
+        if self.scores is None:
+            return self.run.columns
+        scores = [name for name in self.run.scores(self.scores).column_names if name != "draw"]
+        return [*samples_schema().names, *scores]
+
     def rows(self, columns: Sequence[str]) -> pa.Table:
         """Columns of its draws, the draw itself first, in the order of the draws.
 
@@ -49,7 +56,7 @@ class Side:
             NotKeptError: there are no rows.
             RunError: the set of scores is not there, or not complete.
         """
-        wanted = ["draw", *columns]
+        wanted = list(dict.fromkeys(["draw", *columns]))
         if self.scores is None:
             return draws_of(self.run, wanted)
         of_samples = samples_schema().names

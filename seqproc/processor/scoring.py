@@ -260,7 +260,11 @@ class SequenceScorer:
 def require_sequences(sequences: object) -> None:
     """Refuse what is no `BatchedSequences`, or one whose fields, as they are now, do not fit."""
     if not isinstance(sequences, BatchedSequences):
-        raise SequenceError(f"sequences must be a BatchedSequences, got {type(sequences).__name__}")
+        raise SequenceError(
+            f"sequences must be a BatchedSequences, got {type(sequences).__name__}: "
+            "generate_batched makes one. `seqproc score FILE.jsonl` scores texts, and "
+            "TeacherForcingScorer.score token ids, as TokenSequence"
+        )
     sequences.check()
 
 

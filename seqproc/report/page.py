@@ -24,6 +24,7 @@ from seqproc.plot.figures import require_plotly
 from seqproc.report.panels import panels
 from seqproc.report.parity import FILE as PARITY
 from seqproc.report.parity import ParityShown, read_parity
+from seqproc.report.place import require_place
 from seqproc.report.provenance import CONFIG_FILE, command_of, facts
 from seqproc.report.text import shown
 
@@ -77,9 +78,11 @@ def write_page(
 
     Raises:
         RunError: the run or the report cannot be read, or the page cannot be written.
+        ConfigError: the path is of something that is no page (`require_place`).
         MissingDependencyError: jinja2 or plotly is not installed.
     """
     require_path("the page", path, RunError)
+    require_place(Path(path))
     content = render_page(run, parity=parity, tokens=tokens, title=title).encode()
     write_atomically(Path(path), lambda file: file.write(content))
     return len(content)

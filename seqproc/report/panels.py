@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
-from seqproc.errors import RunError
+from seqproc.errors import RunError, SequenceError
 from seqproc.plot import figures
 from seqproc.plot.of_runs import ESTIMATORS, TITLES, of_comparison
 from seqproc.report import numbers, weights
@@ -38,7 +38,7 @@ def _try(
     """Fill a panel, or say what the run lacks for it."""
     try:
         fill()
-    except expected as error:
+    except (expected, SequenceError) as error:  # or numbers that no estimator takes
         reason = str(error)
         panel.missing.append(f"{what}: {reason}" if what else reason[0].upper() + reason[1:])
 

@@ -90,5 +90,5 @@ def draws_of(run: Run, names: Sequence[str]) -> pa.Table:
     """
     rows = run.rows(names)
     if not rows.num_rows:
-        raise NotKeptError("the run has no draws yet that are sampled and scored")
+        raise NotKeptError(f"the run in {run.url} has no draws yet that are sampled and scored")
     return rows

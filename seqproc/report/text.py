@@ -16,11 +16,13 @@ def number(value: float | None, digits: int = 6) -> str:
     """A number to so many significant digits; what is not finite by name, None as a dash."""
     if value is None:
         return "–"
+    if isinstance(value, int):  # of any size, which float is not
+        return f"{value:,}".replace("-", "−")
     if math.isnan(value):
         return "undetermined"
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
-    if isinstance(value, int) or (abs(value) < 1e15 and value == int(value)):
+    if abs(value) < 1e15 and value == int(value):
         return f"{int(value):,}".replace("-", "−")
     return f"{value:.{digits}g}".replace("-", "−")
 

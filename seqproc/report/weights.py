@@ -39,8 +39,11 @@ class Weights:
 
     @property
     def largest_trusted_k(self) -> float:
-        """min(1 − 1/log₁₀ N, 0.7): what N draws suffice for (Vehtari et al., 2024)."""
-        return min(1 - 1 / math.log10(self.num_draws), 0.7) if self.num_draws > 1 else math.nan
+        """min(1 − 1/log₁₀ N, 0.7): what N draws suffice for (Vehtari et al., 2024).
+
+        NaN of ten draws and fewer, which suffice for nothing.
+        """
+        return min(1 - 1 / math.log10(self.num_draws), 0.7) if self.num_draws > 10 else math.nan
 
 
 def importance_weights(run: Run, name: str) -> Weights:
@@ -113,9 +116,15 @@ def scored_at(made_by: Mapping[str, Any]) -> str:
     if isinstance(override, Mapping):
         digest = str(override.get("sha256"))[:12]
         eta = override.get("eta")
-        where = f"parameters {digest}" if eta is None else f"θ + {eta}·v, v {digest}"
+        where = f"parameters {digest}" if eta is None else f"{_shifted(eta)}, v {digest}"
     if not isinstance(policy, Mapping):
         return where
     if policy.get("do_sample") is False:
         return f"{where}, greedy"
     return f"{where}, T = {policy.get('temperature')}, top_p = {policy.get('top_p')}"
+
+
+def _shifted(eta: Any) -> str:
+    """θ + η·v in words, of whatever a set says that its η is."""
+    text = str(eta)
+    return f"θ − {text[1:]}·v" if text.startswith("-") else f"θ + {text}·v"

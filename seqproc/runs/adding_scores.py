@@ -20,6 +20,7 @@ import numpy as np
 from seqproc._util import strict_json
 from seqproc._util.arguments import require_path
 from seqproc._util.clock import utc_now
+from seqproc._util.interruption import raising_on_termination
 from seqproc._util.versions import library_versions
 from seqproc.config import require_count
 from seqproc.errors import ConfigError, OverrideError, RunError, RunMismatchError
@@ -30,7 +31,6 @@ from seqproc.runs.format.quarantine import Failed
 from seqproc.runs.format.schema import DEFAULT_TOKEN_COLUMNS, check_token_columns, scores_schema
 from seqproc.runs.format.score_set import ScoreSet, digest, read_score_set, set_file, set_table
 from seqproc.runs.format.tables import samples_of
-from seqproc.runs.interruption import raising_on_termination
 from seqproc.runs.merging import merge_table
 from seqproc.runs.reader import Run, open_run
 from seqproc.runs.scoring import score_all

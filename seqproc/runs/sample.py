@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal, get_args
 
+from seqproc._util.interruption import raising_on_termination
 from seqproc.config import require_count, require_flag
 from seqproc.engines.base import Completion
 from seqproc.errors import ConfigError, RunError
@@ -27,7 +28,6 @@ from seqproc.runs.format.quarantine import failed
 from seqproc.runs.format.schema import DEFAULT_TOKEN_COLUMNS, check_token_columns
 from seqproc.runs.format.tables import Sample, samples_table
 from seqproc.runs.going_on import going_on
-from seqproc.runs.interruption import raising_on_termination
 from seqproc.runs.merging import merge_parts
 from seqproc.runs.opening import open_for_writing, require_ready, require_same
 from seqproc.runs.plan import RunSpec

@@ -15,6 +15,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from seqproc._util import strict_json
+from seqproc._util.interruption import raising_on_termination
 from seqproc.config import require_count, require_flag
 from seqproc.rewards.rewarder import require_comparable
 from seqproc.runs.describe import planned_run, with_weights
@@ -22,7 +23,6 @@ from seqproc.runs.format.manifest_file import read_manifest
 from seqproc.runs.format.schema import DEFAULT_TOKEN_COLUMNS, check_token_columns
 from seqproc.runs.format.tables import Sample, samples_table
 from seqproc.runs.going_on import going_on
-from seqproc.runs.interruption import raising_on_termination
 from seqproc.runs.merging import merge_parts
 from seqproc.runs.opening import open_for_writing, require_apart, require_ready, require_same
 from seqproc.runs.result import RunResult

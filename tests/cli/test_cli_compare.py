@@ -80,7 +80,7 @@ def test_page_and_json(run: Command, folders: tuple[Path, Path], tmp_path: Path)
     [
         (["{a}"], 2, "Missing argument 'RUN_B'"),
         (["{a}", "{none}"], 1, "there is no run in"),
-        (["{a}", "{a}", "-o", "{there}"], 2, "-o must be a file, and"),
+        (["{a}", "{a}", "-o", "{there}"], 2, "the page must be a file, and"),
         (["{a}", "{a}", "-o", "{none}/page.html"], 2, "lies in a folder that is not there"),
         (["{a}", "{a}", "--scores-b", "nope"], 1, "has no scores 'nope'; it has none"),
         (["{a}", "{a}", "--clusters", "seed"], 2, "'seed' is not one of"),

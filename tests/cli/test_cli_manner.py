@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -223,6 +224,22 @@ def test_each_ending_has_its_exit_code(code: int, error: BaseException | None) -
     is_said = error is not None and not isinstance(error, typer.Exit)
     assert (told["error"] is not None) == is_said
     assert told["details"] == (["a: 1, 2"] if isinstance(error, RunMismatchError) else [])
+
+
+def test_any_command_ends_well_by_sigterm() -> None:
+    """It is told in JSON, and what the command has open is closed on the way."""
+    closed = []
+
+    def end() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            closed.append(True)
+
+    found = CliRunner().invoke(one_command(end), ["test", "--json"])
+    assert found.exit_code == strict(found.stdout)["exit_code"] == exit_codes.TERMINATED
+    assert closed == [True]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_all_exit_codes_are_tried_shown_and_documented(run: Run) -> None:

@@ -62,7 +62,7 @@ def test_options(run: Command, folder: Path, tmp_path: Path) -> None:
     ("arguments", "code", "said"),
     [
         (["{none}"], 1, "there is no run in"),
-        (["{folder}", "-o", "{there}"], 2, "-o must be a file, and"),
+        (["{folder}", "-o", "{there}"], 2, "the page must be a file, and"),
         (["{folder}", "-o", "{none}/page.html"], 2, "lies in a folder that is not there"),
         (["{folder}", "--parity", "{none}"], 1, "cannot read"),
         (["{folder}", "--nope"], 2, "No such option: --nope"),

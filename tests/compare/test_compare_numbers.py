@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from scipy import stats
 
@@ -15,6 +16,7 @@ from helpers.report_runs import rows_of
 from seqproc._util import strict_json
 from seqproc.compare import Comparison, compare_runs
 from seqproc.errors import ConfigError, RunError
+from seqproc.runs import Run, open_run
 
 Row = dict[str, Any]
 Rows = list[Row]
@@ -200,6 +202,45 @@ def test_differences_of_shared_tokens(column: str, runs: Path) -> None:
     else:
         expected = (np.exp(-values) - 1 + values).mean()
         assert gap.k3.value == pytest.approx(expected, rel=1e-6, abs=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("column", "change", "verdict"),
+    [
+        ("logprobs", lambda row: [math.nan, *row[1:]], "identical tokens, other scores"),
+        ("logqs", lambda row: [-math.inf, *row[1:]], "identical tokens, other scores"),
+        ("reward", lambda _: math.nan, "identical tokens, other scores"),
+        ("finish_reason", lambda _: None, "identical tokens, other scores"),
+        ("response_text", lambda row: row + " ", "identical tokens, other scores"),
+        ("out_of_support", lambda row: row + 1, "identical tokens, other scores"),
+        (
+            "engine_logqs",
+            lambda row: [row[0] + 1e-6, *row[1:]],
+            "identical but for the engines' own log q",
+        ),
+    ],
+)
+def test_one_number_that_differs_is_seen(
+    runs: Path, monkeypatch: Any, column: str, change: Any, verdict: str
+) -> None:
+    run, whole = open_run(runs / "a"), Run.rows
+
+    def rows(self: Any, columns: Any = None) -> Any:
+        table = whole(self, columns)
+        if self is not run or column not in table.column_names:
+            return table
+        values = table[column].to_pylist()
+        values[7] = change(values[7])
+        place = table.schema.get_field_index(column)
+        changed = pa.array(values, table.schema.field(column).type)
+        return table.set_column(place, column, changed)
+
+    monkeypatch.setattr(Run, "rows", rows)
+    for pair in ((run, runs / "a"), (runs / "a", run)):
+        found = compare_runs(*pair)
+        assert found.paired.differing == (column,)
+        assert found.verdict == verdict
+    assert compare_runs(run, run).verdict == "identical"
 
 
 def test_scores_at_theta_and_theta_plus_eta_v(runs: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 from helpers import parity_reports, report_runs
 from helpers.run_folders import CHUNK, SPEC, Maker, edit
 from seqproc import plot
-from seqproc.errors import RunError
+from seqproc.errors import ConfigError, RunError
 from seqproc.prompts import draw_seed
 from seqproc.report import numbers, render_page, write_page
 from seqproc.report.page import in_script
@@ -267,7 +267,7 @@ def test_a_run_without_rows_has_a_page(tmp_path: Path) -> None:
     Maker().stopped(tmp_path / "run", at=0)
     assert open_run(tmp_path / "run").num_rows == 0
     text = Parsed(render_page(open_run(tmp_path / "run"))).text
-    assert "The run has no draws yet that are sampled and scored" in text
+    assert "has no draws yet that are sampled and scored" in text
 
 
 def test_a_set_of_scores_that_is_not_complete_is_a_line(tmp_path: Path) -> None:
@@ -303,7 +303,7 @@ def test_a_page_is_written_whole_beside_a_sound_run(tmp_path: Path) -> None:
     assert (found.faults, found.notes) == ([], [])
     (path / "other.html").write_text("")
     assert examine_run(path).notes == ["other.html: nothing reads it"]
-    with pytest.raises(RunError, match="cannot write"):
+    with pytest.raises(ConfigError, match="a folder that is not there"):
         write_page(open_run(path), tmp_path / "none" / "page.html")
     with pytest.raises(RunError, match="cannot read"):
         write_page(open_run(path), file, parity=tmp_path / "none.json")
@@ -314,6 +314,7 @@ def test_a_page_is_written_whole_beside_a_sound_run(tmp_path: Path) -> None:
     ("value", "text"),
     [
         (1234567, "1,234,567"),
+        (-(10**400), f"−{10**400:,}"),
         (-0.000123456789, "−0.000123457"),
         (float("-inf"), "−∞"),
         (float("nan"), "undetermined"),

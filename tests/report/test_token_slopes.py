@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from helpers import report_runs
 from helpers.run_folders import FIELDS
 from helpers.tiny import byte_tokenizer, random_model
 from helpers.token_rows import read
+from seqproc.errors import RunError
 from seqproc.report.tokens import token_view
+from seqproc.report.tokens.slopes import slopes_of
 from seqproc.runs import open_run
 
 ETA = 1e-2
@@ -88,3 +91,53 @@ def test_a_draw_without_scores_there_has_no_slope(folder: Path, monkeypatch: Any
     num_without = sum(header["lengths"][:2])
     assert np.isnan(arrays["dH/dη alone"][:num_without]).all()
     assert np.isfinite(arrays["dH/dη alone"][num_without:]).all()
+
+
+def test_scores_of_other_weights_are_of_another_model(folder: Path, monkeypatch: Any) -> None:
+    """A checkpoint that was overwritten in place has the name of the one before."""
+    run, read_set = open_run(folder), type(open_run(folder)).score_set
+
+    def overwritten(self: Any, name: str) -> Any:
+        found = read_set(self, name)
+        if name != "behind":
+            return found
+        model = {**found.made_by["model"], "weights": "0" * 16}
+        return dataclasses.replace(found, made_by={**found.made_by, "model": model})
+
+    monkeypatch.setattr(type(run), "score_set", overwritten)
+    units = {one.column: one.unit for one in slopes_of(run)}
+    assert set(units) == {"dH/dη ahead", "dH/dη behind", "dH/dη alone"}  # and no pair
+    assert "(H(q) at θ − 0.01·v − H(q) at θ) / −0.01, if the run was" in units["dH/dη behind"]
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [{"eta": "x"}, {"eta": 10**400}, {"eta": 0}, {"token_columns": 0}, {"token_columns": None}],
+    ids=str,
+)
+def test_a_set_that_makes_no_sense_gives_no_slope(
+    folder: Path, monkeypatch: Any, broken: dict[str, Any]
+) -> None:
+    run, read_set = open_run(folder), type(open_run(folder)).score_set
+
+    def damaged(self: Any, name: str) -> Any:
+        made_by = dict(read_set(self, name).made_by)
+        made_by["override"] = {**made_by["override"], **broken}
+        made_by |= {key: value for key, value in broken.items() if key in made_by}
+        return dataclasses.replace(read_set(self, name), made_by=made_by)
+
+    monkeypatch.setattr(type(run), "score_set", damaged)
+    assert slopes_of(run) == []
+
+
+def test_sets_that_cannot_be_read_do_not_stop_the_view(folder: Path, monkeypatch: Any) -> None:
+    run = open_run(folder)
+
+    def broken(*_: Any) -> Any:
+        raise RunError("is not what was written")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(run), "scores", broken)
+        assert slopes_of(run) == []
+    monkeypatch.setattr(type(run), "score_set", broken)
+    assert slopes_of(run) == []

@@ -6,12 +6,14 @@ from the run's by more than the step, and rounding by as much as it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from seqproc.errors import RunError
 from seqproc.report.tokens.packing import Floats
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 SLOPE = "dH/dη "  # what the names of these columns begin with, before that of the set of scores
 
 _ENTROPIES = "rb_entropies"
+_MAX_ETA = 1e300  # beyond it a float has no room for a difference
 
 
 class _Entropies:
@@ -71,58 +74,96 @@ class Slope:
         return np.concatenate([np.empty(0), *found]), missing
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Step:
+    """Where a set of scores was made: at θ + η·v."""
+
+    direction: str  # digest of v
+    weights: str  # digest of θ
+    eta: float
+
+
 def slopes_of(run: Run) -> list[Slope]:
-    """The slopes that a run's further sets of scores give; none where there are none."""
-    steps = dict(_steps(run))
-    return [_slope(run, name, steps) for name in steps if not _is_behind(name, steps)]
+    """The slopes that a run's further sets of scores give; none where there are none.
+
+    A set that cannot be read is left out: what it says of itself is a part of the page elsewhere.
+    """
+    steps = {name: step for name in run.score_sets if (step := _step(run, name)) is not None}
+    found = []
+    for name in steps:
+        with suppress(RunError):
+            if not _is_behind(name, steps):
+                found.append(_slope(run, name, steps))
+    return found
 
 
-def _steps(run: Run) -> Iterator[tuple[str, tuple[str, float]]]:
-    """By the name of a set: the digest of its direction, and its η."""
-    for name in run.score_sets:
+def _step(run: Run, name: str) -> _Step | None:
+    """Of a set of the run's policy, precision and model that keeps H(q); None of another one."""
+    try:
         found = run.score_set(name)
-        override, kept = found.made_by.get("override"), found.made_by["token_columns"]
-        if not found.is_complete or not isinstance(override, Mapping) or _ENTROPIES not in kept:
-            continue
-        if _ENTROPIES in run.columns and override.get("eta") and _is_alike(run, found.made_by):
-            yield name, (str(override.get("sha256")), float(override["eta"]))
-
-
-def _is_alike(run: Run, made_by: Mapping[str, Any]) -> bool:
-    """Whether a set is of the run's policy, precision and model."""
-    mine, model = run.manifest, made_by.get("model")
-    own = mine.model.get("weights")  # kept where given sequences were scored
-    return (
-        made_by.get("policy") == mine.policy
+    except RunError:
+        return None
+    mine, made_by = run.manifest, found.made_by
+    override, model, kept = (made_by.get(key) for key in ("override", "model", "token_columns"))
+    is_usable = (
+        found.is_complete
+        and _ENTROPIES in run.columns
+        and isinstance(kept, list)
+        and _ENTROPIES in kept
+        and made_by.get("policy") == mine.policy
         and made_by.get("precision") == mine.precision
-        and isinstance(model, Mapping)
-        and model.get("name") == mine.model.get("name")
-        and own in (None, model.get("weights"))
     )
+    if not (is_usable and isinstance(override, Mapping) and isinstance(model, Mapping)):
+        return None
+    eta, own = override.get("eta"), _own_weights(run)
+    weights = model.get("weights")
+    if model.get("name") != mine.model.get("name") or (own is not None and own != weights):
+        return None
+    if not isinstance(eta, (int, float)) or not 0 < abs(eta) < _MAX_ETA:
+        return None
+    return _Step(direction=str(override.get("sha256")), weights=str(weights), eta=float(eta))
 
 
-def _opposite(name: str, steps: Mapping[str, tuple[str, float]]) -> str | None:
-    """The set that lies as far on the other side of θ."""
-    direction, eta = steps[name]
-    return next((one for one, step in steps.items() if step == (direction, -eta)), None)
+def _own_weights(run: Run) -> str | None:
+    """The digest of the weights that scored the run, which only given sequences have on record."""
+    own = run.manifest.model.get("weights")
+    return None if own is None else str(own)
 
 
-def _is_behind(name: str, steps: Mapping[str, tuple[str, float]]) -> bool:
-    return steps[name][1] < 0 and _opposite(name, steps) is not None
+def _opposite(name: str, steps: Mapping[str, _Step]) -> str | None:
+    """The set that lies as far on the other side of the same θ."""
+    wanted = replace(steps[name], eta=-steps[name].eta)
+    return next((one for one, step in steps.items() if step == wanted), None)
 
 
-def _slope(run: Run, name: str, steps: Mapping[str, tuple[str, float]]) -> Slope:
-    (direction, eta), other = steps[name], _opposite(name, steps)
-    formula = f"(H(q) at θ + {eta:g}·v − H(q) at θ) / {eta:g}"
+def _is_behind(name: str, steps: Mapping[str, _Step]) -> bool:
+    return steps[name].eta < 0 and _opposite(name, steps) is not None
+
+
+def _slope(run: Run, name: str, steps: Mapping[str, _Step]) -> Slope:
+    step, other = steps[name], _opposite(name, steps)
+    formula = f"(H(q) at {shifted(step.eta)} − H(q) at θ) / {minus(step.eta)}"
     if other is not None:
-        formula = f"(H(q) at θ + {eta:g}·v − H(q) at θ − {eta:g}·v) / {2 * eta:g}"
+        formula = f"(H(q) at {shifted(step.eta)} − H(q) at {shifted(-step.eta)}) / {2 * step.eta:g}"
+    elif _own_weights(run) is None:
+        formula += ", if the run was scored with the weights of that set"
     return Slope(
         column=SLOPE + name,
-        unit=f"nats per token and unit of η: {formula}, v {direction[:12]}",
+        unit=f"nats per token and unit of η: {formula}, v {step.direction[:12]}",
         ahead=_scores(run, name),
         behind=None if other is None else _scores(run, other),
-        distance=eta if other is None else 2 * eta,
+        distance=step.eta if other is None else 2 * step.eta,
     )
+
+
+def shifted(eta: float) -> str:
+    """θ + η·v in words."""
+    return f"θ {'−' if eta < 0 else '+'} {abs(eta):g}·v"
+
+
+def minus(value: float) -> str:
+    """A number with a minus sign that is one."""
+    return f"{value:g}".replace("-", "−")
 
 
 def _scores(run: Run, name: str) -> _Entropies:

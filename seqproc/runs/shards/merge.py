@@ -17,6 +17,7 @@ import numpy as np
 
 from seqproc._util.arguments import require_path
 from seqproc._util.clock import utc_now
+from seqproc._util.interruption import raising_on_termination
 from seqproc.config import require_flag
 from seqproc.errors import RunError
 from seqproc.runs.format.manifest import Manifest, with_key
@@ -24,7 +25,6 @@ from seqproc.runs.format.manifest_file import read_manifest
 from seqproc.runs.format.parts import Part, Parts, merged_name
 from seqproc.runs.format.schema import samples_schema, scores_schema
 from seqproc.runs.going_on import going_on
-from seqproc.runs.interruption import raising_on_termination
 from seqproc.runs.merging import ROWS_IN_FILE, ROWS_IN_MEMORY, drop_merged, total_seconds
 from seqproc.runs.opening import open_for_writing, require_apart, require_ready, require_same
 from seqproc.runs.result import RunResult

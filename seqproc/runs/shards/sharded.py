@@ -17,12 +17,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from seqproc._util.interruption import raising_on_termination
 from seqproc.errors import ConfigError, RunError
 from seqproc.processor.recipe import ProcessorRecipe
 from seqproc.runs.format.layout import SHARDS
 from seqproc.runs.format.manifest import Manifest
 from seqproc.runs.format.manifest_file import read_manifest
-from seqproc.runs.interruption import raising_on_termination
 from seqproc.runs.opening import begin_anew, open_for_writing, require_ready, require_same
 from seqproc.runs.plan import RunSpec
 from seqproc.runs.result import RunResult

@@ -39,7 +39,7 @@ class Progress:
         self._is_terminal = not self._bar.disable
         self._num, self._total = done, run.manifest.num_own_draws
         self._num_finished = self._num_tokens = 0
-        self._began = self._said = time.perf_counter()
+        self._began = self._said = self._last = time.perf_counter()
 
     def __enter__(self) -> Self:
         return self
@@ -54,25 +54,39 @@ class Progress:
 
     def advance(self, draws: int, tokens: int) -> None:
         """Count draws that are finished, and their tokens."""
+        pace, now = self._pace(), time.perf_counter()
         self._num += draws
         self._num_finished += draws
         self._num_tokens += tokens
+        self._last = now
         if self._is_terminal:
             self._bar.set_postfix_str(self._rates(), refresh=False)
             self._bar.update(draws)
-        elif time.perf_counter() - self._said >= _LINE_SECONDS:
-            self._said = time.perf_counter()
-            tell(f"run: {self._num}/{self._total} {self._unit}s, {self._rates()}")
+        elif now - self._said >= _LINE_SECONDS:
+            self._said = now
+            left = [] if pace is None else [f"about {(self._total - self._num) * pace:.0f} s left"]
+            said = ", ".join([self._rates(), *left])
+            tell(f"run: {self._num}/{self._total} {self._unit}s, {said}")
+
+    def _pace(self) -> float | None:
+        """Seconds a draw, up to the last one that is counted; None where it says little yet.
+
+        Draws of a batch finish together: at the first of them the whole batch has taken its time.
+        And of those that run together the short ones finish first.
+        """
+        if self._num_finished < max(2 * (self._running() or 0), 1):
+            return None
+        return (self._last - self._began) / self._num_finished
+
+    def _running(self) -> int | None:
+        return None if self._engine is None else self._engine.num_running
 
     def _rates(self) -> str:
-        seconds = time.perf_counter() - self._began
-        running = None if self._engine is None else self._engine.num_running
-        left = (self._total - self._num) * seconds / self._num_finished
+        seconds, running = max(self._last - self._began, 1e-9), self._running()
         return ", ".join(
             [
                 f"{self._num_tokens / seconds:.0f} tokens/s",
                 f"{self._num_tokens / self._num_finished:.0f} tokens each",
                 *([] if running is None else [f"{running} running"]),
-                *([] if self._is_terminal else [f"about {left:.0f} s left"]),
             ]
         )
