@@ -9,7 +9,7 @@ import math
 
 from seqproc._util.snippets import shown
 
-__all__ = ["count", "number", "plus_minus", "shown"]
+__all__ = ["count", "number", "plus_minus", "shifted", "shown"]
 
 
 def number(value: float | None, digits: int = 6) -> str:
@@ -46,3 +46,9 @@ def plus_minus(value: float | None, error: float | None) -> str:
 def count(num: int, noun: str) -> str:
     """A count and what is counted, in the plural where it is not one."""
     return f"{num:,} {noun}" if num == 1 else f"{num:,} {noun}s"
+
+
+def shifted(eta: object) -> str:
+    """θ + η·v in words, of whatever is said that η is."""
+    text = str(eta)
+    return f"θ − {text[1:]}·v" if text.startswith("-") else f"θ + {text}·v"

@@ -17,6 +17,7 @@ from seqproc import estimators as est
 from seqproc.errors import SequenceError
 from seqproc.report.histograms import Floats, Histogram, histogram
 from seqproc.report.rows import NotKeptError, draws_of, per_draw, per_token
+from seqproc.report.text import shifted
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -116,15 +117,9 @@ def scored_at(made_by: Mapping[str, Any]) -> str:
     if isinstance(override, Mapping):
         digest = str(override.get("sha256"))[:12]
         eta = override.get("eta")
-        where = f"parameters {digest}" if eta is None else f"{_shifted(eta)}, v {digest}"
+        where = f"parameters {digest}" if eta is None else f"{shifted(eta)}, v {digest}"
     if not isinstance(policy, Mapping):
         return where
     if policy.get("do_sample") is False:
         return f"{where}, greedy"
     return f"{where}, T = {policy.get('temperature')}, top_p = {policy.get('top_p')}"
-
-
-def _shifted(eta: Any) -> str:
-    """θ + η·v in words, of whatever a set says that its η is."""
-    text = str(eta)
-    return f"θ − {text[1:]}·v" if text.startswith("-") else f"θ + {text}·v"

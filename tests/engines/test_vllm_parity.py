@@ -133,7 +133,7 @@ def adapted(model: Any) -> Any:
 def test_generation_at_shifted_parameters_is_that_of_the_scorer(
     smollm2_path: Path, vllm_host: VLLMHost
 ) -> None:
-    """Full weights and LoRA: parity against the override; of the full ones, none against θ."""
+    """Full weights and LoRA: parity against the override, and none against θ."""
     from seqproc import load_model
 
     vllm_host.stop()
@@ -157,15 +157,15 @@ def test_generation_at_shifted_parameters_is_that_of_the_scorer(
     with ModelSource.from_model(model, tokenizer) as source:
         scorer = TeacherForcingScorer(model, source.eos_token_ids)
         with start_vllm(source) as engine:
-            for direction, eta in ((lora, 0.01), (full, 0.02)):
+            for direction, eta in ((full, 0.02), (lora, 0.01)):
                 override = build_params_override(model, direction, eta)
                 engine.load_weights(override)
                 found = checked(engine, scorer, source, override)
                 assert found.verdict.holds, (found.findings, found.causes)
-            wrong = checked(engine, scorer, source, None, override)
-            assert not wrong.verdict.holds
-            assert wrong.causes[0].link == "weights"
-            assert wrong.causes[0].description == "the weights of the last update"
+                wrong = checked(engine, scorer, source, None, override)
+                assert not wrong.verdict.holds
+                assert wrong.causes[0].link == "weights"
+                assert wrong.causes[0].description == "the weights of the last update"
 
 
 def checked(

@@ -54,9 +54,13 @@ def told(check: Check) -> list[Any]:
 @pytest.mark.parametrize(
     ("policy", "silent", "strength"),
     [
+        (WHOLE, True, 0.01),
+        (WHOLE, True, 0.02),
+        (WHOLE, True, 0.03),
         (WHOLE, True, 0.3),
         (WHOLE, False, 0.02),
         (COLD, True, 0.01),
+        (HOT, True, 0.1),
         (HOT, False, 0.03),
     ],
 )

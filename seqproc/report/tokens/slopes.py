@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from seqproc.errors import RunError
+from seqproc.report.text import number, shifted
 from seqproc.report.tokens.packing import Floats
 
 if TYPE_CHECKING:
@@ -142,9 +143,11 @@ def _is_behind(name: str, steps: Mapping[str, _Step]) -> bool:
 
 def _slope(run: Run, name: str, steps: Mapping[str, _Step]) -> Slope:
     step, other = steps[name], _opposite(name, steps)
-    formula = f"(H(q) at {shifted(step.eta)} − H(q) at θ) / {minus(step.eta)}"
+    formula = f"(H(q) at {shifted(step.eta)} − H(q) at θ) / {number(step.eta)}"
     if other is not None:
-        formula = f"(H(q) at {shifted(step.eta)} − H(q) at {shifted(-step.eta)}) / {2 * step.eta:g}"
+        formula = (
+            f"(H(q) at {shifted(step.eta)} − H(q) at {shifted(-step.eta)}) / {number(2 * step.eta)}"
+        )
     elif _own_weights(run) is None:
         formula += ", if the run was scored with the weights of that set"
     return Slope(
@@ -154,16 +157,6 @@ def _slope(run: Run, name: str, steps: Mapping[str, _Step]) -> Slope:
         behind=None if other is None else _scores(run, other),
         distance=step.eta if other is None else 2 * step.eta,
     )
-
-
-def shifted(eta: float) -> str:
-    """θ + η·v in words."""
-    return f"θ {'−' if eta < 0 else '+'} {abs(eta):g}·v"
-
-
-def minus(value: float) -> str:
-    """A number with a minus sign that is one."""
-    return f"{value:g}".replace("-", "−")
 
 
 def _scores(run: Run, name: str) -> _Entropies:
