@@ -31,6 +31,8 @@ def main() -> None:
     except KeyboardInterrupt:  # while modules are imported; a command reports it itself
         print("error: interrupted", file=sys.stderr)
         sys.exit(130)
+    except OSError as error:  # of the standard output: a command reports what else fails
+        sys.exit(f"error: the standard output cannot be written: {error}")
 
 
 def _require_extra() -> None:

@@ -57,3 +57,22 @@ def test_output_that_nobody_reads_to_the_end_is_no_error(tmp_path: Path) -> None
         timeout=60,
     )
     assert done.stderr == ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full: Linux")
+@pytest.mark.parametrize(
+    "arguments", [["--version"], ["--help"], ["datasets", "--json"], ["datasets", "--quiet"]]
+)
+def test_output_that_does_not_fit_is_one_line_on_stderr(arguments: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "seqproc", *arguments],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+    assert done.returncode == 1
+    assert "error: the standard output cannot be written: [Errno 28]" in done.stderr
+    assert "Traceback" not in done.stderr
