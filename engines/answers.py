@@ -12,7 +12,7 @@ import dataclasses
 import math
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn, get_args
+from typing import Any, NoReturn, TypeGuard, get_args
 
 import numpy as np
 import torch
@@ -134,12 +134,36 @@ def noise_of(engine: Engine, policy: SamplingPolicy) -> Noise | NotReplayable:
             name_of(engine),
             f"told a noise with the error {told.error!r}; expected a number of nats ≥ 0",
         )
+    if not callable(told.values):
+        _refuse(name_of(engine), f"told a noise whose values are a {type(told.values).__name__}")
     return dataclasses.replace(told, values=_held(told, name_of(engine)))
+
+
+def batch_size_of(engine: Engine) -> int | None:
+    """How many sequences an engine computes together; None where it schedules itself.
+
+    Raises:
+        EngineError: it says something else than a whole number ≥ 1 or None.
+    """
+    told: Any = engine.batch_size
+    if told is None:
+        return None
+    if not _is_integer(told) or told < 1:
+        _refuse(
+            name_of(engine), f"has the batch_size {told!r}; expected a whole number ≥ 1 or None"
+        )
+    return int(told)
 
 
 def _held(noise: Noise, engine: str) -> NoiseFunction:
     def values(seeds_N: Tensor, lengths_N: Tensor, steps_N: Tensor, vocab: int) -> Tensor:
-        values: Any = noise.values(seeds_N, lengths_N, steps_N, vocab)
+        try:
+            values: Any = noise.values(seeds_N, lengths_N, steps_N, vocab)
+        except Exception as error:
+            raise EngineError(
+                f"the noise ({noise.name}) of engine {engine!r} raised {error!r}: it is to be a "
+                "function of seeds, prompt lengths, steps and the size of the vocabulary"
+            ) from error
         is_right = isinstance(values, Tensor) and values.shape == (len(seeds_N), vocab)
         if not is_right or not values.is_floating_point() or bool(values.isnan().any()):
             came = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
@@ -208,7 +232,7 @@ def _distributions(given: Iterable[Any], number: int, engine: str) -> Iterator[T
 
 
 def _distribution(values: Any, where: str, engine: str) -> Tensor:
-    if not (isinstance(values, Tensor) and values.ndim == 1 and values.is_floating_point()):
+    if not _is_row(values):
         came = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
         _refuse(engine, f"gave {came} for {where}; expected a tensor of log q of shape [V]")
     wide = values.detach().double().cpu()
@@ -216,6 +240,13 @@ def _distribution(values: Any, where: str, engine: str) -> Tensor:
     if not abs(total - 1) <= _MASS_ERROR:
         _refuse(engine, f"gave log q for {where} whose probabilities sum to {total:g}, and not 1")
     return wide
+
+
+def _is_row(values: object) -> TypeGuard[Tensor]:
+    """Whether it is a vector of numbers that can be read."""
+    if not isinstance(values, Tensor) or values.is_meta or values.layout != torch.strided:
+        return False
+    return values.ndim == 1 and values.is_floating_point()
 
 
 def prompts_kept(
@@ -284,11 +315,10 @@ def _checked(completion: Completion, where: str, engine: str, vocabulary: int | 
     if strange:
         _refuse(engine, f"gave the token id {strange[0]} {where}; ids must lie in [0, {beyond})")
     _require_text(completion.text, where, engine)
-    if completion.finish_reason not in get_args(FinishReason):
+    reason: object = completion.finish_reason
+    if not isinstance(reason, str) or reason not in get_args(FinishReason):
         known = ", ".join(map(repr, get_args(FinishReason)))
-        _refuse(
-            engine, f"gave the finish_reason {completion.finish_reason!r} {where}; expected {known}"
-        )
+        _refuse(engine, f"gave the finish_reason {reason!r} {where}; expected {known}")
     logqs = completion.logqs
     if logqs is not None:
         logqs = _logqs(logqs, len(ids), where, engine)

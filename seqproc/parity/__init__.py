@@ -11,13 +11,14 @@ from seqproc.parity.betting.certificate import Certificate
 from seqproc.parity.causes.attribution import attribute
 from seqproc.parity.causes.cause import Cause
 from seqproc.parity.check import Check, check_engine
-from seqproc.parity.draws import Answer, Draws, NominalScores, sample, score, score_nominal
+from seqproc.parity.draws import Answer, Draws, NominalScores, sample
 from seqproc.parity.findings.places import place_findings
 from seqproc.parity.findings.sampler import sampler_findings
 from seqproc.parity.findings.structure import structure_findings
 from seqproc.parity.findings.worst import WorstToken, worst_tokens
 from seqproc.parity.freshness import canary, require_weights
 from seqproc.parity.metrics import Metric, mismatch
+from seqproc.parity.scoring import score, score_nominal
 from seqproc.parity.sequential import Look, Until
 from seqproc.parity.side_by_side.divergence import Comparison, Divergence, compare
 from seqproc.parity.side_by_side.layers import (

@@ -8,7 +8,7 @@ from typing import Any
 
 from seqproc._util.printing import Facts, Printed, items
 from seqproc._util.snippets import table
-from seqproc.engines.answers import described, noise_of
+from seqproc.engines.answers import batch_size_of, described, noise_of
 from seqproc.engines.base import Engine, Request, StoppingRule
 from seqproc.engines.gumbel import is_seed
 from seqproc.engines.noise import Noise
@@ -135,6 +135,7 @@ def check_engine(
     _require_requests(requests, prompts)
     require_until(until, policy)
     description, noise = described(engine), noise_of(engine, policy)
+    batch_size_of(engine)
     subject = Subject(
         engine=engine,
         scorer=scorer,

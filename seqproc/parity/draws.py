@@ -1,42 +1,30 @@
-"""An engine's draws, each token placed in the distribution that the scorer says it came from.
+"""An engine's draws, and what is known of each of their tokens.
 
-Knows the engine contract and the scorer; the tests that read a `Draws` know neither.
+Knows the engine contract; the tests that read a `Draws` do not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from seqproc._util.progress import progress_bar
 from seqproc.engines.answers import ask, name_of
 from seqproc.engines.base import Completion, Engine, Request, StoppingRule
-from seqproc.engines.gumbel import seed_tensor
-from seqproc.engines.noise import Noise
 from seqproc.errors import EngineError
-from seqproc.models.parameters import ParamMapping
-from seqproc.parity.betting.book import Book
 from seqproc.parity.betting.evidence import Gains
-from seqproc.parity.findings.replay import ReplayedRows, ReplayedTokens, replay_rows
-from seqproc.parity.positions import Cut, LogDistribution, Placement, cut, place
-from seqproc.parity.reading import Reading, Rows, read_columns
-from seqproc.policy import SamplingPolicy, log_q, token_log_p
-from seqproc.scorers import TeacherForcingScorer, TokenSequence
+from seqproc.parity.findings.replay import ReplayedTokens
+from seqproc.policy import SamplingPolicy
+from seqproc.scorers import TokenSequence
 
 # Legend: D draws, N tokens of all draws together, K bins of ranks, B exponents.
 
 Floats = NDArray[np.float64]
-
-# Float64 logits [R, V] and their rows to log q [R, V], −∞ outside the support. The sequences of the
-# rows are numbered as the answers that hold a token are.
-RowDistribution = Callable[[Tensor, Rows], Tensor]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +122,22 @@ _PER_DRAW = ("prompts", "lengths", "ended_by_eos")  # columns of `Draws`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Controls:
+    """Tokens that the test drew from q itself, one in the context of each token."""
+
+    ids: NDArray[np.int64]  # [N]
+    logqs: Floats  # [N] nats
+
+    @staticmethod
+    def concatenate(parts: Sequence[Controls]) -> Controls:
+        """Those of all draws of several."""
+        return Controls(
+            ids=np.concatenate([part.ids for part in parts]),
+            logqs=np.concatenate([part.logqs for part in parts]),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NominalScores:
     """What the policy's own logits tell of the same tokens, beyond q; ``[N]``."""
 
@@ -145,19 +149,22 @@ class NominalScores:
     is_settled: NDArray[np.bool_]  # logits within the stated error have the same support
     engine_logqs: Floats | None  # as the engine reported them, NaN where it did not; None: never
     gains: Gains | None = None  # of bets on other distributions; None when none were made
+    controls: Controls | None = None  # None when none were asked for
     replayed: ReplayedTokens | None = None  # None when the engine's noise cannot be computed again
 
     @staticmethod
     def concatenate(parts: Sequence[NominalScores]) -> NominalScores:
         """Those of all tokens of several, which were read in the same way."""
-        optional = ("engine_logqs", "gains", "replayed")
+        optional = ("engine_logqs", "gains", "controls", "replayed")
         names = [field.name for field in fields(NominalScores) if field.name not in optional]
         arrays = {name: np.concatenate([getattr(p, name) for p in parts]) for name in names}
         gains = [part.gains for part in parts if part.gains is not None]
+        controls = [part.controls for part in parts if part.controls is not None]
         replayed = [part.replayed for part in parts if part.replayed is not None]
         return NominalScores(
             engine_logqs=_reported([part.engine_logqs for part in parts], parts),
             gains=Gains.concatenate(gains) if gains else None,
+            controls=Controls.concatenate(controls) if controls else None,
             replayed=ReplayedTokens.concatenate(replayed) if replayed else None,
             **arrays,
         )
@@ -207,136 +214,11 @@ def sample(
     ]
 
 
-def score(
-    answers: Sequence[Answer],
-    scorer: TeacherForcingScorer,
-    distributions: Mapping[str, LogDistribution],
-    *,
-    override: ParamMapping | None = None,
-    seed: int = 0,
-) -> dict[str, Draws]:
-    """Place every token in each of the distributions; one forward serves them all.
-
-    Args:
-        answers: from `sample`; those without a token are left out.
-        scorer: the model.
-        distributions: from float64 logits to log q, by name.
-        override: parameters to score at; None for the model's own.
-        seed: of the randomisation of the transform, which is the test's and not the engine's.
-    """
-    by_row = {name: partial(_of_logits, of) for name, of in distributions.items()}
-    return score_rows(answers, scorer, by_row, override=override, seed=seed)
-
-
-def _of_logits(of: LogDistribution, logits_RV: Tensor, _: Rows) -> Tensor:
-    return of(logits_RV)
-
-
-def score_rows(
-    answers: Sequence[Answer],
-    scorer: TeacherForcingScorer,
-    distributions: Mapping[str, RowDistribution],
-    *,
-    override: ParamMapping | None = None,
-    seed: int = 0,
-) -> dict[str, Draws]:
-    """As `score`, for distributions that depend on which row it is as well."""
-    answers, eos = with_tokens(answers), scorer.eos_token_ids
-
-    def reading(logits: Tensor, rows: Rows) -> dict[str, Tensor]:
-        columns: dict[str, Tensor] = {}
-        for name, of in distributions.items():
-            columns |= _named(place(of(logits.double(), rows), rows.tokens, eos), f"{name}/")
-        return columns
-
-    columns = token_columns(answers, scorer, reading, override)
-    return {name: _draws(answers, columns, name, eos, seed) for name in distributions}
-
-
-def score_nominal(
-    answers: Sequence[Answer],
-    scorer: TeacherForcingScorer,
-    policy: SamplingPolicy,
-    logit_error: float,
-    *,
-    noise: Noise | None = None,
-    override: ParamMapping | None = None,
-    seed: int = 0,
-    bets: bool = True,
-    special_token_ids: Sequence[int] = (),
-    stop_token_ids: Sequence[int] = (),
-) -> tuple[Draws, NominalScores]:
-    """Place every token under the policy, and read what only the policy's own logits tell.
-
-    Args:
-        answers: from `sample`; those without a token are left out.
-        scorer: the model.
-        policy: the tokens were sampled under.
-        logit_error: by which each logit may be off, nats.
-        noise: that the engine draws with, to replay every token; None for no replay.
-        override: parameters to score at; None for the model's own.
-        seed: of the randomisation of the transform, which is the test's and not the engine's.
-        bets: whether to bet on the distributions of the catalogue.
-        special_token_ids: ids in [0, V) that are special, beside EOS.
-        stop_token_ids: ids in [0, V) that may complete a stop string.
-    """
-    answers, eos = with_tokens(answers), scorer.eos_token_ids
-    keys = _draw_keys(answers, scorer.device)
-    book = _book(answers, policy, eos) if bets and policy.do_sample else None
-
-    def reading(logits: Tensor, rows: Rows) -> dict[str, Tensor]:
-        wide = logits.double()
-        log_q_RV = log_q(wide, policy)
-        placed = place(log_q_RV, rows.tokens, eos, special_token_ids, stop_token_ids)
-        own = {"logprobs": token_log_p(wide, rows.tokens)}
-        own |= _named(cut(wide, rows.tokens, policy, logit_error))
-        if noise is not None:
-            seeds, lengths = keys[:, rows.sequences]
-            values = noise.values(seeds, lengths, rows.steps, wide.shape[-1])
-            replayed = replay_rows(wide, values, rows.tokens, policy, logit_error, noise.error)
-            own |= _named(replayed)
-        of_bets = {} if book is None else book.columns(wide, log_q_RV, placed, rows)
-        return own | _named(placed, "q/") | of_bets
-
-    columns = token_columns(answers, scorer, reading, override)
-    own = {name: values for name, values in columns.items() if "/" not in name}
-    names = ReplayedTokens.names()
-    replayed = {name: own.pop(name) for name in names if name in own}
-    draws = _draws(answers, columns, "q", eos, seed)
-    reported = _engine_logqs(answers)
-    nominal = NominalScores(
-        engine_logqs=reported,
-        gains=None
-        if book is None
-        else book.gains(
-            columns,
-            draws.logqs,
-            draws.ranks,
-            (draws.mass_below, draws.mass_before),
-            draws.uniforms_by_id,
-            reported,
-        ),
-        replayed=ReplayedTokens(**replayed) if replayed else None,
-        **own,
-    )
-    return draws, nominal
-
-
-def _book(answers: Sequence[Answer], policy: SamplingPolicy, eos: Sequence[int]) -> Book:
-    return Book(
-        [answer.request.prompt_ids for answer in answers],
-        [answer.completion.token_ids for answer in answers],
-        [answer.prompt for answer in answers],
-        policy,
-        eos,
-    )
-
-
-def _draw_keys(answers: Sequence[Answer], device: torch.device) -> Tensor:
-    """What noise is a function of, besides the step: seeds, prompt lengths; int64 ``[2, D]``."""
-    seeds = seed_tensor([answer.request.seed for answer in answers], device)
-    lengths = [len(answer.request.prompt_ids) for answer in answers]
-    return torch.stack([seeds, torch.tensor(lengths, device=device)])
+def _progress(completions: Iterable[Completion], total: int, title: str) -> Iterable[Completion]:
+    with progress_bar(total, title, unit="draw") as bar:
+        for completion in completions:
+            bar.update()
+            yield completion
 
 
 def with_tokens(answers: Sequence[Answer]) -> list[Answer]:
@@ -363,63 +245,3 @@ def token_sequences(answers: Sequence[Answer]) -> list[TokenSequence]:
         for answer in answers
         if answer.completion.token_ids
     ]
-
-
-def _named(record: Placement | Cut | ReplayedRows, prefix: str = "") -> dict[str, Tensor]:
-    return {f"{prefix}{field.name}": getattr(record, field.name) for field in fields(record)}
-
-
-def token_columns(
-    answers: Sequence[Answer],
-    scorer: TeacherForcingScorer,
-    reading: Reading,
-    override: ParamMapping | None,
-) -> dict[str, Any]:
-    """What is read of all tokens, in order of draw: arrays of N rows, by name.
-
-    Answers without a token are left out.
-    """
-    answers = with_tokens(answers)
-    sequences = token_sequences(answers)
-    with progress_bar(len(answers), "scoring", unit="seq") as bar:
-        found = read_columns(scorer, sequences, reading, override=override, progress=bar.update)
-    return {name: torch.cat([one[name] for one in found]).numpy() for name in found[0]}
-
-
-def _draws(
-    answers: Sequence[Answer],
-    columns: Mapping[str, Any],
-    name: str,
-    eos_token_ids: Sequence[int],
-    seed: int,
-) -> Draws:
-    completions = [answer.completion for answer in answers]
-    lengths = np.array([len(completion.token_ids) for completion in completions])
-    own: dict[str, Any] = {
-        column.removeprefix(f"{name}/"): values
-        for column, values in columns.items()
-        if column.startswith(f"{name}/")
-    }
-    return Draws(
-        prompts=np.array([answer.prompt for answer in answers]),
-        lengths=lengths,
-        ended_by_eos=np.array([c.token_ids[-1] in eos_token_ids for c in completions]),
-        randomiser=np.random.default_rng(seed).random(int(lengths.sum())),
-        **own,
-    )
-
-
-def _engine_logqs(answers: Sequence[Answer]) -> Floats | None:
-    completions = [answer.completion for answer in answers]
-    if all(completion.logqs is None for completion in completions):
-        return None
-    unknown = float("nan")
-    each = [[unknown] * len(c.token_ids) if c.logqs is None else c.logqs for c in completions]
-    return np.concatenate([np.array(logqs, dtype=np.float64) for logqs in each])
-
-
-def _progress(completions: Iterable[Completion], total: int, title: str) -> Iterable[Completion]:
-    with progress_bar(total, title, unit="draw") as bar:
-        for completion in completions:
-            bar.update()
-            yield completion

@@ -7,6 +7,7 @@ takes seconds, and is meant for after every update. Knows the engine contract an
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,8 +17,9 @@ from seqproc.engines.base import Engine, Request, StoppingRule
 from seqproc.errors import EngineError, SequenceError
 from seqproc.models import vocab_size
 from seqproc.models.parameters import ParamMapping
-from seqproc.parity.draws import sample, score_nominal, token_sequences
+from seqproc.parity.draws import sample, token_sequences
 from seqproc.parity.logit_error import logit_error_of, require_logit_error, tolerance
+from seqproc.parity.scoring import score_nominal
 from seqproc.parity.verdict import Finding, Link
 from seqproc.policy import SamplingPolicy
 from seqproc.scorers import TeacherForcingScorer
@@ -90,7 +92,12 @@ def canary(
 
 def _requests(prompts: Sequence[Sequence[int]], vocabulary: int | None) -> list[Request]:
     beyond = math.inf if vocabulary is None else vocabulary
-    ids = [tuple(int(token) for token in prompt) for prompt in prompts]
+    try:
+        ids = [tuple(operator.index(token) for token in prompt) for prompt in prompts]
+    except TypeError as error:
+        raise SequenceError(
+            f"a canary needs prompts, each a sequence of token ids, integers: {error}"
+        ) from error
     if not ids or not all(prompt and 0 <= min(prompt) <= max(prompt) < beyond for prompt in ids):
         raise SequenceError(
             "a canary needs prompts, each of one or more token ids in "

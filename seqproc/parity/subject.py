@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from seqproc.engines.answers import batch_size_of
 from seqproc.engines.base import Engine, Request, StoppingRule
 from seqproc.engines.noise import Noise, NotReplayable
 from seqproc.models import vocab_size
@@ -22,21 +23,14 @@ from seqproc.parity import metrics
 from seqproc.parity.betting.certificate import certify
 from seqproc.parity.betting.evidence import evidence
 from seqproc.parity.betting.findings import allowed_families, bet_findings
-from seqproc.parity.draws import (
-    Answer,
-    Draws,
-    NominalScores,
-    sample,
-    score_nominal,
-    token_sequences,
-    with_tokens,
-)
+from seqproc.parity.draws import Answer, Draws, NominalScores, sample, token_sequences, with_tokens
 from seqproc.parity.findings import structure
 from seqproc.parity.findings.places import place_findings
 from seqproc.parity.findings.replay import Replay, replay, replay_finding
 from seqproc.parity.findings.sampler import sampler_findings
 from seqproc.parity.findings.twins import twins
 from seqproc.parity.logit_error import LogitError, logit_error_of
+from seqproc.parity.scoring import score_nominal
 from seqproc.parity.sequential import Look, Until, batches
 from seqproc.parity.suspected import with_bets
 from seqproc.parity.suspects import Case, Suspect, joined
@@ -76,9 +70,14 @@ class Subject:
     seed: int
 
     def sampled(
-        self, requests: Sequence[Request], prompts: Sequence[int], before: Case | None = None
+        self,
+        requests: Sequence[Request],
+        prompts: Sequence[int],
+        before: Case | None = None,
+        *,
+        controls: bool = False,
     ) -> Case:
-        """Draws, sampled and scored, and those that were before."""
+        """Draws, sampled and scored, and those that were before; with `Controls`, or without."""
         first = 0 if before is None else len(before.answers)
         answers = sample(
             self.engine,
@@ -97,6 +96,7 @@ class Subject:
             noise=self.noise if isinstance(self.noise, Noise) else None,
             override=self.override,
             seed=self.seed if first == 0 else draw_seed(self.seed, first),
+            controls=controls,
             special_token_ids=self._special_token_ids,
             stop_token_ids=self._stop_token_ids,
         )
@@ -149,7 +149,7 @@ class Subject:
         start = time.perf_counter()
         case: Case | None = None
         for number, chosen in enumerate(batches(prompts, until.first_look), 1):
-            case = self.sampled(requests[chosen], prompts[chosen], case)
+            case = self.sampled(requests[chosen], prompts[chosen], case, controls=True)
             judged = self.judged(case)
             assert case.nominal.gains is not None
             look = Look(
@@ -182,7 +182,7 @@ class Subject:
             self.stopping,
             self.policy,
             case.error,
-            self.engine.batch_size,
+            batch_size_of(self.engine),
         )
         noise = self.noise
         replayed = None if isinstance(noise, NotReplayable) else _replay(case, noise)

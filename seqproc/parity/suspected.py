@@ -10,19 +10,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
-from torch import Tensor
+from numpy.typing import NDArray
 
 from seqproc.errors import ConfigError
 from seqproc.models import vocab_size
 from seqproc.models.introspection import context_length
 from seqproc.models.parameters import ParamMapping
 from seqproc.parity.betting.alternatives import Alternative
+from seqproc.parity.betting.distances import distances
 from seqproc.parity.betting.evidence import gains
 from seqproc.parity.betting.suspected import PROMPTS, WEIGHTS, log_ratios_of
-from seqproc.parity.draws import Answer, Draws, Floats, score, token_columns
-from seqproc.parity.reading import Rows
+from seqproc.parity.draws import Answer, Draws, Floats
+from seqproc.parity.scoring import log_rs, of_logits, score
 from seqproc.parity.suspects import Case, Suspect, of_policy
-from seqproc.policy import log_q
 
 # Shapes: N tokens of all draws together, R rows (steps), V tokens of the vocabulary.
 
@@ -37,42 +37,59 @@ def with_bets(case: Case) -> Case:
     found = case.nominal.gains
     if found is None or not case.suspects:
         return case
-    logqs = case.draws.logqs
-    ratios = [log_ratios_of(log_r(case, one), logqs) for one in case.suspects.values()]
+    logqs, lengths = case.draws.logqs, case.draws.lengths
     more = gains(
         [_alternative(name, one) for name, one in case.suspects.items()],
-        np.stack(ratios, axis=1).astype(np.float32),
+        _ratios(case, logqs),
         logqs,
         case.draws.ranks,
-        case.draws.lengths,
+        lengths,
         reported=case.nominal.engine_logqs,
     )
+    if (controls := case.nominal.controls) is not None:
+        ratios = _ratios(case, controls.logqs, controls.ids)
+        more = replace(more, distances=distances(ratios, lengths, case.policy.truncates))
     return replace(case, nominal=replace(case.nominal, gains=found.beside(more)))
+
+
+def _ratios(
+    case: Case, logqs: Floats, tokens: NDArray[np.int64] | None = None
+) -> NDArray[np.float32]:
+    """log r/q of every suspect, ``[N, K]``.
+
+    Raises:
+        ConfigError: the log-probabilities of a suspect are no numbers.
+    """
+    columns = []
+    for name, one in case.suspects.items():
+        log_r_N = log_r(case, one, tokens)
+        if np.isnan(log_r_N).any():
+            raise ConfigError(
+                f"under the suspect {name!r} log p of {int(np.isnan(log_r_N).sum()):,} of "
+                f"{len(log_r_N):,} tokens is not a number: its logits overflow. Check its weights"
+            )
+        columns.append(log_ratios_of(log_r_N, logqs))
+    return np.stack(columns, axis=1).astype(np.float32)
 
 
 def _alternative(name: str, suspect: Suspect) -> Alternative:
     return Alternative(family=PROMPTS if suspect.parameters is None else WEIGHTS, name=name)
 
 
-def log_r(case: Case, suspect: Suspect) -> Floats:
-    """Log q of all tokens under a suspect, ``[N]``."""
-
-    def reading(logits_RV: Tensor, rows: Rows) -> dict[str, Tensor]:
-        log_r_RV = log_q(logits_RV.double(), case.policy)
-        return {"log_r": log_r_RV.gather(-1, rows.tokens.unsqueeze(-1)).squeeze(-1)}
-
-    answers, override = _under(case, suspect)
-    found: Floats = token_columns(answers, case.scorer, reading, override)["log_r"]
-    return found
+def log_r(case: Case, suspect: Suspect, tokens: NDArray[np.int64] | None = None) -> Floats:
+    """Log q of all tokens under a suspect, ``[N]``; or of others in their contexts."""
+    answers, override = under(case, suspect)
+    of = {"r": of_logits(of_policy(case.policy))}
+    return log_rs(answers, case.scorer, of, tokens=tokens, override=override)["r"]
 
 
 def scored_under(case: Case, suspect: Suspect) -> Draws:
     """All tokens, placed in the distributions of a suspect."""
-    answers, override = _under(case, suspect)
+    answers, override = under(case, suspect)
     return score(answers, case.scorer, {"r": of_policy(case.policy)}, override=override)["r"]
 
 
-def _under(case: Case, suspect: Suspect) -> tuple[Sequence[Answer], ParamMapping | None]:
+def under(case: Case, suspect: Suspect) -> tuple[Sequence[Answer], ParamMapping | None]:
     """The answers as if to the suspect's prompts, and the parameters to score at."""
     answers = case.answers
     if suspect.prompt is not None:

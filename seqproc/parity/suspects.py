@@ -46,7 +46,8 @@ class Suspect:
 
     def __post_init__(self) -> None:
         given = [one for one in (self.parameters, self.prompt) if one is not None]
-        if not given or not all(map(callable, given)):
+        are_functions = all(callable(one) and not isinstance(one, nn.Module) for one in given)
+        if not given or not are_functions:
             raise ConfigError(
                 "a Suspect needs parameters, a prompt or both, each as a function; got "
                 f"{_kind(self.parameters)} as parameters and {_kind(self.prompt)} as prompt. "
@@ -130,12 +131,12 @@ def other_weights(case: Case) -> dict[str, Suspect]:
     given = {name: one for name, one in case.suspects.items() if one.parameters is not None}
     own = {} if case.override is None else {"the model's own weights, not the override": dict}
     model = case.scorer.model
-    return {
-        **given,
+    known = {
         **all_suspects(own),
         **without_adapter(model),
         **_rounded(model, case.override),
     }
+    return given | {name: one for name, one in known.items() if name not in given}
 
 
 def without_adapter(model: nn.Module) -> dict[str, Suspect]:
@@ -173,7 +174,7 @@ def other_prompts(case: Case) -> dict[str, Suspect]:
     return given | {
         name: Suspect(prompt=change)
         for name, change in mistakes.items()
-        if any(change(prompt) != prompt for prompt in prompts)
+        if name not in given and any(change(prompt) != prompt for prompt in prompts)
     }
 
 

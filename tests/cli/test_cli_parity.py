@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -666,6 +667,26 @@ def test_a_certificate_names_the_suspects(
     assert f"{name}: ruled out" in " ".join(result.output.split())
     (one,) = report(tmp_path)["checks"]["hf"]
     assert one["certificate"]["suspects"] == {name: "ruled out"}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [("theta", "computes something else than"), ("nan", "holds NaN or infinity in 1 parameters")],
+)
+def test_a_suspect_that_would_be_scored_as_another_model_is_refused(
+    run: Run, tmp_path: Path, tiny_llama: Any, tiny_tokenizer: Any, change: str, words: str
+) -> None:
+    """Its parameters are scored in the model's own code: what else differs would go unseen."""
+    other = tiny_llama(**({"rope_theta": 3.0} if change == "theta" else {}))
+    if change == "nan":
+        other.lm_head.weight.data[0, 0] = math.nan
+    other.save_pretrained(tmp_path / "other")
+    tiny_tokenizer.save_pretrained(tmp_path / "other")
+    result = run(None, "--engines", "hf", "--suspect", tmp_path / "other")
+    assert result.exit_code == 2, result.output
+    assert words in " ".join(result.output.split())
+    if change == "theta":
+        assert "rope" in result.output
 
 
 def test_a_suspect_has_to_be_of_the_same_architecture(

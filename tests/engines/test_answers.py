@@ -13,7 +13,14 @@ import torch
 
 from seqproc import SequenceProcessor
 from seqproc.engines import Completion, Request, ScriptedEngine, StoppingRule
-from seqproc.engines.answers import answered, ask, described, name_of, noise_of
+from seqproc.engines.answers import (
+    answered,
+    ask,
+    batch_size_of,
+    described,
+    name_of,
+    noise_of,
+)
 from seqproc.engines.noise import Noise
 from seqproc.errors import EngineError
 from seqproc.parity import draws
@@ -99,6 +106,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "text bytes": ({"text": b"ab"}, "text of type bytes"),
     "another reason": ({"finish_reason": "done"}, "finish_reason 'done'.*'eos', 'stop', 'length'"),
     "no reason": ({"finish_reason": None}, "finish_reason None"),
+    "a reason that compares by element": ({"finish_reason": np.array(["eos"])}, "finish_reason"),
     "prompt of text": ({"prompt_ids": "567"}, "prompt_ids of type str"),
     "prompt of floats": ({"prompt_ids": (5.0, 6, 7)}, "gave 5.0 among the prompt_ids"),
     "a stranger": ({"index": 4}, "answered request 4, which nobody asked for"),
@@ -247,6 +255,28 @@ def values_of(told: Any) -> Any:
 def test_noise_is_a_noise_or_none(told):
     with pytest.raises(EngineError, match="expected a Noise or a NotReplayable"):
         values_of(told)
+
+
+def test_a_noise_that_fails_is_the_engines_fault():
+    def fails(*_):
+        raise ZeroDivisionError("division by zero")
+
+    with pytest.raises(EngineError, match=r"the noise \(dice\) of engine .* ZeroDivisionError"):
+        values_of(Noise(name="dice", values=fails, error=0.0))
+    nothing: Any = None
+    with pytest.raises(EngineError, match="a noise whose values are a NoneType"):
+        values_of(Noise(name="dice", values=nothing, error=0.0))
+
+
+@pytest.mark.parametrize("size", [0, -1, 8.5, "8", math.nan, True])
+def test_a_batch_size_is_a_whole_number_or_none(size):
+    engine = telling()
+    engine.batch_size = size
+    with pytest.raises(EngineError, match=f"has the batch_size {size!r}; expected"):
+        batch_size_of(engine)
+    for right in (None, 8, np.int64(8)):
+        engine.batch_size = right
+        assert batch_size_of(engine) == right
 
 
 @pytest.mark.parametrize("error", [math.nan, math.inf, -1.0, None])

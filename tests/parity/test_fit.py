@@ -16,7 +16,7 @@ from helpers.parity_range import PER_PROMPT, STOPPING, Range
 from seqproc.parity import Answer, Draws, sample, score_nominal
 from seqproc.parity.causes.histories import penalised, with_greedy_draws
 from seqproc.parity.causes.repeats import same_contexts
-from seqproc.parity.draws import score_rows
+from seqproc.parity.scoring import score_rows
 from seqproc.policy import SamplingPolicy
 
 

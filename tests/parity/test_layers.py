@@ -142,8 +142,14 @@ def test_what_does_not_compare_is_refused(tiny_llama: Callable[..., Any]) -> Non
         first_difference(model, model, [])
     with pytest.raises(SequenceError, match="at least one token each"):
         first_difference(model, model, [(40,), ()])
-    with pytest.raises(ConfigError, match="tolerance must be a number"):
-        first_difference(model, model, SEQUENCES, tolerance=-1.0)
+    odd: list[Any] = [[(40, 1.5)], [40, 41], 3]
+    for sequences in odd:
+        with pytest.raises(SequenceError, match="sequences of token ids, integers each"):
+            first_difference(model, model, sequences)
+    wrong: list[Any] = [-1.0, "a", math.nan]
+    for tolerance in wrong:
+        with pytest.raises(ConfigError, match="tolerance must be a number"):
+            first_difference(model, model, SEQUENCES, tolerance=tolerance)
     with pytest.raises(OverrideError, match="nothing"):
         first_difference(model, model, SEQUENCES, second_override={"nothing": torch.zeros(1)})
     with pytest.raises(ModelError, match="no modules of the same names"):

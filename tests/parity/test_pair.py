@@ -31,6 +31,7 @@ from seqproc.parity import (
     spread_places,
 )
 from seqproc.parity.metrics import mismatch
+from seqproc.parity.side_by_side.pair import compare_rows
 from seqproc.parity.side_by_side.pair_run import SCORER, OtherModel, PairReport, run_pair
 from seqproc.policy import SamplingPolicy
 from seqproc.prompts import draw_seed
@@ -377,6 +378,39 @@ def test_distances_are_those_of_numpy(
     error = np.sqrt(clusters / (clusters - 1) * (sums**2).sum()) / 60
     assert pair.total_variation.standard_error == pytest.approx(error, rel=1e-2)
     assert pair.num_prompts == clusters
+
+
+def test_what_is_no_comparison_is_refused(engine: HFEngine, small: Range) -> None:
+    answers = answers_of(engine, NUCLEUS)
+    readings: Any = ("decode", "at once")
+    with pytest.raises(ConfigError, match="a reading must be"):
+        compare_distributions(engine, engine, answers, NUCLEUS, small.tokenizer, readings=readings)
+    greedy = SamplingPolicy(do_sample=False)
+    with pytest.raises(ConfigError, match="greedy decoding has no distribution"):
+        compare_distributions(engine, engine, answers, greedy, small.tokenizer)
+
+
+@pytest.mark.parametrize("apart", [0, 2, 4], ids=["first", "middle", "last"])
+def test_the_largest_gap_is_of_the_rows_that_have_one(
+    engine: HFEngine, small: Range, apart: int
+) -> None:
+    """A row of two supports with nothing in common has no gap, wherever it stands."""
+    places = spread_places(answers_of(engine, NUCLEUS), 5)
+    size = len(small.tokenizer)
+
+    def certain(token: int) -> Tensor:
+        return torch.full((size,), -math.inf, dtype=torch.float64).index_fill(
+            0, torch.tensor([token]), 0.0
+        )
+
+    flat = torch.full((size,), -math.log(size), dtype=torch.float64)
+    tilted = torch.linspace(0, 1, size, dtype=torch.float64).log_softmax(0)
+    first = [certain(3) if n == apart else flat for n in range(5)]
+    second = [certain(4) if n == apart else tilted for n in range(5)]
+    pair = compare_rows(
+        ("a", "b"), places, first, second, NUCLEUS, small.tokenizer, ("prefill", "prefill")
+    )
+    assert pair.largest_gap == pytest.approx(float((flat - tilted).abs().max()))
 
 
 def test_other_supports_are_counted_and_leave_the_mean_finite(

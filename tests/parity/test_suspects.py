@@ -19,7 +19,7 @@ from seqproc.parity.betting.suspected import log_ratios_of
 from seqproc.parity.logit_error import LogitError
 from seqproc.parity.sequential import Until
 from seqproc.parity.suspected import with_bets
-from seqproc.parity.suspects import Case, _common, all_suspects, other_prompts
+from seqproc.parity.suspects import Case, _common, all_suspects, other_prompts, other_weights
 
 
 def shifted(model: Any, step: float) -> dict[str, Any]:
@@ -119,6 +119,30 @@ def test_a_right_engine_passes_and_suspects_are_ruled_out(small: Range) -> None:
     assert found.certificate.num_near - without.certificate.num_near == 1
     assert found.certificate.suspects == {"the step before": "ruled out", "the same": "near"}
     assert without.certificate.suspects == {}
+
+
+def test_logits_of_a_suspect_that_overflow_are_told_and_bets_go_on(small: Range) -> None:
+    """Finite weights with infinite logits: no bet may come to NaN, which would decide nothing."""
+    huge = {"lm_head.weight": small.model.lm_head.weight.detach() * 1e38}
+    with pytest.raises(ConfigError, match=r"under the suspect 'huge' log p of .* is not a number"):
+        with_bets(case_of(small, {"huge": lambda: huge}))
+    with pytest.raises(ConfigError, match="under the suspect 'huge'"):
+        small.check(FaultyEngine(small.model, small.tokenizer), suspects={"huge": lambda: huge})
+
+
+def test_a_suspect_of_the_callers_goes_before_a_common_mistake_of_its_name(small: Range) -> None:
+    name = "prompts without their first token"
+    found = other_prompts(case_of(small, {name: Suspect(prompt=lambda ids: ids[:1])}))
+    assert found[name].prompt is not None
+    assert found[name].prompt((5, 6, 7)) == (5,)
+    rounded = "weights rounded to bfloat16"
+    own = Suspect(parameters=dict)
+    assert other_weights(case_of(small, {rounded: own}))[rounded] is own
+
+
+def test_a_model_is_no_function_to_parameters(small: Range) -> None:
+    with pytest.raises(ConfigError, match="a LlamaForCausalLM as parameters"):
+        small.check(FaultyEngine(small.model, small.tokenizer), suspects={"x": small.model})
 
 
 @pytest.mark.parametrize("suspect", [3, "x"])

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from helpers.faults import FaultyEngine, hotter
+from helpers.faults import FaultyEngine, biased, hotter, top_p_by
 from helpers.gallery import requests_of
 from helpers.parity_range import PER_PROMPT, STOPPING, Range
 from seqproc.errors import ConfigError
 from seqproc.parity import Check, check_engine
 from seqproc.parity.betting.alternatives import Alternative
+from seqproc.parity.betting.catalogue import SHARE
 from seqproc.parity.betting.certificate import certify
+from seqproc.parity.betting.distances import distances
 from seqproc.parity.betting.evidence import gains
 from seqproc.parity.sequential import Look, Until, batches, in_rounds
 from seqproc.policy import SamplingPolicy
@@ -22,7 +25,9 @@ from seqproc.policy import SamplingPolicy
 COLD = SamplingPolicy(temperature=0.7, top_p=0.95)
 
 
-def check(small: Range, engine: Any, most: int, until: Until) -> tuple[Check, list[Look]]:
+def check(
+    small: Range, engine: Any, most: int, until: Until, policy: SamplingPolicy = COLD
+) -> tuple[Check, list[Look]]:
     looks: list[Look] = []
     requests, owners = requests_of(most, PER_PROMPT, seed=3)
     found = check_engine(
@@ -31,7 +36,7 @@ def check(small: Range, engine: Any, most: int, until: Until) -> tuple[Check, li
         small.tokenizer,
         requests,
         owners,
-        COLD,
+        policy,
         STOPPING,
         until=until,
         on_look=looks.append,
@@ -160,11 +165,77 @@ def test_a_distance_is_that_of_two_known_distributions() -> None:
         np.ones(len(tokens), dtype=np.int64),
         np.full(num_draws, length),
     )
+    found = replace(found, distances=distances(ratios, found.lengths, truncates=False))
+    assert found.distances is not None
     per_token = float(found.distances.sum(dtype=float)) / len(tokens)
     assert per_token == pytest.approx(due, rel=0.03)
     near = certify(found, within=due * 1.1, level=0.01)
     assert near.num_ruled_out >= 1  # 100,000 tokens rule it out however near it is
     assert near.is_given
+
+
+@pytest.mark.parametrize("change", ["top_p 0.9", "T × 1.2", "half of it outside"])
+def test_a_distance_counts_what_one_of_the_two_cannot_emit(change: str) -> None:
+    """Against the sum over the vocabulary, whatever it is that the engine samples."""
+    rng = np.random.default_rng(2)
+    logits = np.sort(rng.normal(size=30))[::-1]
+    q = np.exp(logits - np.logaddexp.reduce(logits))
+    r = q.copy()
+    if change == "top_p 0.9":
+        r[np.cumsum(q) > 0.9] = 0.0
+    elif change == "T × 1.2":
+        r = q ** (1 / 1.2)
+    else:  # q has a nucleus, and r another one
+        q[20:], r[:5] = 0.0, 0.0
+    q, r = q / q.sum(), r / r.sum()
+    mixed = SHARE * q + (1 - SHARE) * r
+    both = q > 0
+    due = float(((mixed - q)[both] * np.log(mixed[both] / q[both])).sum() / 2)
+    due -= float(mixed[~both].sum()) * math.log(SHARE) / 2
+    num_draws, length = 20_000, 5
+    controls = rng.choice(30, size=num_draws * length, p=q)
+    ratios = np.log(mixed[controls] / q[controls])[:, None].astype(np.float32)
+    found = distances(ratios, np.full(num_draws, length), truncates=not both.all())
+    assert found.sum(dtype=float) / len(controls) == pytest.approx(due, rel=0.03)
+
+
+def test_a_distance_that_is_not_known_is_not_nought() -> None:
+    ratios = np.array([[0.5, np.nan], [np.nan, np.nan], [0.5, np.nan]], dtype=np.float32)
+    found = distances(ratios, np.array([2, 1]), truncates=False)
+    each = math.expm1(0.5) * 0.5 / 2
+    assert found[:, 0] == pytest.approx([2 * each, each], rel=1e-5)
+    assert np.isinf(found[:, 1]).all()
+
+
+@pytest.mark.parametrize(
+    ("distribution", "policy", "within"),
+    [
+        (top_p_by(-0.005), SamplingPolicy(), 0.01),
+        (biased([0], -math.inf), SamplingPolicy(), 0.005),
+        (top_p_by(0.005), COLD, 0.02),
+    ],
+    ids=["top_p lower", "EOS never", "top_p higher"],
+)
+def test_an_engine_that_leaves_tokens_out_or_adds_some_is_not_certified(
+    small: Range, distribution: Any, policy: SamplingPolicy, within: float
+) -> None:
+    """Its own tokens are in both supports, and tell nothing of what lies in one alone."""
+    engine = FaultyEngine(small.model, small.tokenizer, silent=True, distribution=distribution)
+    found, _ = check(small, engine, 512, Until(within=within), policy)
+    assert found.certificate is not None
+    assert not found.certificate.is_given
+    assert not found.verdict.holds
+
+
+def test_a_share_of_greedy_draws_is_never_near(small: Range) -> None:
+    """64 draws can be without a greedy one though one in fifty is: not seen is not ruled out."""
+    engine = FaultyEngine(small.model, small.tokenizer, silent=True)
+    found, _ = check(small, engine, 64, Until(within=100.0))
+    assert found.certificate is not None
+    assert {one.name for one in found.certificate.left} == {
+        "2% of draws decoded greedily",
+        "5% of draws decoded greedily",
+    }
 
 
 def test_an_alternative_is_wrongly_ruled_out_as_seldom_as_is_said() -> None:
@@ -183,6 +254,7 @@ def test_an_alternative_is_wrongly_ruled_out_as_seldom_as_is_said() -> None:
             np.ones(len(tokens), dtype=np.int64),
             np.full(looks, length),
         )
+        found = replace(found, distances=np.ones((looks, 1), dtype=np.float32))
         left = [
             {one.name for one in certify(found.some(0, n), within=1e-12, level=0.1).left}
             for n in range(1, looks + 1)

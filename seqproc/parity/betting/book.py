@@ -5,7 +5,9 @@ Joins the catalogue and the echoes with the draws; decides nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,9 +19,10 @@ from seqproc.parity.betting.alternatives import Alternative, Case, Seen
 from seqproc.parity.betting.bans import Bans
 from seqproc.parity.betting.blocks import Placed
 from seqproc.parity.betting.catalogue import catalogue, log_ratios
+from seqproc.parity.betting.distances import distances
 from seqproc.parity.betting.echoes import echo_ratios
 from seqproc.parity.betting.evidence import Gains, gains
-from seqproc.parity.betting.heads import heads_of, tempered
+from seqproc.parity.betting.heads import heads_of, tempered, with_tokens
 from seqproc.parity.betting.pairs import all_pairs
 from seqproc.parity.positions import Placement
 from seqproc.parity.reading import Rows
@@ -58,21 +61,52 @@ class Book:
         self._bans = Bans()
 
     def columns(
-        self, logits_RV: Tensor, log_q_RV: Tensor, placed: Placement, rows: Rows
+        self,
+        logits_RV: Tensor,
+        log_q_RV: Tensor,
+        placed: Placement,
+        rows: Rows,
+        model_logits_RV: Tensor | None = None,
+        controls_R: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """What is to be read of some rows. Each row is to be read once."""
+        """What is to be read of some rows. Each row is to be read once.
+
+        Args:
+            logits_RV: float64, to which the policy belongs.
+            log_q_RV: of the policy, of these logits.
+            placed: the tokens in it.
+            rows: the tokens.
+            model_logits_RV: see `heads_of`.
+            controls_R: tokens that were drawn from the policy's q, for `Gains.distances`.
+        """
         self._bans.note(log_q_RV, rows.tokens)
-        heads = heads_of(logits_RV, rows.tokens, self._policy)
+        heads = heads_of(logits_RV, rows.tokens, self._policy, model_logits_RV)
         case = Case(
             heads=heads,
             nominal=tempered(heads, heads.inverse_temperature),
             policy=self._policy,
             logqs=placed.logqs,
             log_eos=placed.eos_probs.log(),
-            is_eos=torch.isin(rows.tokens, torch.tensor(self._eos, device=rows.tokens.device)),
+            is_eos=self._is_eos(rows.tokens),
             seen=self._seen(heads.ids, rows),
         )
-        return {f"{_PREFIX}ratios": log_ratios(self._alternatives, case).float()}
+        found = {f"{_PREFIX}ratios": log_ratios(self._alternatives, case).float()}
+        if controls_R is None:
+            return found
+        control = replace(
+            case,
+            heads=with_tokens(heads, logits_RV, controls_R),
+            logqs=log_q_RV.gather(-1, controls_R.unsqueeze(-1)).squeeze(-1),
+            is_eos=self._is_eos(controls_R),
+        )
+        control = replace(
+            control, nominal=tempered(control.heads, control.heads.inverse_temperature)
+        )
+        ratios = log_ratios(self._alternatives, control, unknown=math.nan)
+        return found | {f"{_PREFIX}controls": ratios.float()}
+
+    def _is_eos(self, tokens_R: Tensor) -> Tensor:
+        return torch.isin(tokens_R, torch.tensor(self._eos, device=tokens_R.device))
 
     def _seen(self, ids_RM: Tensor, rows: Rows) -> Seen:
         """How often the tokens of the heads came before. Rows of a draw follow one another."""
@@ -122,7 +156,14 @@ class Book:
         echoes, echoed = echo_ratios(self._pairs, placed, self._lengths)
         ratios = np.concatenate([columns[f"{_PREFIX}ratios"], echoed], axis=1)
         bets: list[Alternative] = [*self._alternatives, *echoes]
-        return gains(bets, ratios, logqs, ranks, self._lengths, self._bans.log_e, reported)
+        found = gains(bets, ratios, logqs, ranks, self._lengths, self._bans.log_e, reported)
+        controls = columns.get(f"{_PREFIX}controls")
+        if controls is None:
+            return found
+        apart = distances(controls, self._lengths, self._policy.truncates)
+        # Of noise there are no others: the tokens themselves tell.
+        echoes_apart = distances(echoed, self._lengths, truncates=False)
+        return replace(found, distances=np.concatenate([apart, echoes_apart], axis=1))
 
 
 def _counted(ids: Sequence[int], size: int) -> NDArray[np.float64]:

@@ -36,12 +36,12 @@ def catalogue(policy: SamplingPolicy, eos_token_ids: Sequence[int]) -> list[Alte
     return [*cut_alternatives(policy), *changed_alternatives(policy, eos_token_ids)]
 
 
-def log_ratios(alternatives: Sequence[Alternative], case: Case) -> Tensor:
+def log_ratios(alternatives: Sequence[Alternative], case: Case, *, unknown: float = 0.0) -> Tensor:
     """log r(y)/q(y) of each alternative, ``[R, K]``; each is mixed with `SHARE` of q.
 
     A token outside the support is no ground for a bet, as q and the logits' error decide about it;
     it counts against the alternatives that cannot emit it either. Where an alternative is not known
-    (NaN) there is no bet.
+    the ratio is ``unknown``: as it is, there is no bet.
     """
     ratios = []
     inside_R = case.logqs > -math.inf
@@ -53,4 +53,4 @@ def log_ratios(alternatives: Sequence[Alternative], case: Case) -> Tensor:
         ratio_R = torch.logaddexp(log_share, math.log1p(-SHARE) + log_r_R - finite_R)
         outside_R = torch.where(log_r_R == -math.inf, math.log(SHARE), 0.0)
         ratios.append(torch.where(inside_R, ratio_R, outside_R))
-    return torch.stack(ratios, dim=-1).nan_to_num(nan=0.0)
+    return torch.stack(ratios, dim=-1).nan_to_num(nan=unknown)

@@ -6,9 +6,9 @@ exceeds 1/β, r is ruled out: were r what the engine samples from, that would ha
 engine samples from, it is wrongly ruled out with probability β at most: no correction is due for
 how many there are.
 
-An alternative that is hardly another distribution need not be ruled out. How far it is from q on
-the contexts of these draws is the mean of ½(r/q − 1)·log(r/q) over their tokens, which is on
-average ½(KL(r‖q) + KL(q‖r)) per token.
+An alternative that is hardly another distribution need not be ruled out: `distances` has how far it
+is from q on the contexts of these draws. Draws that are decoded greedily are no such distribution,
+however few they are.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from seqproc.parity.betting.suspected import PROMPTS, WEIGHTS
 # Shapes: D draws.
 
 
+_LEAST = 0.01  # nats of evidence, from which the draws that are left are extrapolated
+
 State = Literal["ruled out", "near", "left"]
 
 
@@ -38,6 +40,7 @@ class Open:
     name: str  # in words
     distance: float  # from q, nats per token; the upper end of its interval
     log_evidence: float  # log Π q(y)/r(y), nats; it is ruled out from log 1/β on
+    evidence_per_token: float  # that is to be expected, nats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -70,7 +73,9 @@ class Certificate(Printed):
     def tokens_left(self) -> float:
         """How many more it takes, about, to rule out what is left."""
         due = -math.log(self.level)
-        return max(((due - one.log_evidence) / one.distance for one in self.left), default=0.0)
+        return max(
+            ((due - one.log_evidence) / one.evidence_per_token for one in self.left), default=0.0
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,7 +92,7 @@ def certify(
     """What the bets on all tokens rule out.
 
     Args:
-        found: the bets.
+        found: the bets, with distances.
         within: ε, the distance up to which an alternative need not be ruled out, nats per token.
             The upper end of its one-sided interval at 1 − β is held against it, by the normal
             approximation over draws.
@@ -104,7 +109,7 @@ def certify(
             states.append("near")
         else:
             states.append("left")
-            left.append(Open(name=one.name, distance=distance, log_evidence=-one.log_e))
+            left.append(_open(one, distance, found))
         if one.family in (WEIGHTS, PROMPTS):
             suspects[one.name] = states[-1]
     left.sort(key=lambda one: one.distance, reverse=True)
@@ -120,6 +125,7 @@ def certify(
 
 def _alternatives(found: Gains, allowed: Set[str]) -> Iterator[_Alternative]:
     log_es = found.sums.sum((0, 2), float)
+    assert found.distances is not None, "a certificate takes controls"
     for k, alternative in enumerate(found.alternatives):
         if alternative.family not in allowed:
             distances = found.distances[:, k].astype(float)
@@ -130,12 +136,24 @@ def _alternatives(found: Gains, allowed: Set[str]) -> Iterator[_Alternative]:
                 distances=distances,
             )
     for bet, log_ratios in on_greedy_draws(found):
-        distances = np.expm1(log_ratios) * log_ratios / 2
-        yield _Alternative(name=bet.name, family=bet.family, log_e=bet.log_e, distances=distances)
+        never = np.full(len(log_ratios), math.inf)
+        yield _Alternative(name=bet.name, family=bet.family, log_e=bet.log_e, distances=never)
+
+
+def _open(one: _Alternative, distance: float, found: Gains) -> Open:
+    so_far = max(-one.log_e, _LEAST) / float(found.lengths.sum())
+    return Open(
+        name=one.name,
+        distance=distance,
+        log_evidence=-one.log_e,
+        evidence_per_token=distance if math.isfinite(distance) else so_far,
+    )
 
 
 def _upper_end(sums: Floats, lengths: Ints, level: float) -> float:
     """Of the interval of Σ sums / Σ lengths, a ratio of means over draws."""
+    if not np.isfinite(sums).all():
+        return math.inf
     num_tokens = lengths.sum()
     mean = sums.sum() / num_tokens
     rest = sums - mean * lengths

@@ -17,7 +17,7 @@ from seqproc.policy import SamplingPolicy, log_q
 
 # Shapes: R rows (steps), V tokens of the vocabulary, M tokens of a head.
 
-ROUNDING = "rounding"  # a family
+ROUNDING, EOS, GREEDY_TOKENS = "rounding", "EOS", "greedy tokens"  # families
 
 EOS_BIAS = (-math.inf, -1.0, -0.5, -0.2, -0.1, 0.1, 0.2, 0.5, 1.0)
 GREEDY = (0.02, 0.05, 0.2, 0.95)  # share of tokens
@@ -85,7 +85,7 @@ def _punished(changed: Callable[[Case, float], Tensor], penalty: float, case: Ca
 
 
 def _repeated(case: Case, penalty: float) -> Tensor:
-    absolute_RM = case.heads.raw + case.heads.top.unsqueeze(-1)
+    absolute_RM = case.heads.absolute
     punished_RM = torch.where(absolute_RM > 0, absolute_RM / penalty, absolute_RM * penalty)
     is_seen_RM = case.seen.in_prompt + case.seen.in_response > 0
     return case.heads.raw + torch.where(is_seen_RM, punished_RM - absolute_RM, 0.0)
@@ -123,9 +123,9 @@ def _rounded(policy: SamplingPolicy) -> Iterator[Alternative]:
 
 def _with_rounding(dtype: torch.dtype) -> Callable[[Case], Tensor]:
     def log_r(case: Case) -> Tensor:
-        absolute_RM = case.heads.raw + case.heads.top.unsqueeze(-1)
-        rounded_RM = absolute_RM.to(dtype).to(absolute_RM.dtype)
-        return _changed(case, rounded_RM - case.heads.top.unsqueeze(-1))
+        absolute_RM = case.heads.absolute
+        error_RM = absolute_RM.to(dtype).to(absolute_RM.dtype) - absolute_RM
+        return _changed(case, case.heads.raw + error_RM)
 
     return log_r
 
@@ -134,22 +134,27 @@ def _with_rounding(dtype: torch.dtype) -> Callable[[Case], Tensor]:
 
 
 def _eos(policy: SamplingPolicy, eos_token_ids: Sequence[int]) -> Iterator[Alternative]:
-    def whole(bias: float) -> LogDistribution:
-        def biased(logits_RV: Tensor) -> Tensor:
-            others_RV = logits_RV.clone()
-            others_RV[:, list(eos_token_ids)] += bias
-            return log_q(others_RV, policy)
-
-        return biased
-
     for bias in EOS_BIAS:
         yield Alternative(
-            family="EOS",
+            family=EOS,
             name="EOS never sampled" if bias == -math.inf else f"EOS with a logit {bias:+g} off",
             value=bias,
             log_r=_with_eos_bias(bias, eos_token_ids),
-            whole=whole(bias),
+            whole=eos_biased(bias, eos_token_ids, policy),
         )
+
+
+def eos_biased(
+    bias: float, eos_token_ids: Sequence[int], policy: SamplingPolicy
+) -> LogDistribution:
+    """The policy's q of logits of which those of EOS are off by ``bias``."""
+
+    def whole(logits_RV: Tensor) -> Tensor:
+        others_RV = logits_RV.clone()
+        others_RV[:, list(eos_token_ids)] += bias
+        return log_q(others_RV, policy)
+
+    return whole
 
 
 def _with_eos_bias(bias: float, eos_token_ids: Sequence[int]) -> Callable[[Case], Tensor]:
@@ -169,24 +174,27 @@ def _with_eos_bias(bias: float, eos_token_ids: Sequence[int]) -> Callable[[Case]
 
 
 def _greedy(policy: SamplingPolicy) -> Iterator[Alternative]:
-    def whole(share: float) -> LogDistribution:
-        def mixed(logits_RV: Tensor) -> Tensor:
-            log_q_RV = log_q(logits_RV, policy)
-            is_first_RV = log_q_RV == log_q_RV.amax(-1, True)
-            greedy_RV = torch.full_like(log_q_RV, -math.inf)
-            greedy_RV[is_first_RV] = math.log(share)
-            return torch.logaddexp(log_q_RV + math.log1p(-share), greedy_RV).log_softmax(-1)
-
-        return mixed
-
     for share in GREEDY:
         yield Alternative(
-            family="greedy tokens",
+            family=GREEDY_TOKENS,
             name=f"{share:.0%} of tokens decoded greedily",
             value=share,
             log_r=_with_greedy(share),
-            whole=whole(share),
+            whole=greedy_mixture(share, policy),
         )
+
+
+def greedy_mixture(share: float, policy: SamplingPolicy) -> LogDistribution:
+    """The policy's q, of which a share goes to the likeliest token."""
+
+    def whole(logits_RV: Tensor) -> Tensor:
+        log_q_RV = log_q(logits_RV, policy)
+        is_first_RV = log_q_RV == log_q_RV.amax(-1, True)
+        greedy_RV = torch.full_like(log_q_RV, -math.inf)
+        greedy_RV[is_first_RV] = math.log(share)
+        return torch.logaddexp(log_q_RV + math.log1p(-share), greedy_RV).log_softmax(-1)
+
+    return whole
 
 
 def _with_greedy(share: float) -> Callable[[Case], Tensor]:

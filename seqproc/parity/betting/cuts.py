@@ -18,8 +18,9 @@ from seqproc.support.top_logits import largest
 
 # Shapes: R rows (steps), V tokens of the vocabulary, M tokens of a head.
 
-TEMPERATURE, TOP_P = "temperature", "top_p"  # families whose parameter is fitted
+TEMPERATURE, TOP_P, TOP_K, MIN_P = "temperature", "top_p", "top_k", "min_p"  # families
 IGNORED = "temperature ignored"  # the member of the first at T = 1
+BEFORE = ", before top_p"  # ends the words of a filter that leaves less for the nucleus to cut
 
 TEMPERATURES = (
     *(0.5, 0.67, 0.77, 0.83, 0.87, 0.91, 0.935, 0.95, 0.965, 0.98, 0.99),
@@ -121,11 +122,11 @@ def _top_ks(policy: SamplingPolicy) -> Iterator[Alternative]:
         name = f"top_k = {k} left on" if k > 1 else "sampling off (greedy)"
         for before in (False, True) if policy.truncates and k > 1 else (False,):
             yield Alternative(
-                family="top_k",
-                name=f"{name}, before top_p" if before else name,
+                family=TOP_K,
+                name=f"{name}{BEFORE}" if before else name,
                 value=float(k),
                 log_r=_of_first(partial(_num_first, k), before),
-                whole=_whole_of(policy, partial(_are_first, k), before),
+                whole=of_first(k, policy, before),
                 in_some_draws=k > 1,  # on draws decoded greedily there are bets of their own
             )
 
@@ -136,12 +137,22 @@ def _min_ps(policy: SamplingPolicy) -> Iterator[Alternative]:
         gap = math.log(value)
         for before in (False, True) if policy.truncates else (False,):
             yield Alternative(
-                family="min_p",
-                name=f"min_p = {value:g} left on{', before top_p' if before else ''}",
+                family=MIN_P,
+                name=f"min_p = {value:g} left on{BEFORE if before else ''}",
                 value=value,
                 log_r=_of_first(partial(_num_likely, gap), before),
-                whole=_whole_of(policy, partial(_are_likely, gap), before),
+                whole=of_likely(value, policy, before),
             )
+
+
+def of_first(k: int, policy: SamplingPolicy, before: bool) -> LogDistribution:
+    """The policy's q with the k likeliest tokens alone; these also before its nucleus, or after."""
+    return _whole_of(policy, partial(_are_first, k), before)
+
+
+def of_likely(share: float, policy: SamplingPolicy, before: bool) -> LogDistribution:
+    """The same with the tokens of at least a share of the likeliest one's probability."""
+    return _whole_of(policy, partial(_are_likely, math.log(share)), before)
 
 
 def _num_first(k: int, case: Case) -> Tensor:
@@ -198,8 +209,7 @@ def _renormalised(log_q_RV: Tensor, kept_RV: Tensor) -> Tensor:
 
 
 def _typical(policy: SamplingPolicy) -> Iterator[Alternative]:
-    if policy.truncates:
-        return
+    """Of what a nucleus leaves, where there is one."""
     for value in TYPICAL:
         yield Alternative(
             family="typical_p",
@@ -221,15 +231,30 @@ def _typical_of(mass: float, policy: SamplingPolicy, logits_RV: Tensor) -> Tenso
 
 def _with_typical(mass: float) -> Callable[[Case], Tensor]:
     def log_r(case: Case) -> Tensor:
-        log_p_RM = case.nominal.log_p
-        entropy_R1 = -(log_p_RM.exp() * log_p_RM).sum(-1, keepdim=True)
-        order_RM = (log_p_RM + entropy_R1).abs().argsort(-1)
-        masses_RM = log_p_RM.exp().gather(-1, order_RM).cumsum(-1)
+        log_q_RM, mass_R, is_known_R = _inside(case)
+        entropy_R1 = torch.special.entr(log_q_RM.exp()).sum(-1, keepdim=True)
+        order_RM = (log_q_RM + entropy_R1).abs().argsort(dim=-1, stable=True)
+        masses_RM = log_q_RM.exp().gather(-1, order_RM).cumsum(-1)
         places_R = places_in(order_RM, case.heads.places)
-        rows = Tempered(log_p=log_p_RM, masses=masses_RM, own=case.nominal.own)
-        return cut_to(rows, first_with(masses_RM, mass), places_R)
+        rows = Tempered(log_p=log_q_RM, masses=masses_RM, own=case.nominal.own - mass_R.log())
+        log_r_R = cut_to(rows, first_with(masses_RM, mass), places_R)
+        return torch.where(is_known_R, log_r_R, math.nan)
 
     return log_r
+
+
+def _inside(case: Case) -> tuple[Tensor, Tensor, Tensor]:
+    """log q of the head ``[R, M]``, the mass of the nucleus, and whether it is in the head."""
+    log_p_RM, size = case.nominal.log_p, case.nominal.log_p.shape[-1]
+    if not case.policy.truncates:
+        whole_R = torch.ones_like(case.nominal.own)
+        return log_p_RM, whole_R, whole_R.bool()
+    kept_R = _kept(case)
+    last_R1 = kept_R.clamp(max=size).unsqueeze(-1) - 1
+    mass_R = case.nominal.masses.gather(-1, last_R1).squeeze(-1)
+    outside_RM = torch.arange(size, device=log_p_RM.device) > last_R1
+    log_q_RM = (log_p_RM - mass_R.log().unsqueeze(-1)).masked_fill(outside_RM, -math.inf)
+    return log_q_RM, mass_R, kept_R <= size
 
 
 def _orders(policy: SamplingPolicy) -> Iterator[Alternative]:

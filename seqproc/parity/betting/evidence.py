@@ -87,18 +87,19 @@ class Gains:
 
     alternatives: tuple[Alternative, ...]
     sums: NDArray[np.float32]  # [D, K, B] nats
-    distances: NDArray[np.float32]  # [D, K] Σ ½(r/q − 1)·log r/q, on average ½(KL(r‖q) + KL(q‖r))
     greedy: Floats  # [D] −Σ log q of draws that are greedy throughout; −∞ of others
     lengths: Ints  # [D] tokens
     bans: Floats | None = None  # [V] of bets that an id is never sampled; None: not of these draws
     # [K] Σ |log q as reported − log r|, nats, and of how many tokens; None: of nothing reported.
     report_errors: Floats | None = None
     num_reported: int = 0
+    distances: NDArray[np.float32] | None = None  # [D, K] see `distances`; None: not asked for
 
     def some(self, first: int, last: int) -> Gains:
         """Those of some draws, without what is known of all together alone: bans and reports."""
         arrays = {name: getattr(self, name)[first:last] for name in _ARRAYS}
-        return Gains(alternatives=self.alternatives, **arrays)
+        distances = None if self.distances is None else self.distances[first:last]
+        return Gains(alternatives=self.alternatives, distances=distances, **arrays)
 
     @staticmethod
     def concatenate(parts: Sequence[Gains]) -> Gains:
@@ -114,6 +115,7 @@ class Gains:
             bans=np.sum(bans, axis=0) if len(bans) == len(parts) else None,
             report_errors=np.sum(errors, axis=0) if errors else None,
             num_reported=sum(part.num_reported for part in parts),
+            distances=_joined([part.distances for part in parts], axis=0),
             **arrays,
         )
 
@@ -124,7 +126,7 @@ class Gains:
             self,
             alternatives=(*self.alternatives, *more.alternatives),
             sums=np.concatenate([self.sums, more.sums], axis=1),
-            distances=np.concatenate([self.distances, more.distances], axis=1),
+            distances=_joined([self.distances, more.distances], axis=1),
             report_errors=np.concatenate([e for e in errors if e is not None])
             if self.num_reported
             else None,
@@ -147,7 +149,13 @@ class Gains:
         )
 
 
-_ARRAYS = ("sums", "distances", "greedy", "lengths")
+_ARRAYS = ("sums", "greedy", "lengths")
+
+
+def _joined(parts: Sequence[NDArray[np.float32] | None], axis: int) -> NDArray[np.float32] | None:
+    """All of them; None where one is not there."""
+    found = [part for part in parts if part is not None]
+    return np.concatenate(found, axis=axis) if len(found) == len(parts) else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,13 +202,10 @@ def gains(
     is_greedy = np.logical_and.reduceat(ranks == 0, starts)
     log_q = np.add.reduceat(np.where(np.isfinite(logqs), logqs, 0.0), starts)
     greedy = np.where(is_greedy, -log_q, -np.inf)
-    with np.errstate(over="ignore"):
-        apart = np.expm1(ratios) * ratios / 2
     errors, num_reported = _report_errors(ratios, logqs, reported)
     return Gains(
         alternatives=tuple(alternatives),
         sums=_by_bin(ratios, lengths),
-        distances=np.add.reduceat(apart, starts, axis=0),
         greedy=greedy,
         lengths=np.asarray(lengths),
         bans=bans,

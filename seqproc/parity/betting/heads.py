@@ -8,7 +8,7 @@ vocabulary. Pure functions of logits, in float64.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -27,12 +27,12 @@ class Heads:
 
     ids: Tensor  # [R, M] int64
     raw: Tensor  # [R, M] logits, less the row's largest
-    top: Tensor  # [R] that one
+    absolute: Tensor  # [R, M] logits as the model gives them: what penalties and rounding see
     temperature: float  # T of the policy: p = softmax(raw / T)
     log_norm: Tensor  # [R] of exp(raw / T), over the whole vocabulary
     reference: Tensor  # [R] the logit / T beyond the head around which the moments are taken
     moments: Tensor  # [R, 3] Σ exp(x) xᵏ beyond the head, x = raw / T − reference, k = 0, 1, 2
-    places: Tensor  # [R] int64, place of the token that was sampled in its head; M when beyond
+    places: Tensor  # [R] int64, place of the row's token y in its head; M when beyond
     own: Tensor  # [R] its raw logit
 
     @property
@@ -41,22 +41,25 @@ class Heads:
         return 1 / self.temperature
 
 
-def heads_of(logits_RV: Tensor, tokens_R: Tensor, policy: SamplingPolicy) -> Heads:
+def heads_of(
+    logits_RV: Tensor,
+    tokens_R: Tensor,
+    policy: SamplingPolicy,
+    model_logits_RV: Tensor | None = None,
+) -> Heads:
     """The heads of rows.
 
     Args:
         logits_RV: float64.
         tokens_R: int64, sampled.
         policy: its temperature.
+        model_logits_RV: float64, as the model gives them; None where these are they.
     """
     size = min(HEAD, logits_RV.shape[-1])
     ids_RM = largest(logits_RV.float(), size) if size < logits_RV.shape[-1] else _all(logits_RV)
     raw_RM, order = logits_RV.gather(-1, ids_RM).sort(dim=-1, descending=True, stable=True)
     ids_RM = ids_RM.gather(-1, order)
     top_R1 = raw_RM[:, :1]
-    own_R = logits_RV.gather(-1, tokens_R.unsqueeze(-1)).squeeze(-1)
-    is_own = ids_RM == tokens_R.unsqueeze(-1)
-    places_R = torch.where(is_own.any(-1), is_own.int().argmax(-1), size)
     a_RV = (logits_RV - top_R1) / policy.temperature
     reference_R, moments = _beyond(a_RV, ids_RM)
     raw_RM = raw_RM - top_R1
@@ -64,14 +67,35 @@ def heads_of(logits_RV: Tensor, tokens_R: Tensor, policy: SamplingPolicy) -> Hea
     return Heads(
         ids=ids_RM,
         raw=raw_RM,
-        top=top_R1.squeeze(-1),
+        absolute=(logits_RV if model_logits_RV is None else model_logits_RV).gather(-1, ids_RM),
         temperature=policy.temperature,
         log_norm=(inside_R + reference_R.exp() * moments[:, 0]).log(),
         reference=reference_R,
         moments=moments,
-        places=places_R,
-        own=own_R - top_R1.squeeze(-1),
+        places=_places(ids_RM, tokens_R),
+        own=_own(logits_RV, tokens_R),
     )
+
+
+def with_tokens(heads: Heads, logits_RV: Tensor, tokens_R: Tensor) -> Heads:
+    """The same rows with other tokens y.
+
+    Args:
+        heads: of the rows.
+        logits_RV: which they are of.
+        tokens_R: int64.
+    """
+    places_R, own_R = _places(heads.ids, tokens_R), _own(logits_RV, tokens_R)
+    return replace(heads, places=places_R, own=own_R)
+
+
+def _places(ids_RM: Tensor, tokens_R: Tensor) -> Tensor:
+    is_own = ids_RM == tokens_R.unsqueeze(-1)
+    return torch.where(is_own.any(-1), is_own.int().argmax(-1), ids_RM.shape[-1])
+
+
+def _own(logits_RV: Tensor, tokens_R: Tensor) -> Tensor:
+    return logits_RV.gather(-1, tokens_R.unsqueeze(-1)).squeeze(-1) - logits_RV.amax(-1)
 
 
 def _all(logits_RV: Tensor) -> Tensor:

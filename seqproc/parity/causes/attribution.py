@@ -16,7 +16,8 @@ from seqproc.parity.betting.evidence import evidence
 from seqproc.parity.causes.candidates import Candidate, of_catalogue, of_suspect
 from seqproc.parity.causes.cause import Cause
 from seqproc.parity.causes.dependence import dependence
-from seqproc.parity.causes.fit import Fit, fitted, share_reported, with_bans
+from seqproc.parity.causes.fit import Fit, fitted, share_reported, with_second
+from seqproc.parity.causes.likeliest import SPAN
 from seqproc.parity.causes.reports import cause_of_reports
 from seqproc.parity.findings.places import BY_CLASS, PLACES
 from seqproc.parity.findings.replay import REPLAY
@@ -26,7 +27,7 @@ from seqproc.parity.suspected import log_r
 from seqproc.parity.suspects import Case, other_prompts, other_weights
 from seqproc.parity.verdict import Finding, Link
 
-_CONTENDING = math.log(20)  # nats behind the most probable, up to which one contends with it
+_CONTENDING = math.log(SPAN)  # nats behind the most probable, up to which one contends with it
 _SUSPECTS, _FAMILIES = 2, 5  # candidates that are scored in full, at most
 _MOSTLY_REPORTED = 0.99  # share of log q that agree; a cut of the support may move a few
 _MANY_REPORTED = 0.5  # share of them with which a cause may pass, if not for the very one
@@ -79,11 +80,14 @@ def _cause_of_tokens(case: Case, failed: Sequence[Finding]) -> Cause:
     fits = _fits(distributions, case)
     able = [fit for fit in fits if fit.holds and fit.candidate.log_odds > 0]
     if able:
-        best = with_bans(max(able, key=_probability), case)
-        return _known(best, able, case, failed) if best.holds else _unknown(failed, [best])
+        best = with_second(max(able, key=_probability), case)
+        return _known(best, able, case, failed) if best.holds else _unknown(failed, best)
     noise = [one for one in candidates if not one.is_distribution]
     found = dependence(case, failed, _likeliest(noise), _likeliest(distributions))
-    return _unknown(failed, fits) if found is None else found
+    if found is not None:
+        return found
+    nearest = max(fits, key=lambda fit: fit.candidate.log_odds, default=None)
+    return _unknown(failed, None if nearest is None else with_second(nearest, case))
 
 
 def _likeliest(candidates: Sequence[Candidate]) -> Candidate | None:
@@ -112,9 +116,16 @@ def _known(best: Fit, able: Sequence[Fit], case: Case, failed: Sequence[Finding]
         link=best.candidate.link,
         description=best.candidate.description,
         explains=not rivals and not leaves,
-        detail="; ".join([likelier, *_where(failed)]),
+        detail="; ".join([likelier, *_interval(best), *_where(failed)]),
         contenders=tuple(rivals),
+        interval=best.span,
     )
+
+
+def _interval(fit: Fit) -> list[str]:
+    if fit.span is None:
+        return []
+    return [f"values from {fit.span[0]:.4g} to {fit.span[1]:.4g} are within a factor of {SPAN:g}"]
 
 
 def _of_reports(best: Fit, case: Case) -> tuple[bool, str]:
@@ -127,17 +138,13 @@ def _of_reports(best: Fit, case: Case) -> tuple[bool, str]:
     return True, f"; {share:.1%} of the reported log q are not its own, which it leaves unexplained"
 
 
-def _unknown(failed: Sequence[Finding], fits: Sequence[Fit]) -> Cause:
+def _unknown(failed: Sequence[Finding], nearest: Fit | None) -> Cause:
     """With the nearest that is known, and where it is wrong."""
-    nearest = max(fits, key=lambda fit: fit.candidate.log_odds, default=None)
-    near = (
-        []
-        if nearest is None
-        else [
-            f"the nearest is: {nearest.candidate.description}; what fails under it: "
-            f"{', '.join(nearest.left)}"
-        ]
-    )
+    near: list[str] = []
+    if nearest is not None:
+        near.append(f"the nearest is: {nearest.candidate.description}")
+        near.append(f"what fails under it: {', '.join(nearest.left)}")
+        near += [f"the nearest beside it: {nearest.second}"] if nearest.second else []
     return Cause(
         link=Link.LOGITS,
         description="another distribution, not a known one",

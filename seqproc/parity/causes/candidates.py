@@ -8,19 +8,13 @@ for `fit` to say.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
-from torch import Tensor
 
-from seqproc.parity.betting.bans import without
 from seqproc.parity.betting.catalogue import SHARE
-from seqproc.parity.betting.cuts import TEMPERATURE, TOP_P, is_temperature
 from seqproc.parity.betting.echoes import PLACE, SAME
 from seqproc.parity.betting.evidence import (
-    BANNED,
     GREEDY_DRAWS,
     OTHER_BAN,
     WINDOWS,
@@ -30,18 +24,14 @@ from seqproc.parity.betting.evidence import (
     in_part,
 )
 from seqproc.parity.betting.suspected import PROMPTS, WEIGHTS, log_ratios_of
-from seqproc.parity.causes.histories import PENALTIES, penalised, with_greedy_draws
-from seqproc.parity.draws import Floats, RowDistribution
+from seqproc.parity.causes.members import Member, Parameter, is_alike, members, parameter_of
+from seqproc.parity.draws import Floats
 from seqproc.parity.positions import LogDistribution
-from seqproc.parity.reading import Rows
-from seqproc.parity.suspects import Case, Suspect, of_policy
+from seqproc.parity.suspects import Case, Suspect
 from seqproc.parity.verdict import Link
 
 NOISE = (SAME, PLACE)  # families of randomness that is used twice
 _WITHIN = (SAME, PLACE, GREEDY_DRAWS)  # families that keep to the policy's support
-_STEPS = 9  # of a parameter between the neighbours of the best one in the catalogue
-_BEYOND = 4.0  # times the last value of the catalogue, up to which a likelier one is looked for
-_LEAST_SHIFT = 1e-3  # of a fitted parameter that is worth naming
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,9 +43,8 @@ class Candidate:
     family: str
     log_odds: float  # against the policy, nats
     log_share: float = 0.0  # of its prior in them
-    # By description, what can be scored: one of each parameter. Empty for noise and suspects.
-    wholes: Mapping[str, RowDistribution] = field(default_factory=dict)
-    temperatures: tuple[float, ...] = ()  # of those members that are about one
+    members: tuple[Member, ...] = ()  # that can be scored; none of noise and suspects
+    parameter: Parameter | None = None  # that is fitted
     suspect: Suspect | None = None
     window: Window = WINDOWS[0]  # the steps and draws that it is about; the policy holds elsewhere
 
@@ -134,8 +123,7 @@ def _candidate(
     """By one bet, with all that the bets of its family on the same tokens came to."""
     alike = [bet for bet in bets if bet.window == best.window]
     is_noise = best.family in NOISE
-    profile = {bet.value: bet.log_e for bet in alike if bet.value is not None}
-    temperatures = tuple(_around(profile)) if best.family == TEMPERATURE else ()
+    parameter = parameter_of(best, case)
     description = placed(best.name, best.window)
     if is_noise:
         description = f"what should be independent is not: randomness is used twice ({description})"
@@ -145,10 +133,27 @@ def _candidate(
         family=best.family,
         log_odds=float(np.logaddexp.reduce([odds[bet] for bet in alike])),
         log_share=float(np.logaddexp.reduce([bet.log_share for bet in alike])),
-        wholes={} if is_noise else _members(case, best, wholes.get(best.name), temperatures),
-        temperatures=temperatures,
+        members=() if is_noise else _members(case, best, alike, wholes.get(best.name), parameter),
+        parameter=parameter,
         window=best.window,
     )
+
+
+def _members(
+    case: Case,
+    best: Bet,
+    alike: Sequence[Bet],
+    whole: LogDistribution | None,
+    parameter: Parameter | None,
+) -> tuple[Member, ...]:
+    """The best of a family, and those around it."""
+    found = members(case, best, whole)
+    if parameter is not None:
+        log_es = {
+            bet.value: bet.log_e for bet in alike if bet.value is not None and is_alike(bet, best)
+        }
+        found += parameter.around(log_es)
+    return tuple(found)
 
 
 def unreachable(case: Case, window: Window | None = None) -> float:
@@ -162,92 +167,6 @@ def unreachable(case: Case, window: Window | None = None) -> float:
     if window is not None:
         outside = outside & window.holds(case.draws.steps, case.draws.owners)
     return -float(np.log(SHARE)) * int(outside.sum())
-
-
-# ---------------------------------------------------------------------- members of a family
-
-
-def _members(
-    case: Case, best: Bet, whole: LogDistribution | None, temperatures: Sequence[float]
-) -> dict[str, RowDistribution]:
-    """The best of a family; where its parameter can be fitted, also those around it."""
-    if best.family in PENALTIES:
-        assert best.value is not None
-        return {best.name: penalised(best.family, best.value, case.answers, case.policy)}
-    if best.family == GREEDY_DRAWS:
-        assert best.value is not None
-        return {best.name: with_greedy_draws(best.value, case.draws, case.policy)}
-    if best.family == BANNED:
-        assert best.value is not None
-        whole = without(int(best.value), case.policy)
-    found = {} if whole is None else {best.name: whole}
-    if best.family == TEMPERATURE:
-        found |= _with(case, "temperature", temperatures)
-    if best.family == TOP_P:
-        # The largest mass before a token is the maximum-likelihood estimate.
-        inside = best.window.holds(case.draws.steps, case.draws.owners)
-        top_p = float(min(case.nominal.mass_before[inside].max(initial=0.0) * (1 + 1e-6), 1.0))
-        found |= _with(case, "top_p", [top_p])
-    return _read_alone(found)
-
-
-def _of_logits(whole: LogDistribution, logits_RV: Tensor, _: Rows) -> Tensor:
-    return whole(logits_RV)
-
-
-def closer(candidate: Candidate, case: Case, gains: Mapping[str, float]) -> Candidate | None:
-    """The same with temperatures closer around the likeliest that was scored; None of no such.
-
-    Args:
-        candidate: whose members were scored.
-        case: the draws.
-        gains: what each member came to, by description, nats.
-    """
-    scored = {
-        value: gains[words]
-        for value in candidate.temperatures
-        if (words := _in_place("temperature", value, case)) in gains
-    }
-    if len(scored) < 2:
-        return None
-    values = tuple(_around(scored))
-    return replace(
-        candidate,
-        wholes=_read_alone(_with(case, "temperature", values)),
-        temperatures=values,
-    )
-
-
-def _around(profile: Mapping[float, float]) -> list[float]:
-    """Between the neighbours of the likeliest value; beyond it, where it is the highest.
-
-    Not below the lowest: there it is greedy decoding that is looked for.
-    """
-    values = sorted(profile)
-    n = values.index(max(profile, key=lambda value: profile[value]))
-    low = values[max(n - 1, 0)]
-    high = values[n + 1] if n + 1 < len(values) else values[-1] * _BEYOND
-    between: list[float] = np.geomspace(low, high, _STEPS)[1:-1].tolist()
-    return [value for value in between if is_temperature(value)]
-
-
-def _with(case: Case, name: str, values: Sequence[float]) -> dict[str, LogDistribution]:
-    asked = getattr(case.policy, name)
-    found = {}
-    for value in values:
-        if abs(value - asked) > _LEAST_SHIFT and value > 0:
-            change: dict[str, Any] = {name: value}
-            found[_in_place(name, value, case)] = of_policy(replace(case.policy, **change))
-    return found
-
-
-def _in_place(name: str, value: float, case: Case) -> str:
-    return f"{name} {value:.4g} in place of {getattr(case.policy, name):g}"
-
-
-def _read_alone(wholes: Mapping[str, LogDistribution]) -> dict[str, RowDistribution]:
-    """As distributions of rows, of which logits alone are read."""
-    return {words: partial(_of_logits, one) for words, one in wholes.items()}
 
 
 # ---------------------------------------------------------------------- suspects

@@ -22,6 +22,9 @@ class Cause:
     explains: bool  # whether all that failed holds when this is taken for true, and of nothing else
     detail: str = ""
     contenders: tuple[str, ...] = ()  # other causes that do about as well
+    # The lowest and the highest value of its parameter under which the draws are no less than a
+    # twentieth as likely; None where none was fitted.
+    interval: tuple[float, float] | None = None
 
 
 def possible(logqs: Floats) -> Floats:

@@ -2,41 +2,34 @@
 
 Every token is scored in the candidate's own distribution. Then all that is tested of the policy is
 tested of it: places, ranks, surprisal, independence, and the bets of the whole catalogue, which now
-are placed against the candidate. So nothing is a cause that leaves anything to explain.
+are placed against the candidate, and on the likeliest one on top of it. So nothing is a cause that
+leaves anything to explain.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from seqproc.parity.betting.bans import Bans
+from seqproc.engines.answers import batch_size_of
 from seqproc.parity.betting.cuts import IGNORED, TEMPERATURE
-from seqproc.parity.betting.evidence import BANNED, WINDOWS, Window, evidence, in_part
-from seqproc.parity.betting.findings import bet_findings
-from seqproc.parity.causes.candidates import Candidate, closer, gains_in, placed
+from seqproc.parity.betting.evidence import WINDOWS, Window, evidence, in_part
+from seqproc.parity.betting.findings import allowed_families, bet_findings
+from seqproc.parity.causes.beside import bets_beside, in_words
+from seqproc.parity.causes.candidates import Candidate, gains_in, placed
+from seqproc.parity.causes.likeliest import Likeliest, likeliest
 from seqproc.parity.causes.repeats import same_contexts
-from seqproc.parity.draws import (
-    Draws,
-    Floats,
-    RowDistribution,
-    score_rows,
-    token_columns,
-    with_tokens,
-)
+from seqproc.parity.draws import Draws, Floats, with_tokens
 from seqproc.parity.findings.places import place_findings
 from seqproc.parity.findings.sampler import sampler_findings
-from seqproc.parity.reading import Rows
-from seqproc.parity.suspected import scored_under
-from seqproc.parity.suspects import Case
+from seqproc.parity.scoring import RowDistribution, of_logits, score_rows
+from seqproc.parity.suspected import scored_under, under
+from seqproc.parity.suspects import Case, of_policy
 from seqproc.parity.verdict import Finding, decide
-from seqproc.policy import log_q
 
 _MOSTLY = 0.999  # share of tokens in a candidate's support; rounding may put a few outside
 # Probability that the true candidate is said to leave something, at most; of one whose log q the
@@ -54,9 +47,12 @@ class Fit:
     holds: bool  # whether all tests of the tokens do when it is taken for true
     left: tuple[str, ...]  # what does not hold then, in words
     reported: float  # share of the engine's log q that are its own; NaN without
-    is_vague: bool  # whether other weights look like it: a temperature above the policy's
     level: float  # probability that it is said to leave something if it is true, at most
-    whole: RowDistribution | None  # the member, where it is a distribution of logits
+    whole: RowDistribution  # its own
+    draws: Draws  # scored under it
+    span: tuple[float, float] | None = None  # values of its parameter that do about as well
+    is_vague: bool = False  # whether other weights look like it: a temperature above the policy's
+    second: str = ""  # the most probable fault beside it, in words, where one is left
 
     @property
     def is_reported(self) -> bool:
@@ -65,100 +61,76 @@ class Fit:
 
 
 def fitted(candidates: Sequence[Candidate], case: Case) -> list[Fit]:
-    """Candidates scored in full: those of the catalogue in one forward, each suspect in its own.
-
-    And one more forward for temperatures close to the likeliest ones.
-    """
-    members = _scored(candidates, case)
-    nearer = [
-        closer(one, case, {words: _gain(one, draws, case) for words, draws in scored.items()})
-        or replace(one, wholes={})
-        for one, scored in zip(candidates, members, strict=True)
-    ]
-    more = _scored(nearer, case)
+    """Candidates scored in full: those of the catalogue together, each suspect alone."""
+    found = likeliest(candidates, case)
+    wholes = {str(n): one.member.whole for n, one in enumerate(found) if one is not None}
+    draws = score_rows(case.answers, case.scorer, wholes, override=case.override) if wholes else {}
     return [
-        _best(one, {**one.wholes, **near.wholes}, {**first, **second}, case)
-        for one, near, first, second in zip(candidates, nearer, members, more, strict=True)
+        _of_suspect(candidate, case)
+        if one is None
+        else _of_member(candidate, one, draws[str(n)], case)
+        for n, (candidate, one) in enumerate(zip(candidates, found, strict=True))
     ]
 
 
-def _scored(candidates: Sequence[Candidate], case: Case) -> list[dict[str, Draws]]:
-    """The draws under every member of each, by description."""
-    wholes = {
-        f"{n}/{words}": whole
-        for n, one in enumerate(candidates)
-        for words, whole in one.wholes.items()
-    }
-    found = score_rows(case.answers, case.scorer, wholes, override=case.override) if wholes else {}
-    return [
-        {words: found[f"{n}/{words}"] for words in one.wholes} for n, one in enumerate(candidates)
-    ]
+def _of_suspect(candidate: Candidate, case: Case) -> Fit:
+    assert candidate.suspect is not None
+    draws = scored_under(case, candidate.suspect)
+    return _fit(candidate, draws, of_logits(of_policy(case.policy)), case)
 
 
-def _gain(candidate: Candidate, draws: Draws, case: Case) -> float:
-    return float(gains_in(candidate.window, draws.logqs, case).sum())
+def _of_member(candidate: Candidate, found: Likeliest, draws: Draws, case: Case) -> Fit:
+    member = found.member
+    named = replace(candidate, description=placed(member.words, candidate.window))
+    fit = _fit(named, draws, member.whole, case)
+    is_vague = (
+        candidate.family == TEMPERATURE
+        and member.words != IGNORED  # by chance no other weights look like T = 1 and nothing else
+        and not case.policy.truncates  # they would cut at other tokens, too
+        and float(fit.draws.entropies.sum()) > float(case.draws.entropies.sum())
+    )
+    return replace(fit, span=found.span, is_vague=is_vague)
 
 
-def _best(
-    candidate: Candidate,
-    wholes: Mapping[str, RowDistribution],
-    members: dict[str, Draws],
-    case: Case,
-) -> Fit:
-    """The member that the tokens are most likely under."""
-    if candidate.suspect is not None:
-        members = {candidate.family: scored_under(case, candidate.suspect)}
-    gains = {
-        words: gains_in(candidate.window, draws.logqs, case) for words, draws in members.items()
-    }
-    words = max(gains, key=lambda name: gains[name].sum())
-    draws = _within(candidate.window, members[words], case)
+def _fit(candidate: Candidate, draws: Draws, whole: RowDistribution, case: Case) -> Fit:
+    """What holds when draws are from the distribution that they are scored under."""
+    gains = gains_in(candidate.window, draws.logqs, case)
+    draws = _within(candidate.window, draws, case)
     reported = share_reported(case, draws.logqs)
     level = case.false_alarms if reported >= _MOSTLY_REPORTED else max(_LEVEL, case.false_alarms)
-    left = leaves(case, draws, gains[words], level)
+    left = leaves(case, draws, gains, level)
     return Fit(
-        candidate=replace(
-            candidate,
-            description=placed(words, candidate.window),
-            log_odds=float(gains[words].sum()) + candidate.log_share,
-        ),
+        candidate=replace(candidate, log_odds=float(gains.sum()) + candidate.log_share),
         holds=not left,
         left=left,
         reported=reported,
         level=level,
-        whole=wholes.get(words),
-        is_vague=candidate.family == TEMPERATURE
-        and words != IGNORED  # by chance no other weights look like T = 1 and nothing else
-        and not case.policy.truncates  # they would cut at other tokens, too
-        and float(draws.entropies.sum()) > float(case.draws.entropies.sum()),
+        whole=whole,
+        draws=draws,
     )
 
 
-def with_bans(fit: Fit, case: Case) -> Fit:
-    """The fit, held against bets under its candidate that one more id is never sampled.
+def with_second(fit: Fit, case: Case) -> Fit:
+    """The fit, held against bets on a second fault beside its candidate.
 
-    It takes a forward of its own. Suspects, and candidates of draws that are not known, stay as
-    they are.
+    It takes a forward of its own. Candidates of draws that are not known stay as they are, and
+    so do suspects of some tokens alone.
     """
-    window = fit.candidate.window
-    if fit.whole is None or window.part < 1:
+    suspect, window = fit.candidate.suspect, fit.candidate.window
+    if window.part < 1 or (suspect is not None and window != WINDOWS[0]):
         return fit
-    bans, whole = Bans(), fit.whole
-
-    def reading(logits: Tensor, rows: Rows) -> dict[str, Tensor]:
-        wide = logits.double()
-        inside = window.holds(rows.steps.cpu().numpy(), rows.sequences.cpu().numpy())
-        is_inside_R1 = torch.from_numpy(inside).to(logits.device).unsqueeze(-1)
-        log_r_RV = torch.where(is_inside_R1, whole(wide, rows), log_q(wide, case.policy))
-        bans.note(log_r_RV, rows.tokens)
-        return {"tokens": rows.tokens}
-
-    token_columns(case.answers, case.scorer, reading, case.override)
-    assert bans.log_e is not None
-    log_e = float(np.logaddexp.reduce(bans.log_e)) - math.log(len(bans.log_e))
-    if log_e < -math.log(fit.level):
+    answers, override = (case.answers, case.override) if suspect is None else under(case, suspect)
+    found = bets_beside(fit.whole, window, fit.draws, answers, override, case)
+    failed = decide(bet_findings(found, case.error.nats), fit.level).failed
+    if not failed:
         return fit
-    return replace(fit, holds=False, left=(*fit.left, BANNED))
+    best = next(bet for bet in found.bets if bet.family not in allowed_families(case.error.nats))
+    return replace(
+        fit,
+        holds=False,
+        left=tuple(dict.fromkeys((*fit.left, *failed))),
+        second=in_words(best, case.policy),
+    )
 
 
 def _within(window: Window, draws: Draws, case: Case) -> Draws:
@@ -199,7 +171,7 @@ def leaves(case: Case, draws: Draws, gains: Floats, level: float) -> tuple[str, 
     """
     findings: list[Finding] = [
         *sampler_findings(draws),
-        *place_findings(draws, case.stopping.max_new_tokens, case.engine.batch_size),
+        *place_findings(draws, case.stopping.max_new_tokens, batch_size_of(case.engine)),
         same_contexts(with_tokens(case.answers), draws),
     ]
     # Where tokens lie outside the policy's support the bets are not on all that came.

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from seqproc.parity.draws import Answer, Draws, Floats, RowDistribution, with_tokens
+from seqproc.parity.draws import Answer, Draws, Floats, with_tokens
 from seqproc.parity.reading import Rows
+from seqproc.parity.scoring import RowDistribution
 from seqproc.policy import SamplingPolicy, log_q
 
 # Shapes: N tokens of all draws together, R rows (steps), V tokens of the vocabulary.

@@ -16,9 +16,10 @@ import numpy as np
 from seqproc.errors import EngineError
 from seqproc.models import vocab_size
 from seqproc.parity.causes.cause import Cause, log_q_error
-from seqproc.parity.draws import Answer, Draws, Floats, sample, score
+from seqproc.parity.draws import Answer, Draws, Floats, sample
 from seqproc.parity.metrics import log_q_range
 from seqproc.parity.positions import LogDistribution
+from seqproc.parity.scoring import score
 from seqproc.parity.suspected import log_r
 from seqproc.parity.suspects import Case, of_policy, other_prompts, other_weights
 from seqproc.parity.verdict import Link

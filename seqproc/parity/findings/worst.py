@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from seqproc.engines.answers import batch_size_of
 from seqproc.models.tokenization import Tokenizer
 from seqproc.parity.draws import Draws, Floats, with_tokens
 from seqproc.parity.findings.places import PLACES, tokens_of
@@ -84,7 +85,7 @@ def _badness(case: Case, failed: Sequence[Finding], replayed: Replay | None) -> 
     found = [finding for finding in failed if finding.name in PLACES]
     if found:
         name = min(found, key=lambda finding: finding.p_value or 0.0).name
-        here = tokens_of(name, draws, case.stopping.max_new_tokens, case.engine.batch_size)
+        here = tokens_of(name, draws, case.stopping.max_new_tokens, batch_size_of(case.engine))
         return f"unlikely, {name}", np.where(here, _unlikeliness(draws), -np.inf)
     if any(finding.link is Link.POLICY for finding in failed):
         return "unlikely", _unlikeliness(draws)

@@ -9,6 +9,7 @@ Knows models, token ids and what engines tell of their layers; no policies.
 from __future__ import annotations
 
 import math
+import operator
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -96,14 +97,13 @@ def first_difference(
         ModelError: no module of the one has the name of one of the other's.
         OverrideError: an override that does not fit its model.
     """
-    if not sequences or not all(len(ids) for ids in sequences):
-        raise SequenceError("a comparison of models needs sequences of at least one token each")
+    sequences = _sequences(sequences)
     sides = _Side.of(first, first_override), _Side.of(second, second_override)
     for side in sides:
         require_ids(sequences, side.model)
     if tolerance is None:
         tolerance = max(TOLERANCES.get(side.width, 0.0) for side in sides)
-    if not 0 <= tolerance < math.inf:
+    if not isinstance(tolerance, (int, float)) or not 0 <= tolerance < math.inf:
         raise ConfigError(f"tolerance must be a number ≥ 0, got {tolerance!r}")
     differences = _differences(*sides, sequences)
     found = next((name for name, gap in differences.items() if gap.relative > tolerance), None)
@@ -141,10 +141,11 @@ def first_difference_of_engine(
         override: parameters of the model; None for its own.
 
     Raises:
-        SequenceError: an id that the model does not embed.
+        SequenceError: no sequences, an empty one, or an id that the model does not embed.
         EngineError: the engine cannot tell, or fails.
         ModelError: it has no modules of the names that the model has.
     """
+    sequences = _sequences(sequences)
     side = _Side.of(model, override)
     names = [name for name, _ in side.model.named_modules() if _IN_LAYERS.search(name)]
     theirs = _EngineSide(engine=engine, names=names)
@@ -165,6 +166,23 @@ def first_difference_of_engine(
         parameters=(),
         num_parameters=None,
     )
+
+
+def _sequences(given: Iterable[Iterable[int]]) -> list[list[int]]:
+    """As lists of Python's integers.
+
+    Raises:
+        SequenceError: none, an empty one, or what is no token id.
+    """
+    try:
+        sequences = [[operator.index(token) for token in ids] for ids in given]
+    except TypeError as error:
+        raise SequenceError(
+            f"a comparison of models needs sequences of token ids, integers each: {error}"
+        ) from error
+    if not sequences or not all(sequences):
+        raise SequenceError("a comparison of models needs sequences of at least one token each")
+    return sequences
 
 
 def require_ids(sequences: Sequence[Sequence[int]], model: nn.Module) -> None:

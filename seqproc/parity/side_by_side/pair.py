@@ -25,7 +25,7 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ from seqproc._util.progress import progress_bar
 from seqproc.config import require_count
 from seqproc.engines.answers import distributions_of, followed_by, name_of
 from seqproc.engines.base import NO_FOLLOWING, Engine, Path, TellsDistributions
-from seqproc.errors import EngineError
+from seqproc.errors import ConfigError, EngineError
 from seqproc.estimators import Estimate, mean
 from seqproc.models.parameters import ParamMapping
 from seqproc.models.tokenization import Tokenizer
@@ -74,7 +74,7 @@ class Row:
     step: int  # tokens of the response in the context
     kl: float  # KL(first ‖ second), nats; ∞ where the second excludes a token of the first
     total_variation: float  # ½ Σ |first − second|
-    largest_gap: float  # of log q, over the tokens that both can emit, nats
+    largest_gap: float  # of log q, over the tokens that both can emit, nats; NaN of none
     num_first_only: int  # tokens that the first can emit and the second cannot
     num_second_only: int
     mass_first_only: float  # their probability under the first
@@ -101,7 +101,7 @@ class Pair:
     kl: Estimate | None  # mean over the rows where it is finite, nats per token; None: nowhere
     num_infinite: int  # rows in which the second excludes a token of the first
     total_variation: Estimate  # mean over all rows
-    largest_gap: float  # of all rows, nats
+    largest_gap: float  # of all rows, nats; NaN where no row has a token that both can emit
     num_same_support: int  # rows
     worst: tuple[Row, ...]  # by total variation, the largest first
 
@@ -181,7 +181,13 @@ def reading_of(engine: TellsDistributions, wanted: Reading | None = None) -> Rea
 
     Raises:
         EngineError: decoding is wanted of an engine that cannot decode given tokens.
+        ConfigError: the reading that is wanted is none.
     """
+    if wanted is not None and wanted not in get_args(Reading):
+        known = " or ".join(map(repr, get_args(Reading)))
+        raise ConfigError(
+            f"a reading must be {known}, or None for the engine's own; got {wanted!r}"
+        )
     if not isinstance(engine, Engine):
         return "prefill"
     if wanted == "decode" and not engine.can_follow:
@@ -255,8 +261,10 @@ def compare_distributions(
         EngineError: one of them cannot give distributions (the message says what remains), or not
             as is wanted; it fails, or gives what is none; the two have vocabularies of different
             sizes; no answer holds a token.
-        ConfigError: num_rows is no whole number ≥ 1.
+        ConfigError: num_rows is no whole number ≥ 1, a reading is none, or the policy is greedy.
     """
+    if not policy.do_sample:
+        raise ConfigError("a pair needs a policy that samples: greedy decoding has no distribution")
     places = spread_places(answers, num_rows)
     how = reading_of(first, readings[0]), reading_of(second, readings[1])
     return compare_rows(
@@ -310,7 +318,9 @@ def compare_rows(
         kl=kl,
         num_infinite=len(rows) - len(finite),
         total_variation=mean([row.total_variation for row in rows], clusters=prompts),
-        largest_gap=max(row.largest_gap for row in rows),
+        largest_gap=max(
+            (row.largest_gap for row in rows if not math.isnan(row.largest_gap)), default=math.nan
+        ),
         num_same_support=sum(row.has_same_support for row in rows),
         worst=tuple(sorted(rows, key=lambda row: -row.total_variation)[:_NUM_WORST]),
     )
