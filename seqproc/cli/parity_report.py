@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from seqproc.cli.display import console, duration, printable
@@ -10,13 +11,15 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from seqproc.parity import Check
-    from seqproc.parity.betting.certificate import Certificate
+    from seqproc.parity.betting.certificate import Certificate, Open
+    from seqproc.parity.causes.cause import Cause, Tried
     from seqproc.parity.findings.worst import WorstToken
     from seqproc.parity.run import ParityReport
     from seqproc.parity.sequential import Look
     from seqproc.policy import SamplingPolicy
 
 _SHOWN_OPEN = 3  # distributions that are not ruled out
+_SHOWN_TRIED = 3  # distributions that were taken for the cause
 _SHOWN_TIES = 5  # of a check; parity.json lists them
 
 
@@ -57,8 +60,9 @@ def print_check(label: str, check: Check) -> None:
             f"{token.margin:.2g} nats"
         )
     for cause in check.causes:
-        detail = f" ({cause.detail})" if cause.detail else ""
-        out.print(printable(f"cause, {cause.link}: {cause.description}{detail}"))
+        out.print(printable(_cause(cause)))
+        for tried in () if cause.explains else cause.tried[:_SHOWN_TRIED]:
+            out.print(printable(_tried(tried)))
     for worst in check.worst:
         out.print(worst_line(worst))
     said = "[green]parity holds[/]" if verdict.holds else "[bold red]parity does not hold[/]"
@@ -68,6 +72,17 @@ def print_check(label: str, check: Check) -> None:
     out.print(f"{said} ({verdict.num_tests} tests, false alarms {verdict.false_alarms:g}, {how})")
     if check.certificate is not None and verdict.holds:
         out.print(printable(_certified(check.certificate)))
+
+
+def _cause(cause: Cause) -> str:
+    what = " or ".join([cause.description, *cause.contenders])
+    return f"cause, {cause.link}: {what}{f' ({cause.detail})' if cause.detail else ''}"
+
+
+def _tried(tried: Tried) -> str:
+    left = f"fails {', '.join(tried.left)}" if tried.left else "leaves nothing"
+    values = "" if tried.interval is None else ", {:.4g} to {:.4g}".format(*tried.interval)
+    return f"  taken for true: {tried.description}{values}: e^{tried.log_odds:.1f}, {left}"
 
 
 def worst_line(token: WorstToken) -> str:
@@ -91,10 +106,16 @@ def _certified(certificate: Certificate) -> str:
     if certificate.is_given:
         return f"certified: {said}"
     left = "; ".join(
-        f"{one.name} ({one.distance:.2g} nats per token, e^{one.log_evidence:.1f} against it)"
+        f"{one.name} ({_how_far(one)}, e^{one.log_evidence:.1f} against it)"
         for one in certificate.left[:_SHOWN_OPEN]
     )
     return f"not decided: {said}, {len(certificate.left):,} are left, such as {left}"
+
+
+def _how_far(one: Open) -> str:
+    if math.isinf(one.distance):
+        return "near at no distance"
+    return f"{one.distance:.2g} nats per token"
 
 
 def _how_it_samples(check: Check) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -87,6 +87,8 @@ class Subject:
             self.stopping,
             vocabulary=vocab_size(self.scorer.model),
         )
+        if before is not None and not any(answer.completion.token_ids for answer in answers):
+            return replace(before, answers=[*before.answers, *answers])  # there is nothing to score
         error = self._error_of(answers) if before is None else before.error
         draws, nominal = score_nominal(
             answers,

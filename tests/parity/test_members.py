@@ -56,7 +56,10 @@ def cause_of(small: Range, distribution: Any, policy: SamplingPolicy) -> Cause:
         pytest.param(biased([0], 3.0), WHOLE, "EOS with a logit", 3.0, marks=SLOW),
         pytest.param(first_k(30), COLD, "top_k = 30 left on, before top_p", 30, marks=SLOW),
     ],
-    ids=str,
+    ids=[
+        *("repetition penalty", "greedy tokens", "temperature", "presence penalty"),
+        *("frequency penalty", "EOS", "top_k"),
+    ],
 )
 def test_a_value_between_those_of_the_catalogue_is_fitted(
     small: Range, distribution: Any, policy: SamplingPolicy, words: str, value: float
@@ -80,7 +83,7 @@ def test_a_value_between_those_of_the_catalogue_is_fitted(
         pytest.param(top_p_by(-0.013), COLD, "top_p 0.936", marks=SLOW),
         pytest.param(repeating(1.2), WHOLE, "repetition penalty 1.2 left on", marks=SLOW),
     ],
-    ids=str,
+    ids=["top_k", "typical_p", "min_p", "top_p", "repetition penalty"],
 )
 def test_a_cut_or_a_round_value_is_named(
     small: Range, distribution: Any, policy: SamplingPolicy, words: str

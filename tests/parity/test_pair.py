@@ -413,6 +413,18 @@ def test_the_largest_gap_is_of_the_rows_that_have_one(
     assert pair.largest_gap == pytest.approx(float((flat - tilted).abs().max()))
 
 
+def test_a_row_in_which_nothing_differs_shows_its_likeliest_tokens(
+    engine: HFEngine, small: Range
+) -> None:
+    narrow = SamplingPolicy(top_p=1e-9)
+    answers = answers_of(engine, narrow)
+    pair = compare_distributions(engine, engine, answers, narrow, small.tokenizer, num_rows=4)
+    assert pair.total_variation.value == 0
+    assert all(
+        [(one.first, one.second) for one in row.tokens] == [(1.0, 1.0)] for row in pair.worst
+    )
+
+
 def test_other_supports_are_counted_and_leave_the_mean_finite(
     engine: HFEngine, small: Range
 ) -> None:

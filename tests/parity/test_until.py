@@ -12,6 +12,7 @@ import pytest
 from helpers.faults import FaultyEngine, biased, hotter, top_p_by
 from helpers.gallery import requests_of
 from helpers.parity_range import PER_PROMPT, STOPPING, Range
+from seqproc.engines import Completion
 from seqproc.errors import ConfigError
 from seqproc.parity import Check, check_engine
 from seqproc.parity.betting.alternatives import Alternative
@@ -95,6 +96,23 @@ def test_draws_in_batches_are_tested_as_one(small: Range) -> None:
         if one.name in ("ranks", "surprisal", "twins", "support", "last kept"):
             assert told[one.name].statistic == pytest.approx(one.statistic, rel=1e-6), one.name
     assert found.num_tokens == whole.num_tokens
+
+
+def test_an_engine_that_ceases_to_answer_is_rejected(small: Range) -> None:
+    """Its later draws hold no token, so that there is nothing to score; their endings tell."""
+
+    class Ceasing(FaultyEngine):
+        def _completion(self, draw: Any, stopping: Any) -> Completion:
+            found = super()._completion(draw, stopping)
+            if draw.request.index < 64:
+                return found
+            return replace(found, token_ids=(), text="", finish_reason="length")
+
+    engine = Ceasing(small.model, small.tokenizer, silent=True)
+    found, looks = check(small, engine, 128, Until(within=1e-6))
+    assert [look.verdict.holds for look in looks] == [True, False]
+    assert "endings" in found.verdict.failed
+    assert looks[0].num_tokens == looks[1].num_tokens
 
 
 def test_batches_grow_and_hold_whole_prompts() -> None:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from seqproc.parity.betting.evidence import evidence
 from seqproc.parity.causes.candidates import Candidate, of_catalogue, of_suspect
-from seqproc.parity.causes.cause import Cause
+from seqproc.parity.causes.cause import Cause, Tried
 from seqproc.parity.causes.dependence import dependence
 from seqproc.parity.causes.fit import Fit, fitted, share_reported, with_second
 from seqproc.parity.causes.likeliest import SPAN
@@ -81,13 +81,36 @@ def _cause_of_tokens(case: Case, failed: Sequence[Finding]) -> Cause:
     able = [fit for fit in fits if fit.holds and fit.candidate.log_odds > 0]
     if able:
         best = with_second(max(able, key=_probability), case)
-        return _known(best, able, case, failed) if best.holds else _unknown(failed, best)
+        fits = _with(best, fits)
+        return (
+            _known(best, able, case, failed, fits) if best.holds else _unknown(failed, best, fits)
+        )
     noise = [one for one in candidates if not one.is_distribution]
     found = dependence(case, failed, _likeliest(noise), _likeliest(distributions))
     if found is not None:
         return found
-    nearest = max(fits, key=lambda fit: fit.candidate.log_odds, default=None)
-    return _unknown(failed, None if nearest is None else with_second(nearest, case))
+    if not fits:
+        return _unknown(failed, None, fits)
+    nearest = with_second(max(fits, key=lambda fit: fit.candidate.log_odds), case)
+    return _unknown(failed, nearest, _with(nearest, fits))
+
+
+def _with(one: Fit, fits: Sequence[Fit]) -> list[Fit]:
+    """All of them, of which one was held against more."""
+    return [one if fit.candidate is one.candidate else fit for fit in fits]
+
+
+def _tried(fits: Sequence[Fit]) -> tuple[Tried, ...]:
+    """All that were scored in full, the most probable first."""
+    return tuple(
+        Tried(
+            description=fit.candidate.description,
+            log_odds=fit.candidate.log_odds,
+            interval=fit.span,
+            left=fit.left,
+        )
+        for fit in sorted(fits, key=lambda fit: fit.candidate.log_odds, reverse=True)
+    )
 
 
 def _likeliest(candidates: Sequence[Candidate]) -> Candidate | None:
@@ -99,7 +122,9 @@ def _probability(fit: Fit) -> tuple[bool, float]:
     return fit.is_reported, fit.candidate.log_odds
 
 
-def _known(best: Fit, able: Sequence[Fit], case: Case, failed: Sequence[Finding]) -> Cause:
+def _known(
+    best: Fit, able: Sequence[Fit], case: Case, failed: Sequence[Finding], fits: Sequence[Fit]
+) -> Cause:
     """A distribution that leaves nothing to explain, and those that do about as well."""
     rivals = [
         fit.candidate.description
@@ -119,6 +144,7 @@ def _known(best: Fit, able: Sequence[Fit], case: Case, failed: Sequence[Finding]
         detail="; ".join([likelier, *_interval(best), *_where(failed)]),
         contenders=tuple(rivals),
         interval=best.span,
+        tried=_tried(fits),
     )
 
 
@@ -138,7 +164,7 @@ def _of_reports(best: Fit, case: Case) -> tuple[bool, str]:
     return True, f"; {share:.1%} of the reported log q are not its own, which it leaves unexplained"
 
 
-def _unknown(failed: Sequence[Finding], nearest: Fit | None) -> Cause:
+def _unknown(failed: Sequence[Finding], nearest: Fit | None, fits: Sequence[Fit]) -> Cause:
     """With the nearest that is known, and where it is wrong."""
     near: list[str] = []
     if nearest is not None:
@@ -150,6 +176,7 @@ def _unknown(failed: Sequence[Finding], nearest: Fit | None) -> Cause:
         description="another distribution, not a known one",
         explains=False,
         detail="; ".join([*near, *_where(failed)]),
+        tried=_tried(fits),
     )
 
 

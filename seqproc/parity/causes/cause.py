@@ -14,6 +14,16 @@ _IMPOSSIBLE = -50.0  # nats for a token that a suspect cannot emit, in place of 
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Tried:
+    """A distribution that was taken for true."""
+
+    description: str
+    log_odds: float  # of it against the policy by its bets, with their share of all, nats
+    interval: tuple[float, float] | None  # as of a `Cause`
+    left: tuple[str, ...]  # tests that fail then
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Cause:
     """What went wrong, as far as the draws tell."""
 
@@ -25,6 +35,7 @@ class Cause:
     # The lowest and the highest value of its parameter under which the draws are no less than a
     # twentieth as likely; None where none was fitted.
     interval: tuple[float, float] | None = None
+    tried: tuple[Tried, ...] = ()  # the most probable first; empty where nothing was scored again
 
 
 def possible(logqs: Floats) -> Floats:

@@ -344,12 +344,14 @@ def _row(place: Place, log_p: Tensor, log_r: Tensor, tokenizer: Tokenizer) -> Ro
     gaps = (log_p - log_r)[both]
     first_only, second_only = by_first & ~by_second, by_second & ~by_first
     lost = float(p[first_only].sum())
+    apart = (p - r).abs()
+    shown = apart if apart.any() else p  # of equal ones, the likeliest
     return Row(
         index=place.answer.request.index,
         prompt=place.answer.prompt,
         step=place.step,
         kl=math.inf if lost > 0 else _kl(p[both], r[both], gaps) + float(r[second_only].sum()),
-        total_variation=float((p - r).abs().sum()) / 2,
+        total_variation=float(apart.sum()) / 2,
         largest_gap=float(gaps.abs().max()) if len(gaps) else math.nan,
         num_first_only=int(first_only.sum()),
         num_second_only=int(second_only.sum()),
@@ -363,7 +365,7 @@ def _row(place: Place, log_p: Tensor, log_r: Tensor, tokenizer: Tokenizer) -> Ro
                 first=float(p[token]),
                 second=float(r[token]),
             )
-            for token in (p - r).abs().topk(min(_NUM_TOKENS, len(p))).indices.tolist()
+            for token in shown.topk(min(_NUM_TOKENS, len(p))).indices.tolist()
             if p[token] > 0 or r[token] > 0
         ),
     )
