@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,10 +11,9 @@ from seqproc.parity.causes.members import Member, Parameter, span
 from seqproc.parity.scoring import log_rs
 from seqproc.parity.suspects import Case
 
-# Nats by which a value between those of the catalogue must be likelier than the best of these:
-# engines have round ones.
-_LIKELIER = 2.0
-SPAN = 20.0  # factor within which other values of a parameter do about as well
+# Factor within which other values of a parameter do about as well. Then the value of the catalogue
+# is named, since engines have round ones.
+SPAN = 20.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +78,6 @@ def _best(found: Sequence[_Found], parameter: Parameter | None) -> Likeliest | N
     best, log_e = max(found, key=lambda one: one[1])
     own, own_log_e = found[0]
     return Likeliest(
-        member=own if log_e < own_log_e + _LIKELIER else best,
+        member=own if log_e < own_log_e + math.log(SPAN) else best,
         span=values,
     )
