@@ -11,9 +11,7 @@ from seqproc.parity.causes.members import Member, Parameter, span
 from seqproc.parity.scoring import log_rs
 from seqproc.parity.suspects import Case
 
-# Factor within which other values of a parameter do about as well. Then the value of the catalogue
-# is named, since engines have round ones.
-SPAN = 20.0
+SPAN = 20.0  # factor within which other values of a parameter do about as well
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +67,7 @@ def _profile(found: Sequence[_Found]) -> dict[float, float]:
 
 
 def _best(found: Sequence[_Found], parameter: Parameter | None) -> Likeliest | None:
-    """The first one is of the catalogue."""
+    """The first one is of the catalogue: where it does about as well, and is round, it is named."""
     if not found:
         return None
     values = None
@@ -77,7 +75,8 @@ def _best(found: Sequence[_Found], parameter: Parameter | None) -> Likeliest | N
         values = span(_profile(found), SPAN, is_smooth=parameter.is_smooth)
     best, log_e = max(found, key=lambda one: one[1])
     own, own_log_e = found[0]
+    is_round = parameter is None or parameter.is_round
     return Likeliest(
-        member=own if log_e < own_log_e + math.log(SPAN) else best,
+        member=own if is_round and log_e < own_log_e + math.log(SPAN) else best,
         span=values,
     )

@@ -57,6 +57,7 @@ class Parameter:
     on_line: bool = False  # whether its values are compared by differences, and not by ratios
     is_count: bool = False
     is_smooth: bool = True  # whether the likelihood is, in the value
+    is_round: bool = True  # whether the values of the catalogue are such as engines have
 
     def around(self, log_es: Mapping[float, float]) -> list[Member]:
         """Those between the neighbours of the likeliest value; up to the bounds at either end.
@@ -100,6 +101,7 @@ def parameter_of(bet: Bet, case: Case) -> Parameter | None:
         on_line=family == EOS,
         is_count=family == TOP_K,
         is_smooth=not moves_cut and family not in (TOP_K, MIN_P),
+        is_round=family != TEMPERATURE,
     )
 
 
@@ -195,7 +197,8 @@ def _likeliest_cut(case: Case, bet: Bet) -> list[Member]:
         return [_of_first(bet, case, draws.ranks[inside].max() + 1)]
     if bet.family == MIN_P and inside.any():
         share = float(np.exp(draws.logqs[inside] - np.log(draws.rank_masses[inside, 0])).min())
-        return [_of_likely(bet, case, share * (1 - 1e-6))] if share > 0 else []  # underflow
+        least, most, _ = _BOUNDS[MIN_P]  # up to 1 it is greedy decoding
+        return [_of_likely(bet, case, share * (1 - 1e-6))] if least < share < most else []
     return []
 
 
