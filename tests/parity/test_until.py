@@ -217,6 +217,22 @@ def test_a_distance_counts_what_one_of_the_two_cannot_emit(change: str) -> None:
     assert found.sum(dtype=float) / len(controls) == pytest.approx(due, rel=0.03)
 
 
+def test_what_no_control_has_shown_is_not_near() -> None:
+    """r leaves out 1 in 2,000 tokens: 1,000 controls are mostly without one, and tell nothing."""
+    num_tokens, excluded = 1_000, 1 / 2_000
+    distance = -excluded * math.log(SHARE) / 2
+    found = gains(
+        [Alternative(family="EOS", name="r")],
+        np.full((num_tokens, 1), -math.log1p(-excluded), dtype=np.float32),
+        np.full(num_tokens, -1.0),
+        np.ones(num_tokens, dtype=np.int64),
+        np.full(num_tokens // 10, 10),
+    )
+    ratios = np.full((num_tokens, 1), -math.log1p(-excluded), dtype=np.float32)
+    found = replace(found, distances=distances(ratios, found.lengths, truncates=False))
+    assert "r" in {one.name for one in certify(found, within=distance / 2, level=0.01).left}
+
+
 def test_a_distance_that_is_not_known_is_not_nought() -> None:
     ratios = np.array([[0.5, np.nan], [np.nan, np.nan], [0.5, np.nan]], dtype=np.float32)
     found = distances(ratios, np.array([2, 1]), truncates=False)

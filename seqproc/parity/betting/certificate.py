@@ -22,6 +22,7 @@ from typing import Literal
 import numpy as np
 
 from seqproc._util.printing import Facts, Printed
+from seqproc.parity.betting.catalogue import SHARE
 from seqproc.parity.betting.evidence import Floats, Gains, Ints, on_greedy_draws
 from seqproc.parity.betting.suspected import PROMPTS, WEIGHTS
 
@@ -151,11 +152,15 @@ def _open(one: _Alternative, distance: float, found: Gains) -> Open:
 
 
 def _upper_end(sums: Floats, lengths: Ints, level: float) -> float:
-    """Of the interval of Σ sums / Σ lengths, a ratio of means over draws."""
+    """Of the interval of Σ sums / Σ lengths, a ratio of means over draws.
+
+    What no control has shown has a mass of log(1/β)/N at most, and half of |log `SHARE`| nats each.
+    """
     if not np.isfinite(sums).all():
         return math.inf
     num_tokens = lengths.sum()
     mean = sums.sum() / num_tokens
     rest = sums - mean * lengths
     error = math.sqrt(float((rest**2).sum())) / num_tokens
-    return float(mean - NormalDist().inv_cdf(level) * error)  # 1 − β may round to 1
+    unseen = math.log(level) * math.log(SHARE) / 2 / num_tokens
+    return float(mean - NormalDist().inv_cdf(level) * error + unseen)  # 1 − β may round to 1
