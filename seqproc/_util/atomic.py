@@ -137,12 +137,20 @@ def _link_or_create(temporary: Path, path: Path, content: bytes) -> bool:
         os.link(temporary, path)
     except FileExistsError:
         # Over a network the first answer may get lost: then it was this process that linked it.
-        return path.exists() and path.samefile(temporary)
+        return _is_same_file(path, temporary)
     except OSError as error:
         if error.errno not in _NO_LINKS:
             raise
         return _create_in_place(path, content)
     return True
+
+
+def _is_same_file(path: Path, other: Path) -> bool:
+    """Whether two names are of one file; False when the first is removed meanwhile."""
+    try:
+        return path.samefile(other)
+    except FileNotFoundError:
+        return False
 
 
 def _create_in_place(path: Path, content: bytes) -> bool:

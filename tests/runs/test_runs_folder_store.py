@@ -409,6 +409,23 @@ class TestLocalFolder:
         monkeypatch.undo()
         assert not local.create("a", b"B")
 
+    def test_a_file_of_that_name_that_is_removed_meanwhile(
+        self, local: LocalFolder, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Another process removes it after it was found in the way, before it is looked at."""
+        compare = Path.samefile
+
+        def late(path: Path, other: Path) -> bool:
+            path.unlink()
+            return compare(path, other)
+
+        put(local, "a", b"A")
+        monkeypatch.setattr(Path, "samefile", late)
+        assert not local.create("a", b"B")
+        monkeypatch.undo()
+        assert local.create("a", b"B")
+        assert everything(Path(local.url)) == ["a"]
+
     def test_other_refusals_of_the_system(
         self, local: LocalFolder, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -557,6 +574,12 @@ class TestRemoteFolder:
 
         assert remote(Overwritten(), "s3").create("a", b"A")  # S3 decides
         assert not remote(Overwritten(), "unheard-of").create("a", b"A")
+
+        class Removed(Store):
+            def cat_file(self, path: str) -> bytes:
+                raise FileNotFoundError(path)
+
+        assert not remote(Removed(), "unheard-of").create("a", b"A")
 
     def test_a_network_that_fails_is_not_an_empty_folder(self, remote: Any) -> None:
         class Unreachable(Store):

@@ -180,7 +180,10 @@ class RemoteFolder(Folder):
         return self._holds(path, content)
 
     def _holds(self, path: str, content: bytes) -> bool:
-        return bool(self._store.cat_file(path) == content)
+        try:
+            return bool(self._store.cat_file(path) == content)
+        except FileNotFoundError:  # removed meanwhile
+            return False
 
     def _is_file(self, path: str) -> bool:
         # Not the store's own isfile and exists: for them a network that fails means no.
