@@ -40,6 +40,7 @@ from torch import Tensor
 
 from seqproc.engines import Request
 from seqproc.parity import sample, score_nominal
+from seqproc.parity.causes.cause import Cause
 from seqproc.policy import SamplingPolicy
 
 EVIDENCE = (14.0, 25.0, 50.0)  # nats, above which a miss is counted
@@ -62,7 +63,7 @@ class Row:
     nats: float | None  # Σ log r/q of all draws; ∞: q cannot emit them; None: it has no r
     caught: bool
     failed: list[str]
-    causes: list[str]
+    causes: list[str]  # in words, with contenders; "in part" where more is left to explain
 
 
 # ---------------------------------------------------------------------- kinds
@@ -255,8 +256,13 @@ def measured(small: Range, seed: int, number: int, num_draws: int) -> Row:
         nats=_nats(small, build(False), policy, num_draws, number) if has_ratio else None,
         caught=not found.verdict.holds,
         failed=list(found.verdict.failed),
-        causes=[" or ".join([cause.description, *cause.contenders]) for cause in found.causes],
+        causes=[_told(cause) for cause in found.causes],
     )
+
+
+def _told(cause: Cause) -> str:
+    words = " or ".join([cause.description, *cause.contenders])
+    return words if cause.explains or cause.contenders else f"{words} (in part)"
 
 
 def _nats(

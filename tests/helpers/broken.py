@@ -291,7 +291,13 @@ OTHERS = (
         words=None,
         distribution=biased(range(270, 300), -math.inf),
     ),
-    Fault(name="u has 8 bits", words=None, distribution=of_bits(8), policies=()),
+    Fault(name="u has 8 bits", words="of 8 bits", distribution=of_bits(8), policies=(WHOLE, HOT)),
+    Fault(
+        name="u has 8 bits, by rank",
+        words="of 8 bits, tokens in order of falling probability",
+        distribution=of_bits(8, 0.0, falling=True),
+        policies=(WHOLE,),
+    ),
     Fault(name="weights of another checkpoint", words=None, weights=_checkpoint),
     Fault(
         name="a system prompt is missing", words=None, sees=lambda request: request.prompt_ids[1:]

@@ -244,12 +244,17 @@ def typical(mass: float) -> Distribution:
     return distribution
 
 
-def of_bits(bits: int) -> Distribution:
-    """u has so many bits: it is one of the middles of 2^bits equal parts of (0, 1)."""
+def of_bits(bits: int, offset: float = 0.5, *, falling: bool = False) -> Distribution:
+    """u is (k + offset)/2^bits; the tokens lie in order of id, or of falling probability."""
 
     def distribution(places: Places) -> Tensor:
-        masses = right(places).exp().cumsum(-1)
-        below = (masses / masses[:, -1:] * 2**bits - 0.5).ceil()
-        return (below.diff(dim=-1, prepend=torch.zeros_like(below[:, :1])) / 2**bits).log()
+        q = right(places).exp()
+        order = (
+            q.argsort(-1, descending=True) if falling else torch.arange(q.shape[-1]).expand_as(q)
+        )
+        masses = q.gather(-1, order).cumsum(-1)
+        below = (masses / masses[:, -1:] * 2**bits - offset).ceil()
+        counts = below.diff(dim=-1, prepend=torch.zeros_like(below[:, :1]))
+        return (torch.empty_like(q).scatter(-1, order, counts) / 2**bits).log()
 
     return distribution

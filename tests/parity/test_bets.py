@@ -17,9 +17,11 @@ from seqproc.parity.betting import heads
 from seqproc.parity.betting.alternatives import Alternative, Case, Seen
 from seqproc.parity.betting.bans import Bans, without
 from seqproc.parity.betting.catalogue import SHARE, catalogue, log_ratios
+from seqproc.parity.betting.coarse import COARSE
 from seqproc.parity.betting.cuts import IGNORED
 from seqproc.parity.betting.evidence import WINDOWS, evidence, gains
 from seqproc.parity.betting.heads import heads_of, tempered
+from seqproc.parity.positions import masses
 from seqproc.policy import SamplingPolicy, log_q
 
 EOS = (3, 5)
@@ -42,6 +44,7 @@ def every_token(logits_V: Tensor, policy: SamplingPolicy) -> Case:
     logits_RV, tokens_R = logits_V.expand(vocabulary, -1), torch.arange(vocabulary)
     found = heads_of(logits_RV, tokens_R, policy)
     log_q_RV = log_q(logits_RV, policy)
+    before_R, below_R = masses(log_q_RV, tokens_R)
     generator = torch.Generator().manual_seed(1)
     counts = [
         torch.randint(0, 3, (vocabulary,), generator=generator)[found.ids].double()
@@ -52,6 +55,8 @@ def every_token(logits_V: Tensor, policy: SamplingPolicy) -> Case:
         nominal=tempered(found, found.inverse_temperature),
         policy=policy,
         logqs=log_q_RV.gather(-1, tokens_R[:, None])[:, 0],
+        mass_below=below_R,
+        mass_before=before_R,
         log_eos=log_q_RV[:, list(EOS)].logsumexp(-1),
         is_eos=torch.isin(tokens_R, torch.tensor(EOS)),
         seen=Seen(in_prompt=counts[0], in_response=counts[1]),
@@ -205,6 +210,48 @@ def test_a_temperature_beyond_the_head_is_nearly_the_exact_one() -> None:
             exact = one.whole(logits_V.unsqueeze(0))[0]
             gap = (one.log_r(case) - exact) * exact.exp()
             assert float(gap.abs().sum()) < 1e-3
+
+
+# ---------------------------------------------------------------------- coarse random numbers
+
+
+def halves(bits: int) -> Tensor:
+    return (torch.arange(2**bits, dtype=torch.float64) + 0.5) / 2**bits
+
+
+U = {
+    "of 8 bits": halves(8) - 2**-9,
+    "of 8 bits, from half a step on": halves(8),
+    "of 11 bits": halves(11) - 2**-12,
+    "of 11 bits, from half a step on": halves(11),
+    "of 16 bits": halves(16) - 2**-17,
+    "rounded to bfloat16": halves(22).bfloat16().double(),
+    "rounded to float16": halves(22).half().double(),
+}
+
+
+@pytest.mark.parametrize("policy", POLICIES[:2], ids=str)
+@pytest.mark.parametrize("order", ["id", "falling probability"])
+@pytest.mark.parametrize("name", list(U))
+def test_coarse_random_numbers_are_those_of_all_u_counted(
+    name: str, order: str, policy: SamplingPolicy
+) -> None:
+    """Oracle: every u there is, looked up in the running sums of q."""
+    found = {one.name: one for one in alternatives(policy) if one.family == COARSE}
+    one = found[f"random numbers {name}, tokens in order of {order}"]
+    q_V = log_q(logits_of(200).unsqueeze(0), policy)[0].exp()
+    ids_V = torch.arange(200) if order == "id" else q_V.argsort(descending=True)
+    upto_V = q_V[ids_V].cumsum(0)
+    upto_V[upto_V > 1 - 1e-9] = 1.0  # u of 1 is of the last token that can be sampled
+    places = torch.searchsorted(upto_V, U[name].clamp(max=1 - 1e-9), right=True)
+    counts_V = torch.bincount(places, minlength=200).double() / len(U[name])
+    due_V = torch.empty_like(counts_V).scatter(0, ids_V, counts_V)
+    assert one.whole is not None
+    got_V = one.whole(logits_of(200).unsqueeze(0))[0].exp()
+    allowed = 1e-6 if "rounded" in name else 1e-12  # the u of that oracle have 22 bits
+    assert torch.allclose(got_V, due_V, rtol=0, atol=allowed)
+    assert len(found) == 2 * len(U)
+    assert float((got_V - q_V).abs().max()) > allowed
 
 
 # ---------------------------------------------------------------------- all together

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch import Tensor
 
-from helpers.broken import COLD, WHOLE
+from helpers.broken import COLD, HOT, WHOLE
 from helpers.faults import (
     FaultyEngine,
     Places,
@@ -20,6 +21,10 @@ from helpers.faults import (
     hotter,
     least_of,
     mixed,
+    of_bits,
+    of_draws,
+    of_key,
+    of_logits,
     present,
     repeating,
     top_p_by,
@@ -51,13 +56,14 @@ def cause_of(small: Range, distribution: Any, policy: SamplingPolicy) -> Cause:
         (repeating(1.15), WHOLE, "repetition penalty", 1.15),
         (mixed(0.1, greedy), WHOLE, "tokens decoded greedily", 0.1),
         (hotter(1.25), COLD, "temperature", 0.875),
+        (typical(0.8), WHOLE, "typical_p", 0.8),
         pytest.param(present(0.4), COLD, "presence penalty", 0.4, marks=SLOW),
         pytest.param(frequent(0.7), WHOLE, "frequency penalty", 0.7, marks=SLOW),
         pytest.param(biased([0], 3.0), WHOLE, "EOS with a logit", 3.0, marks=SLOW),
         pytest.param(first_k(30), COLD, "top_k = 30 left on, before top_p", 30, marks=SLOW),
     ],
     ids=[
-        *("repetition penalty", "greedy tokens", "temperature", "presence penalty"),
+        *("repetition penalty", "greedy tokens", "temperature", "typical_p", "presence penalty"),
         *("frequency penalty", "EOS", "top_k"),
     ],
 )
@@ -79,11 +85,16 @@ def test_a_value_between_those_of_the_catalogue_is_fitted(
     [
         (first_k(30), WHOLE, "top_k = 30 left on"),
         (typical(0.9), COLD, "typical_p = 0.9 left on"),
+        (
+            of_bits(10),
+            WHOLE,
+            "random numbers of 10 bits, from half a step on, tokens in order of id",
+        ),
         pytest.param(least_of(0.03), COLD, "min_p = 0.03", marks=SLOW),
         pytest.param(top_p_by(-0.013), COLD, "top_p 0.936", marks=SLOW),
         pytest.param(repeating(1.2), WHOLE, "repetition penalty 1.2 left on", marks=SLOW),
     ],
-    ids=["top_k", "typical_p", "min_p", "top_p", "repetition penalty"],
+    ids=["top_k", "typical_p", "bits of u", "min_p", "top_p", "repetition penalty"],
 )
 def test_a_cut_or_a_round_value_is_named(
     small: Range, distribution: Any, policy: SamplingPolicy, words: str
@@ -91,6 +102,39 @@ def test_a_cut_or_a_round_value_is_named(
     cause = cause_of(small, distribution, policy)
     assert cause.explains, cause
     assert cause.description.startswith(words)
+
+
+def test_how_many_draws_it_is_about_is_fitted_with_the_value(small: Range) -> None:
+    """The values of the catalogue next to 0.97 fit a tenth of the draws better than a third."""
+    some = of_draws(lambda request: of_key(3, request.index) < 0.4, typical(0.97))
+    cause = cause_of(small, some, WHOLE)
+    named = [cause.description, *cause.contenders]
+    assert any(
+        words.startswith("typical_p = 0.9") and words.endswith("in 30% of the draws")
+        for words in named
+    ), cause
+
+
+def test_what_is_hardly_more_probable_than_the_policy_may_be_what_is_not_known(
+    small: Range,
+) -> None:
+    """A token or two that q cannot emit fail an engine, and any other weights could bring them."""
+    noise = torch.from_numpy(0.03 * np.random.default_rng(4).standard_normal(300))
+    shaken = of_logits(lambda places: places.logits + noise)
+    causes = [
+        cause
+        for seed in range(4)
+        for cause in small.check(
+            FaultyEngine(small.model, small.tokenizer, silent=True, distribution=shaken),
+            num_draws=DRAWS,
+            policy=HOT,
+            seed=seed,
+        ).causes
+    ]
+    assert causes
+    assert not any(cause.explains for cause in causes), causes
+    unknown = "another distribution, not a known one"
+    assert all(unknown in (cause.description, *cause.contenders) for cause in causes)
 
 
 # ---------------------------------------------------------------------- a second fault

@@ -30,6 +30,8 @@ class Case:
     nominal: Tempered  # softmax(raw / T)
     policy: SamplingPolicy
     logqs: Tensor  # [R] log q(y), nats; −∞ outside the support
+    mass_below: Tensor  # [R] q of the tokens of smaller id than y
+    mass_before: Tensor  # [R] q of the tokens that come before y, in order of falling probability
     log_eos: Tensor  # [R] log q of all EOS ids together
     is_eos: Tensor  # [R] bool
     seen: Seen

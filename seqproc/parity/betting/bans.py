@@ -20,6 +20,7 @@ from seqproc.policy import SamplingPolicy, log_q
 
 # Shapes: R rows (steps), V tokens of the vocabulary.
 
+_RARELY = 1e-6  # probability of an id, up to which q²/2 is nothing
 _CERTAIN = 1 - 1e-12  # probability of an id that leaves nothing to bet on
 
 
@@ -32,7 +33,9 @@ class Bans:
     def note(self, log_q_RV: Tensor, tokens_R: Tensor) -> None:
         """Rows of log q, and the tokens that were sampled."""
         q_RV = log_q_RV.exp().clamp_(max=_CERTAIN)
-        gains_RV = torch.log1p(-SHARE * q_RV) - torch.log1p(-q_RV)
+        gains_RV = (1 - SHARE) * q_RV  # less by q²/2 than the gain, of ids that hardly have any
+        likely = torch.nonzero(q_RV > _RARELY, as_tuple=True)
+        gains_RV[likely] = torch.log1p(-SHARE * q_RV[likely]) - torch.log1p(-q_RV[likely])
         gains_RV.scatter_(-1, tokens_R.unsqueeze(-1), math.log(SHARE))
         log_e_V = gains_RV.sum(0)
         self._log_e_V = log_e_V if self._log_e_V is None else self._log_e_V + log_e_V

@@ -24,7 +24,7 @@ from seqproc.parity.betting.echoes import echo_ratios
 from seqproc.parity.betting.evidence import Gains, gains
 from seqproc.parity.betting.heads import heads_of, tempered, with_tokens
 from seqproc.parity.betting.pairs import all_pairs
-from seqproc.parity.positions import Placement
+from seqproc.parity.positions import Placement, masses
 from seqproc.parity.reading import Rows
 from seqproc.policy import SamplingPolicy
 
@@ -86,6 +86,8 @@ class Book:
             nominal=tempered(heads, heads.inverse_temperature),
             policy=self._policy,
             logqs=placed.logqs,
+            mass_below=placed.mass_below,
+            mass_before=placed.mass_before,
             log_eos=placed.eos_probs.log(),
             is_eos=self._is_eos(rows.tokens),
             seen=self._seen(heads.ids, rows),
@@ -93,10 +95,13 @@ class Book:
         found = {f"{_PREFIX}ratios": log_ratios(self._alternatives, case).float()}
         if controls_R is None:
             return found
+        before_R, below_R = masses(log_q_RV, controls_R)
         control = replace(
             case,
             heads=with_tokens(heads, logits_RV, controls_R),
             logqs=log_q_RV.gather(-1, controls_R.unsqueeze(-1)).squeeze(-1),
+            mass_below=below_R,
+            mass_before=before_R,
             is_eos=self._is_eos(controls_R),
         )
         control = replace(

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from seqproc.parity.betting.alternatives import Alternative, Case
 from seqproc.parity.betting.changes import changed_alternatives
+from seqproc.parity.betting.coarse import coarse_alternatives
 from seqproc.parity.betting.cuts import cut_alternatives
 from seqproc.policy import SamplingPolicy
 
@@ -33,7 +34,11 @@ def catalogue(policy: SamplingPolicy, eos_token_ids: Sequence[int]) -> list[Alte
     """All alternatives to a policy that samples; none to one that does not."""
     if not policy.do_sample:
         return []
-    return [*cut_alternatives(policy), *changed_alternatives(policy, eos_token_ids)]
+    return [
+        *cut_alternatives(policy),
+        *changed_alternatives(policy, eos_token_ids),
+        *coarse_alternatives(policy),
+    ]
 
 
 def log_ratios(alternatives: Sequence[Alternative], case: Case, *, unknown: float = 0.0) -> Tensor:

@@ -19,6 +19,7 @@ from seqproc.support.top_logits import largest
 # Shapes: R rows (steps), V tokens of the vocabulary, M tokens of a head.
 
 TEMPERATURE, TOP_P, TOP_K, MIN_P = "temperature", "top_p", "top_k", "min_p"  # families
+TYPICAL_P = "typical_p"
 IGNORED = "temperature ignored"  # the member of the first at T = 1
 BEFORE = ", before top_p"  # ends the words of a filter that leaves less for the nucleus to cut
 
@@ -29,7 +30,7 @@ TEMPERATURES = (
 TOP_PS = (0.5, 0.7, 0.8, 0.85, 0.9, 0.92, 0.93, 0.94, 0.95, 0.96, 0.97, 0.98, 0.99, 0.995, 1.0)
 TOP_KS = (1, 5, 10, 20, 40, 50, 100, 200)
 MIN_PS = (0.01, 0.02, 0.05, 0.1, 0.2)
-TYPICAL = (0.9, 0.95)
+TYPICAL_PS = (0.7, 0.9, 0.95)
 
 
 def cut_alternatives(policy: SamplingPolicy) -> Iterator[Alternative]:
@@ -38,7 +39,7 @@ def cut_alternatives(policy: SamplingPolicy) -> Iterator[Alternative]:
     yield from _top_ps(policy)
     yield from _top_ks(policy)
     yield from _min_ps(policy)
-    yield from _typical(policy)
+    yield from _typical_ps(policy)
     yield from _orders(policy)
 
 
@@ -208,16 +209,21 @@ def _renormalised(log_q_RV: Tensor, kept_RV: Tensor) -> Tensor:
     return log_q_RV.masked_fill(~kept_RV, -math.inf).log_softmax(-1)
 
 
-def _typical(policy: SamplingPolicy) -> Iterator[Alternative]:
+def _typical_ps(policy: SamplingPolicy) -> Iterator[Alternative]:
     """Of what a nucleus leaves, where there is one."""
-    for value in TYPICAL:
+    for value in TYPICAL_PS:
         yield Alternative(
-            family="typical_p",
+            family=TYPICAL_P,
             name=f"typical_p = {value:g} left on",
             value=value,
             log_r=_with_typical(value),
-            whole=partial(_typical_of, value, policy),
+            whole=typical(value, policy),
         )
+
+
+def typical(mass: float, policy: SamplingPolicy) -> LogDistribution:
+    """The policy's q with the most typical tokens alone, that have a share of its mass."""
+    return partial(_typical_of, mass, policy)
 
 
 def _typical_of(mass: float, policy: SamplingPolicy, logits_RV: Tensor) -> Tensor:

@@ -111,7 +111,8 @@ def _beyond(a_RV: Tensor, ids_RM: Tensor) -> tuple[Tensor, Tensor]:
     weights_RV = beyond_RV.exp()
     mass_R = weights_RV.sum(-1)
     finite_RV = beyond_RV.masked_fill(beyond_RV == -math.inf, 0.0)
-    first_R, second_R = ((weights_RV * finite_RV**k).sum(-1) for k in (1, 2))
+    weighted_RV = weights_RV * finite_RV
+    first_R, second_R = weighted_RV.sum(-1), (weighted_RV * finite_RV).sum(-1)
     is_some = mass_R > 0
     safe_R = torch.where(is_some, mass_R, 1.0)
     reference_R = torch.where(is_some, first_R / safe_R, 0.0)

@@ -12,8 +12,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from seqproc.parity.betting.catalogue import SHARE
 from seqproc.parity.betting.evidence import evidence
-from seqproc.parity.causes.candidates import Candidate, of_catalogue, of_suspect
+from seqproc.parity.causes.candidates import Candidate, of_catalogue, of_suspect, unreachable
 from seqproc.parity.causes.cause import Cause, Tried
 from seqproc.parity.causes.dependence import dependence
 from seqproc.parity.causes.fit import Fit, fitted, share_reported, with_second
@@ -31,6 +32,8 @@ _CONTENDING = math.log(SPAN)  # nats behind the most probable, up to which one c
 _SUSPECTS, _FAMILIES = 2, 5  # candidates that are scored in full, at most
 _MOSTLY_REPORTED = 0.99  # share of log q that agree; a cut of the support may move a few
 _MANY_REPORTED = 0.5  # share of them with which a cause may pass, if not for the very one
+_OFF = 1e-3  # share of tokens that logits which are a little off put outside the support, at most
+_UNKNOWN = "another distribution, not a known one"
 _OTHERS = "other weights or prompts, which look like a higher temperature"
 
 
@@ -125,7 +128,10 @@ def _probability(fit: Fit) -> tuple[bool, float]:
 def _known(
     best: Fit, able: Sequence[Fit], case: Case, failed: Sequence[Finding], fits: Sequence[Fit]
 ) -> Cause:
-    """A distribution that leaves nothing to explain, and those that do about as well."""
+    """A distribution that leaves nothing to explain, and those that do about as well.
+
+    One that is hardly more probable than what is not known has this for a contender.
+    """
     rivals = [
         fit.candidate.description
         for fit in able
@@ -135,6 +141,9 @@ def _known(
     ]
     if best.is_vague and not best.is_reported:
         rivals.append(_OTHERS)
+    sure = best.candidate.log_odds - _odds_of_unknown(case) >= -math.log(case.false_alarms)
+    if not sure and not best.is_reported:
+        rivals.append(_UNKNOWN)
     leaves, of_reports = _of_reports(best, case)
     likelier = f"e^{best.candidate.log_odds:.1f} times as probable as the policy{of_reports}"
     return Cause(
@@ -146,6 +155,22 @@ def _known(
         interval=best.span,
         tried=_tried(fits),
     )
+
+
+def _odds_of_unknown(case: Case) -> float:
+    """Log odds against the policy of logits that are a little off, nobody knows how.
+
+    Any such logits bring n tokens that the policy cannot emit, which tell against it what they tell
+    for the alternatives that can. But what emits them emits the others less often, by n nats in
+    all; a token at the edge of the support comes in or stays out as it may happen, by a half; and
+    they bring few: what brings many has to tell how.
+    """
+    num_tokens, told = len(case.draws.steps), unreachable(case)
+    num_outside = told / -math.log(SHARE)
+    cost, rate = num_outside * (1 + math.log(2)), num_outside / num_tokens
+    if rate > _OFF:
+        cost += num_outside * math.log(rate / _OFF) - num_tokens * (rate - _OFF)
+    return told - cost
 
 
 def _interval(fit: Fit) -> list[str]:
@@ -173,7 +198,7 @@ def _unknown(failed: Sequence[Finding], nearest: Fit | None, fits: Sequence[Fit]
         near += [f"the nearest beside it: {nearest.second}"] if nearest.second else []
     return Cause(
         link=Link.LOGITS,
-        description="another distribution, not a known one",
+        description=_UNKNOWN,
         explains=False,
         detail="; ".join([*near, *_where(failed)]),
         tried=_tried(fits),

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from seqproc.parity.betting.catalogue import SHARE
+from seqproc.parity.betting.coarse import COARSE
 from seqproc.parity.betting.echoes import PLACE, SAME
 from seqproc.parity.betting.evidence import (
     GREEDY_DRAWS,
@@ -31,7 +32,7 @@ from seqproc.parity.suspects import Case, Suspect
 from seqproc.parity.verdict import Link
 
 NOISE = (SAME, PLACE)  # families of randomness that is used twice
-_WITHIN = (SAME, PLACE, GREEDY_DRAWS)  # families that keep to the policy's support
+_WITHIN = (SAME, PLACE, COARSE, GREEDY_DRAWS)  # families that keep to the policy's support
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +130,7 @@ def _candidate(
         description = f"what should be independent is not: randomness is used twice ({description})"
     return Candidate(
         description=description,
-        link=Link.TOKENS if is_noise else Link.POLICY,
+        link=Link.TOKENS if is_noise or best.family == COARSE else Link.POLICY,
         family=best.family,
         log_odds=float(np.logaddexp.reduce([odds[bet] for bet in alike])),
         log_share=float(np.logaddexp.reduce([bet.log_share for bet in alike])),

@@ -81,7 +81,7 @@ def _of_suspect(candidate: Candidate, case: Case) -> Fit:
 
 def _of_member(candidate: Candidate, found: Likeliest, draws: Draws, case: Case) -> Fit:
     member = found.member
-    named = replace(candidate, description=placed(member.words, candidate.window))
+    named = replace(candidate, description=placed(member.words, found.window), window=found.window)
     fit = _fit(named, draws, member.whole, case)
     is_vague = (
         candidate.family == TEMPERATURE

@@ -6,8 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from seqproc.parity.betting.evidence import WINDOWS, Window
 from seqproc.parity.causes.candidates import Candidate, gains_in
 from seqproc.parity.causes.members import Member, Parameter, span
+from seqproc.parity.draws import Floats
 from seqproc.parity.scoring import log_rs
 from seqproc.parity.suspects import Case
 
@@ -19,6 +21,7 @@ class Likeliest:
     """A member, and which others of its family do about as well."""
 
     member: Member
+    window: Window  # that it is about
     span: tuple[float, float] | None  # values of the parameter; None where none is fitted
 
 
@@ -36,7 +39,13 @@ def likeliest(candidates: Sequence[Candidate], case: Case) -> list[Likeliest | N
     ]
 
 
-_Found = tuple[Member, float]  # and what it came to against the policy, nats
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """A member and what it came to."""
+
+    member: Member
+    window: Window
+    log_e: float  # against the policy, nats
 
 
 def _log_es(
@@ -48,12 +57,17 @@ def _log_es(
     }
     logs = log_rs(case.answers, case.scorer, wholes, override=case.override) if wholes else {}
     return [
-        [
-            (member, float(gains_in(candidate.window, logs[n, m], case).sum()))
-            for m, member in enumerate(some)
-        ]
+        [_found(member, candidate.window, logs[n, m], case) for m, member in enumerate(some)]
         for n, (candidate, some) in enumerate(zip(candidates, members, strict=True))
     ]
+
+
+def _found(member: Member, window: Window, log_r: Floats, case: Case) -> _Found:
+    """Of draws that nobody knows, how many they are is fitted with it."""
+    windows = [window] if window.part == 1 else [one for one in WINDOWS if one.part < 1]
+    log_es = {one: float(gains_in(one, log_r, case).sum()) for one in windows}
+    best = max(log_es, key=lambda one: log_es[one])
+    return _Found(member=member, window=best, log_e=log_es[best])
 
 
 def _closer(candidate: Candidate, found: Sequence[_Found]) -> list[Member]:
@@ -63,7 +77,7 @@ def _closer(candidate: Candidate, found: Sequence[_Found]) -> list[Member]:
 
 
 def _profile(found: Sequence[_Found]) -> dict[float, float]:
-    return {member.value: log_e for member, log_e in found if member.value is not None}
+    return {one.member.value: one.log_e for one in found if one.member.value is not None}
 
 
 def _best(found: Sequence[_Found], parameter: Parameter | None) -> Likeliest | None:
@@ -73,10 +87,7 @@ def _best(found: Sequence[_Found], parameter: Parameter | None) -> Likeliest | N
     values = None
     if parameter is not None:
         values = span(_profile(found), SPAN, is_smooth=parameter.is_smooth)
-    best, log_e = max(found, key=lambda one: one[1])
-    own, own_log_e = found[0]
+    own, best = found[0], max(found, key=lambda one: one.log_e)
     is_round = parameter is None or parameter.is_round
-    return Likeliest(
-        member=own if is_round and log_e < own_log_e + math.log(SPAN) else best,
-        span=values,
-    )
+    named = own if is_round and best.log_e < own.log_e + math.log(SPAN) else best
+    return Likeliest(member=named.member, window=named.window, span=values)

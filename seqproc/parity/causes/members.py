@@ -16,6 +16,7 @@ import numpy as np
 
 from seqproc.parity.betting.bans import without
 from seqproc.parity.betting.changes import EOS, GREEDY_TOKENS, eos_biased, greedy_mixture
+from seqproc.parity.betting.coarse import COARSE, coarse_like
 from seqproc.parity.betting.cuts import (
     BEFORE,
     IGNORED,
@@ -23,8 +24,10 @@ from seqproc.parity.betting.cuts import (
     TEMPERATURE,
     TOP_K,
     TOP_P,
+    TYPICAL_P,
     of_first,
     of_likely,
+    typical,
 )
 from seqproc.parity.betting.evidence import BANNED, GREEDY_DRAWS, Bet
 from seqproc.parity.causes.histories import PENALTIES, penalised, with_greedy_draws
@@ -100,13 +103,13 @@ def parameter_of(bet: Bet, case: Case) -> Parameter | None:
         policys=policys,
         on_line=family == EOS,
         is_count=family == TOP_K,
-        is_smooth=not moves_cut and family not in (TOP_K, MIN_P),
+        is_smooth=not moves_cut and family not in (TOP_K, MIN_P, TYPICAL_P),
         is_round=family != TEMPERATURE,
     )
 
 
 def members(case: Case, bet: Bet, whole: LogDistribution | None) -> list[Member]:
-    """The member that a bet was on, and of a cut the one that the draws are the likeliest under.
+    """The member that a bet was on, and others that the draws may be likelier under.
 
     Args:
         case: the draws.
@@ -125,6 +128,8 @@ def members(case: Case, bet: Bet, whole: LogDistribution | None) -> list[Member]
     if whole is None:
         return []
     own = Member(words=bet.name, whole=of_logits(whole), value=bet.value)
+    if bet.family == COARSE:
+        return [own, *_of_other_bits(case, bet)]
     return [own, *_likeliest_cut(case, bet)]
 
 
@@ -202,6 +207,14 @@ def _likeliest_cut(case: Case, bet: Bet) -> list[Member]:
     return []
 
 
+def _of_other_bits(case: Case, bet: Bet) -> list[Member]:
+    return [
+        Member(words=one.name, whole=of_logits(one.whole))
+        for one in coarse_like(bet.name, case.policy)
+        if one.whole is not None and one.name != bet.name
+    ]
+
+
 def is_alike(bet: Bet, other: Bet) -> bool:
     """Whether two bets of a family differ in the value of its parameter alone."""
     return bet.window == other.window and bet.name.endswith(BEFORE) == other.name.endswith(BEFORE)
@@ -221,6 +234,14 @@ def _of_likely(bet: Bet, case: Case, value: float) -> Member:
     return Member(
         words=f"min_p = {value:.3g} left on{BEFORE if before else ''}",
         whole=of_logits(of_likely(value, case.policy, before)),
+        value=value,
+    )
+
+
+def _of_typical(_: Bet, case: Case, value: float) -> Member:
+    return Member(
+        words=f"typical_p = {value:.3g} left on",
+        whole=of_logits(typical(value, case.policy)),
         value=value,
     )
 
@@ -262,6 +283,7 @@ _OF_VALUE: dict[str, Callable[[Bet, Case, float], Member]] = {
     TEMPERATURE: _of_temperature,
     TOP_K: _of_first,
     MIN_P: _of_likely,
+    TYPICAL_P: _of_typical,
     **dict.fromkeys(PENALTIES, _penalised),
     GREEDY_TOKENS: _with_greedy_tokens,
     GREEDY_DRAWS: _with_greedy_draws,
@@ -272,6 +294,7 @@ _OF_VALUE: dict[str, Callable[[Bet, Case, float], Member]] = {
 _BOUNDS = {
     TOP_K: (2.0, 1e3, 0.0),
     MIN_P: (1e-3, 0.9, 0.0),
+    TYPICAL_P: (0.1, 0.998, 1.0),
     "repetition penalty": (0.8, 5.0, 1.0),
     "presence penalty": (0.02, 4.0, 0.0),
     "frequency penalty": (0.02, 4.0, 0.0),
