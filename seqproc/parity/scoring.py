@@ -6,7 +6,7 @@ Knows the scorer. One forward serves all the distributions that are asked about.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 import numpy as np
@@ -158,45 +158,73 @@ def score_nominal(
         stop_token_ids: ids in [0, V) that may complete a stop string.
     """
     answers, eos = with_tokens(answers), scorer.eos_token_ids
-    keys = _draw_keys(answers, scorer.device)
     book = book_of(answers, policy, eos) if bets and policy.do_sample else None
-    generator = torch.Generator(scorer.device).manual_seed(seed % 2**63)
-
-    def reading(logits: Tensor, rows: Rows) -> dict[str, Tensor]:
-        wide = logits.double()
-        log_q_RV = log_q(wide, policy)
-        placed = place(log_q_RV, rows.tokens, eos, special_token_ids, stop_token_ids)
-        own = {"logprobs": token_log_p(wide, rows.tokens)}
-        own |= _named(cut(wide, rows.tokens, policy, logit_error))
-        if noise is not None:
-            seeds, lengths = keys[:, rows.sequences]
-            values = noise.values(seeds, lengths, rows.steps, wide.shape[-1])
-            replayed = replay_rows(wide, values, rows.tokens, policy, logit_error, noise.error)
-            own |= _named(replayed)
-        drawn = _controls(log_q_RV, generator) if controls else {}
-        of_bets = (
-            {}
-            if book is None
-            else book.columns(wide, log_q_RV, placed, rows, controls_R=drawn.get("controls/ids"))
-        )
-        return own | _named(placed, "q/") | of_bets | drawn
-
+    reading = _NominalReading(
+        policy=policy,
+        logit_error=logit_error,
+        class_ids=(eos, special_token_ids, stop_token_ids),
+        book=book,
+        noise=noise,
+        keys=_draw_keys(answers, scorer.device),
+        generator=torch.Generator(scorer.device).manual_seed(seed % 2**63) if controls else None,
+    )
     columns = token_columns(answers, scorer, reading, override)
-    own = {name: values for name, values in columns.items() if "/" not in name}
-    names = ReplayedTokens.names()
-    replayed = {name: own.pop(name) for name in names if name in own}
     draws = _draws(answers, columns, "q", eos, seed)
-    reported = _engine_logqs(answers)
-    nominal = NominalScores(
-        controls=Controls(ids=columns["controls/ids"], logqs=columns["controls/logqs"])
-        if controls
-        else None,
+    return draws, _nominal(columns, draws, book, _engine_logqs(answers))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _NominalReading:
+    """What is read of the policy's own logits; a `Reading`."""
+
+    policy: SamplingPolicy
+    logit_error: float
+    class_ids: tuple[Sequence[int], Sequence[int], Sequence[int]]  # see `place`
+    book: Book | None  # that bets
+    noise: Noise | None  # that every token is replayed with
+    keys: Tensor  # [2, D] see `_draw_keys`
+    generator: torch.Generator | None  # of controls
+
+    def __call__(self, logits: Tensor, rows: Rows) -> dict[str, Tensor]:
+        wide = logits.double()
+        log_q_RV = log_q(wide, self.policy)
+        placed = place(log_q_RV, rows.tokens, *self.class_ids)
+        columns = {"logprobs": token_log_p(wide, rows.tokens)} | _named(placed, "q/")
+        columns |= _named(cut(wide, rows.tokens, self.policy, self.logit_error))
+        columns |= self._replayed(wide, rows)
+        columns |= {} if self.generator is None else _controls(log_q_RV, self.generator)
+        if self.book is not None:
+            controls_R = columns.get("controls/ids")
+            columns |= self.book.columns(wide, log_q_RV, placed, rows, controls_R=controls_R)
+        return columns
+
+    def _replayed(self, logits_RV: Tensor, rows: Rows) -> dict[str, Tensor]:
+        if self.noise is None:
+            return {}
+        seeds, lengths = self.keys[:, rows.sequences]
+        values = self.noise.values(seeds, lengths, rows.steps, logits_RV.shape[-1])
+        error = self.noise.error
+        return _named(
+            replay_rows(logits_RV, values, rows.tokens, self.policy, self.logit_error, error)
+        )
+
+
+def _nominal(
+    columns: Mapping[str, Any], draws: Draws, book: Book | None, reported: Floats | None
+) -> NominalScores:
+    """The columns that a `_NominalReading` has read, but for the tokens' places."""
+    own = {name: values for name, values in columns.items() if "/" not in name}
+    replayed = {name: own.pop(name) for name in ReplayedTokens.names() if name in own}
+    controls = None
+    if "controls/ids" in columns:
+        controls = Controls(ids=columns["controls/ids"], logqs=columns["controls/logqs"])
+    return NominalScores(
+        controls=controls,
         engine_logqs=reported,
         gains=None if book is None else gains_of(book, columns, draws, reported),
         replayed=ReplayedTokens(**replayed) if replayed else None,
         **own,
     )
-    return draws, nominal
 
 
 def book_of(answers: Sequence[Answer], policy: SamplingPolicy, eos: Sequence[int]) -> Book:

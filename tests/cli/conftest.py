@@ -13,8 +13,8 @@ from seqproc.cli.app import app
 
 
 @pytest.fixture
-def run(tiny_llama: Any, tiny_tokenizer: Any, tmp_path: Path) -> Callable[..., Any]:
-    """`seqproc parity` with a tiny model, as `run(engines, *arguments)`."""
+def run_parity(tiny_llama: Any, tiny_tokenizer: Any, tmp_path: Path) -> Callable[..., Any]:
+    """`seqproc parity` with a tiny model, as `run_parity(engines, *arguments)`."""
     tiny_llama(initializer_range=0.5).save_pretrained(tmp_path / "model")
     tiny_tokenizer.save_pretrained(tmp_path / "model")
 

@@ -37,9 +37,9 @@ class Tepid(HFEngine):
 register_engine("tepid", Tepid)
 
 
-def pair(run: Run, engines: str, *arguments: object) -> Any:
+def pair(run_parity: Run, engines: str, *arguments: object) -> Any:
     """The same command with a pair."""
-    return run(None, "--pair", engines, "--draws", 24, *arguments)
+    return run_parity(None, "--pair", engines, "--draws", 24, *arguments)
 
 
 def pairs_of(tmp_path: Path) -> dict[str, Any]:
@@ -49,8 +49,8 @@ def pairs_of(tmp_path: Path) -> dict[str, Any]:
     return found
 
 
-def test_a_pair_is_compared_under_every_policy(run: Run, tmp_path: Path) -> None:
-    result = pair(run, "hf:batch_size=7,scorer", "--policy", "1,1", "--policy", "0.7,0.9")
+def test_a_pair_is_compared_under_every_policy(run_parity: Run, tmp_path: Path) -> None:
+    result = pair(run_parity, "hf:batch_size=7,scorer", "--policy", "1,1", "--policy", "0.7,0.9")
     assert result.exit_code == 0, result.output
     assert result.output.count("KL(first ‖ second)") == 2
     assert "hf:batch_size=7 and scorer at T = 0.7, top_p = 0.9: 256 contexts" in result.output
@@ -62,22 +62,22 @@ def test_a_pair_is_compared_under_every_policy(run: Run, tmp_path: Path) -> None
     assert not (tmp_path / "out" / "parity.json").exists()
 
 
-def test_a_pair_that_differs_is_no_failure(run: Run, tmp_path: Path) -> None:
-    result = pair(run, "hf,tepid", "--rows", 30)
+def test_a_pair_that_differs_is_no_failure(run_parity: Run, tmp_path: Path) -> None:
+    result = pair(run_parity, "hf,tepid", "--rows", 30)
     assert result.exit_code == 0, result.output
     (one,) = json.loads((tmp_path / "out" / "pair.json").read_text())["pairs"]
     assert one["engines"] == ["hf", "tepid"]
     assert (one["num_rows"], one["num_prompts"]) == (30, 6)
     assert one["kl"]["value"] > 0.05
-    told = json.loads(pair(run, "hf,tepid", "--rows", 30, "--json").stdout)
+    told = json.loads(pair(run_parity, "hf,tepid", "--rows", 30, "--json").stdout)
     assert told["file"] == str(tmp_path / "out" / "pair.json")
     assert told["pairs"] == json.loads((tmp_path / "out" / "pair.json").read_text())["pairs"]
 
 
-def test_a_pair_of_before_does_not_outlive_a_failure(run: Run, tmp_path: Path) -> None:
-    assert pair(run, "hf,scorer").exit_code == 0
+def test_a_pair_of_before_does_not_outlive_a_failure(run_parity: Run, tmp_path: Path) -> None:
+    assert pair(run_parity, "hf,scorer").exit_code == 0
     assert pairs_of(tmp_path)["is_complete"]
-    assert pair(run, "failing,scorer").exit_code == 1
+    assert pair(run_parity, "failing,scorer").exit_code == 1
     found = pairs_of(tmp_path)
     assert (found["is_complete"], found["pairs"]) == (False, [])
 
@@ -87,10 +87,10 @@ def test_a_pair_of_before_does_not_outlive_a_failure(run: Run, tmp_path: Path) -
     [(STOPS_AT, 130, "interrupted"), (FAILS_AT, 1, "out of order")],
 )
 def test_what_is_compared_outlives_a_failure_and_an_interruption(
-    run: Run, tmp_path: Path, temperature: float, code: int, words: str
+    run_parity: Run, tmp_path: Path, temperature: float, code: int, words: str
 ) -> None:
     """The second engine fails under the second policy, or the user stops it there."""
-    result = pair(run, "hf,tepid", "--policy", "1,1", "--policy", f"{temperature},1")
+    result = pair(run_parity, "hf,tepid", "--policy", "1,1", "--policy", f"{temperature},1")
     assert result.exit_code == code, result.output
     assert words in result.output
     found = pairs_of(tmp_path)
@@ -101,29 +101,29 @@ def test_what_is_compared_outlives_a_failure_and_an_interruption(
     assert not found["is_complete"]
 
 
-def test_contexts_are_read_as_is_asked_and_it_is_told(run: Run, tmp_path: Path) -> None:
-    result = pair(run, "hf,scorer")
+def test_contexts_are_read_as_is_asked_and_it_is_told(run_parity: Run, tmp_path: Path) -> None:
+    result = pair(run_parity, "hf,scorer")
     assert "contexts are read by hf in decode, scorer in prefill" in result.output
-    result = pair(run, "hf,hf:batch_size=3", "--read", "decode,prefill")
+    result = pair(run_parity, "hf,hf:batch_size=3", "--read", "decode,prefill")
     assert result.exit_code == 0, result.output
     assert "read by hf in decode, hf:batch_size=3 in prefill" in " ".join(result.output.split())
     assert pairs_of(tmp_path)["pairs"][0]["readings"] == ["decode", "prefill"]
-    result = pair(run, "hf,hf", "--read", "decode,prefill")
+    result = pair(run_parity, "hf,hf", "--read", "decode,prefill")
     assert result.exit_code == 0, result.output
     assert pairs_of(tmp_path)["pairs"][0]["readings"] == ["decode", "prefill"]
-    assert pair(run, "hf,hf:batch_size=3", "--read", "prefill").exit_code == 0
+    assert pair(run_parity, "hf,hf:batch_size=3", "--read", "prefill").exit_code == 0
     assert pairs_of(tmp_path)["pairs"][0]["readings"] == ["prefill", "prefill"]
 
 
 def test_the_module_in_which_another_model_parts_is_named(
-    run: Run, tmp_path: Path, tiny_llama: Callable[..., Any], tiny_tokenizer: Any
+    run_parity: Run, tmp_path: Path, tiny_llama: Callable[..., Any], tiny_tokenizer: Any
 ) -> None:
     other = tiny_llama(initializer_range=0.5)
     other.get_parameter("model.layers.1.mlp.up_proj.weight").data[3, 5] += 1
     folder = tmp_path / "other"
     other.save_pretrained(folder)
     tiny_tokenizer.save_pretrained(folder)
-    result = pair(run, "hf,scorer", "--layers", folder)
+    result = pair(run_parity, "hf,scorer", "--layers", folder)
     assert result.exit_code == 0, result.output
     words = " ".join(result.output.split())
     assert "the first that differs is model.layers.1.mlp.up_proj (Linear)" in words
@@ -135,9 +135,9 @@ def test_the_module_in_which_another_model_parts_is_named(
 
 @pytest.mark.parametrize("engines", ["hf,scorer", "hf,tepid"])
 def test_a_pair_whose_engines_tell_no_layers_is_compared_all_the_same(
-    run: Run, tmp_path: Path, engines: str
+    run_parity: Run, tmp_path: Path, engines: str
 ) -> None:
-    result = pair(run, engines, "--rows", 30, "--layers", "engines")
+    result = pair(run_parity, engines, "--rows", 30, "--layers", "engines")
     assert result.exit_code == 0, result.output
     assert "not compared: " in result.output
     found = pairs_of(tmp_path)
@@ -147,7 +147,7 @@ def test_a_pair_whose_engines_tell_no_layers_is_compared_all_the_same(
     assert all("layers" in one["not_told"] for one in found["layers"])
 
 
-def test_progress_of_a_pair_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_of_a_pair_is_told(run_parity: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[str, int | None]] = []
 
     def bar(total: int | None, title: str, *, unit: str) -> Any:
@@ -156,7 +156,7 @@ def test_progress_of_a_pair_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr("seqproc.parity.draws.progress_bar", bar)
     monkeypatch.setattr("seqproc.parity.side_by_side.pair.progress_bar", bar)
-    assert pair(run, "hf,scorer", "--rows", 30).exit_code == 0
+    assert pair(run_parity, "hf,scorer", "--rows", 30).exit_code == 0
     assert told == [
         ("sampling with hf", 24),
         ("contexts by hf, decode", 30),
@@ -166,10 +166,10 @@ def test_progress_of_a_pair_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("printed", ["print_pair", "print_layers"])
 def test_a_comparison_that_cannot_be_printed_is_written(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, printed: str
+    run_parity: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, printed: str
 ) -> None:
     monkeypatch.setattr(f"seqproc.cli.pair.{printed}", cannot_print)
-    assert pair(run, "hf,scorer", "--layers", tmp_path / "model").exit_code == 1
+    assert pair(run_parity, "hf,scorer", "--layers", tmp_path / "model").exit_code == 1
     found = pairs_of(tmp_path)
     assert len(found["pairs"]) == 1
     assert found["is_complete"] is (printed == "print_layers")
@@ -201,18 +201,18 @@ def test_a_comparison_that_cannot_be_printed_is_written(
     ],
 )
 def test_what_is_no_pair(
-    run: Run, engines: str, arguments: tuple[object, ...], code: int, words: str
+    run_parity: Run, engines: str, arguments: tuple[object, ...], code: int, words: str
 ) -> None:
-    result = pair(run, engines, *arguments)
+    result = pair(run_parity, engines, *arguments)
     assert result.exit_code == code, result.output
     assert words in " ".join(result.output.split())
 
 
-def test_neither_engines_nor_a_pair_is_bad_usage(run: Run) -> None:
-    assert run(None).exit_code == 2
-    result = run("hf", "--rows", 3)
+def test_neither_engines_nor_a_pair_is_bad_usage(run_parity: Run) -> None:
+    assert run_parity(None).exit_code == 2
+    result = run_parity("hf", "--rows", 3)
     assert result.exit_code == 2
     assert "--rows goes with --pair" in " ".join(result.output.split())
-    result = run("hf", "--read", "decode")
+    result = run_parity("hf", "--read", "decode")
     assert result.exit_code == 2
     assert "--read goes with --pair" in " ".join(result.output.split())

@@ -56,8 +56,8 @@ register_engine("crashing", Crashing)
 register_engine("terse", Terse)
 
 
-def test_a_right_engine_holds_under_every_policy(run: Run, tmp_path: Path) -> None:
-    result = run("hf", "--policy", "1,1", "--policy", "0.7,0.9")
+def test_a_right_engine_holds_under_every_policy(run_parity: Run, tmp_path: Path) -> None:
+    result = run_parity("hf", "--policy", "1,1", "--policy", "0.7,0.9")
     assert result.exit_code == 0, result.output
     assert result.output.count("parity holds") == 3
     found = report(tmp_path)
@@ -75,8 +75,8 @@ def test_a_right_engine_holds_under_every_policy(run: Run, tmp_path: Path) -> No
     assert {finding["name"] for finding in one["findings"]} >= {"uniformity", "support", "endings"}
 
 
-def test_coupled_engines_are_compared(run: Run, tmp_path: Path) -> None:
-    result = run("hf,hf:batch_size=7", "--top-p", 0.9)
+def test_coupled_engines_are_compared(run_parity: Run, tmp_path: Path) -> None:
+    result = run_parity("hf,hf:batch_size=7", "--top-p", 0.9)
     assert result.exit_code == 0, result.output
     (one,) = report(tmp_path)["comparisons"]
     assert one["engines"] == ["hf", "hf:batch_size=7"]
@@ -84,8 +84,8 @@ def test_coupled_engines_are_compared(run: Run, tmp_path: Path) -> None:
     assert "draws identical" in result.output
 
 
-def test_a_wrong_engine_fails_and_is_told_why(run: Run, tmp_path: Path) -> None:
-    result = run("hot", "--temperature", 0.7)
+def test_a_wrong_engine_fails_and_is_told_why(run_parity: Run, tmp_path: Path) -> None:
+    result = run_parity("hot", "--temperature", 0.7)
     assert result.exit_code == 3
     assert "parity does not hold" in result.output
     assert "cause, policy: temperature" in result.output
@@ -104,15 +104,15 @@ def test_a_wrong_engine_fails_and_is_told_why(run: Run, tmp_path: Path) -> None:
     ("engine", "code", "answer"), [("hf", 0, "holds"), ("hot", 3, "does not hold")]
 )
 def test_json_has_the_keys_of_the_file_and_quiet_says_whether_it_holds(
-    run: Run, tmp_path: Path, engine: str, code: int, answer: str
+    run_parity: Run, tmp_path: Path, engine: str, code: int, answer: str
 ) -> None:
-    result = run(engine, "--json")
+    result = run_parity(engine, "--json")
     told = json.loads(result.stdout)
     common = [told.pop(name) for name in ("command", "exit_code", "error", "details", "file")]
     assert common == ["parity", code, None, [], str(tmp_path / "out" / "parity.json")]
     assert (result.exit_code, told) == (code, report(tmp_path))
     assert told["holds"] is (code == 0)
-    quiet = run(engine, "--quiet")
+    quiet = run_parity(engine, "--quiet")
     assert (quiet.exit_code, quiet.stdout) == (code, f"{answer}\n")
 
 
@@ -140,15 +140,15 @@ def test_the_text_of_a_worst_token_does_nothing_to_a_terminal() -> None:
     )
 
 
-def test_a_cause_without_detail_has_no_parentheses(run: Run) -> None:
-    result = run("repeating")
+def test_a_cause_without_detail_has_no_parentheses(run_parity: Run) -> None:
+    result = run_parity("repeating")
     assert result.exit_code == 3, result.output
     assert "answers do not depend on seed and prompt" in " ".join(result.output.split())
     assert "()" not in result.output
 
 
-def test_what_was_found_before_a_failure_is_kept(run: Run, tmp_path: Path) -> None:
-    result = run("hf,failing")
+def test_what_was_found_before_a_failure_is_kept(run_parity: Run, tmp_path: Path) -> None:
+    result = run_parity("hf,failing")
     assert result.exit_code == 1
     assert "out of order" in result.output
     found = report(tmp_path)
@@ -162,9 +162,9 @@ def test_what_was_found_before_a_failure_is_kept(run: Run, tmp_path: Path) -> No
     [("leaving", "something called exit(0)"), ("crashing", "ZeroDivisionError: by nought")],
 )
 def test_what_could_not_be_tested_is_neither_right_nor_wrong(
-    run: Run, tmp_path: Path, engine: str, words: str
+    run_parity: Run, tmp_path: Path, engine: str, words: str
 ) -> None:
-    result = run(engine)
+    result = run_parity(engine)
     assert result.exit_code == 1, result.output
     assert words in " ".join(result.output.split())
     assert "parity" not in result.output
@@ -173,27 +173,29 @@ def test_what_could_not_be_tested_is_neither_right_nor_wrong(
 
 @pytest.mark.parametrize("printed", ["print_check", "print_comparisons"])
 def test_a_check_that_cannot_be_printed_is_written(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, printed: str
+    run_parity: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, printed: str
 ) -> None:
     monkeypatch.setattr(f"seqproc.cli.parity.{printed}", cannot_print)
-    assert run("hf").exit_code == 1
+    assert run_parity("hf").exit_code == 1
     found = report(tmp_path)
     assert len(found["checks"]["hf"]) == 1
     assert found["is_complete"] is (printed == "print_comparisons")
 
 
-def test_what_an_engine_tells_of_itself_in_other_ways_is_shown(run: Run, tmp_path: Path) -> None:
-    result = run("terse")
+def test_what_an_engine_tells_of_itself_in_other_ways_is_shown(
+    run_parity: Run, tmp_path: Path
+) -> None:
+    result = run_parity("terse")
     assert result.exit_code == 0, result.output
     assert "versions terse 1.0" in result.output
     assert "dtype 'single precision' is unknown" in " ".join(result.output.split())
     assert "float32" in report(tmp_path)["checks"]["terse"][0]["assumed"]
 
 
-def test_a_report_of_before_does_not_outlive_a_failure(run: Run, tmp_path: Path) -> None:
-    assert run("hf").exit_code == 0
+def test_a_report_of_before_does_not_outlive_a_failure(run_parity: Run, tmp_path: Path) -> None:
+    assert run_parity("hf").exit_code == 0
     assert report(tmp_path)["holds"] is True
-    assert run("failing").exit_code == 1
+    assert run_parity("failing").exit_code == 1
     found = report(tmp_path)
     assert (found["is_complete"], found["holds"], found["checks"]) == (False, False, {})
 
@@ -218,12 +220,12 @@ def test_a_report_of_before_does_not_outlive_a_failure(run: Run, tmp_path: Path)
     ids=str,
 )
 def test_what_is_refused_leaves_an_earlier_report_as_it_is(
-    run: Run, tmp_path: Path, engines: str | None, arguments: tuple[object, ...]
+    run_parity: Run, tmp_path: Path, engines: str | None, arguments: tuple[object, ...]
 ) -> None:
     (tmp_path / "out").mkdir()
     file = tmp_path / "out" / ("parity.json" if engines else "pair.json")
     file.write_text("earlier")
-    result = run(engines, *arguments)
+    result = run_parity(engines, *arguments)
     assert result.exit_code in (1, 2), result.output
     assert file.read_text() == "earlier"
 
@@ -248,28 +250,28 @@ def test_what_is_refused_leaves_an_earlier_report_as_it_is(
         (("hf", "--false-alarms", 2), "false_alarms must lie in"),
     ],
 )
-def test_bad_usage(run: Run, arguments: tuple[object, ...], words: str) -> None:
-    result = run(*arguments)
+def test_bad_usage(run_parity: Run, arguments: tuple[object, ...], words: str) -> None:
+    result = run_parity(*arguments)
     assert result.exit_code == 2, result.output
     assert words in " ".join(result.output.split())
 
 
-def test_a_folder_that_cannot_be_made_is_told_first(run: Run, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made_is_told_first(run_parity: Run, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    result = run("hf", "--out", tmp_path / "file" / "out")
+    result = run_parity("hf", "--out", tmp_path / "file" / "out")
     assert result.exit_code == 2
     assert "--out must be a folder" in " ".join(result.output.split())
     assert "link" not in result.output
 
 
-def test_no_prompts_are_not_the_default_number(run: Run) -> None:
-    result = run("hf", "--max-prompts-pool", 0)
+def test_no_prompts_are_not_the_default_number(run_parity: Run) -> None:
+    result = run_parity("hf", "--max-prompts-pool", 0)
     assert result.exit_code == 1
     assert "num_prompts must be at least 1" in " ".join(result.output.split())
 
 
-def test_chat_needs_a_template(run: Run) -> None:
-    result = run("hf", "--chat")
+def test_chat_needs_a_template(run_parity: Run) -> None:
+    result = run_parity("hf", "--chat")
     assert result.exit_code == 1
     assert "this tokenizer has no chat template" in " ".join(result.output.split())
 
@@ -291,12 +293,12 @@ def test_policies() -> None:
 
 @pytest.mark.parametrize("other", [["--greedy"], ["--temperature", "0.5"], ["--top-p", "0.5"]])
 def test_a_policy_beside_the_options_that_it_stands_for_is_refused(
-    run: Run, other: list[str]
+    run_parity: Run, other: list[str]
 ) -> None:
-    result = run("hf", "--policy", "1,1", *other)
+    result = run_parity("hf", "--policy", "1,1", *other)
     assert result.exit_code == 2
     assert f"stands in place of {other[0]}" in result.output
 
 
-def test_temperature_zero_tells_of_greedy(run: Run) -> None:
-    assert "--greedy" in run("hf", "--policy", "0,1").output
+def test_temperature_zero_tells_of_greedy(run_parity: Run) -> None:
+    assert "--greedy" in run_parity("hf", "--policy", "0,1").output
