@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -38,7 +38,7 @@ def logits_of(vocabulary: int, seed: int = 0, scale: float = 2.0) -> Tensor:
     return torch.randn(vocabulary, generator=generator, dtype=torch.float64) * scale
 
 
-def every_token(logits_V: Tensor, policy: SamplingPolicy) -> Case:
+def every_token(logits_V: Tensor, policy: SamplingPolicy, eos: Sequence[int] = EOS) -> Case:
     """A row for each token of the vocabulary, as if that one had been sampled."""
     vocabulary = len(logits_V)
     logits_RV, tokens_R = logits_V.expand(vocabulary, -1), torch.arange(vocabulary)
@@ -57,8 +57,8 @@ def every_token(logits_V: Tensor, policy: SamplingPolicy) -> Case:
         logqs=log_q_RV.gather(-1, tokens_R[:, None])[:, 0],
         mass_below=below_R,
         mass_before=before_R,
-        log_eos=log_q_RV[:, list(EOS)].logsumexp(-1),
-        is_eos=torch.isin(tokens_R, torch.tensor(EOS)),
+        log_eos=log_q_RV[:, list(eos)].logsumexp(-1),
+        is_eos=torch.isin(tokens_R, torch.tensor(eos)),
         seen=Seen(in_prompt=counts[0], in_response=counts[1]),
     )
 
@@ -252,6 +252,23 @@ def test_coarse_random_numbers_are_those_of_all_u_counted(
     assert torch.allclose(got_V, due_V, rtol=0, atol=allowed)
     assert len(found) == 2 * len(U)
     assert float((got_V - q_V).abs().max()) > allowed
+
+
+@pytest.mark.parametrize("vocabulary", [4, 64, 256, 300, 1024])
+@pytest.mark.parametrize("policy", POLICIES, ids=str)
+def test_coarse_random_numbers_share_them_out_among_equal_tokens(
+    vocabulary: int, policy: SamplingPolicy
+) -> None:
+    """The ends of their parts are values of u, and each value belongs to one token all the same."""
+    logits_V = torch.full((vocabulary,), 3.3, dtype=torch.float64)
+    case = every_token(logits_V, policy, eos=())
+    for one in catalogue(policy, EOS):
+        if one.family == COARSE:
+            assert one.log_r is not None
+            log_r_V = one.log_r(case)
+            assert float(log_r_V.exp().sum()) == pytest.approx(1.0, abs=1e-9), one.name
+            if vocabulary == 256 and not policy.truncates and "of 8 bits" in one.name:
+                assert torch.allclose(log_r_V, case.logqs, rtol=0, atol=1e-9)
 
 
 # ---------------------------------------------------------------------- all together

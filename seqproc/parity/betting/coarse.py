@@ -20,7 +20,7 @@ from seqproc.policy import SamplingPolicy, log_q
 # Shapes: R rows (steps), V tokens of the vocabulary.
 
 COARSE = "coarse noise"  # family
-_ERROR = 1e-12  # of a sum of masses that is 1, at most
+_ERROR = 1e-12  # of a sum of masses, at most
 
 # x, elementwise, to the probability that u lies below x.
 Distribution = Callable[[Tensor], Tensor]
@@ -128,8 +128,12 @@ def _whole(order: _Order, below: Distribution, policy: SamplingPolicy, logits_RV
 
 
 def _log_between(below: Distribution, first: Tensor, last: Tensor) -> Tensor:
-    """log of the probability that u lies in [first, last)."""
+    """log of the probability that u lies in [first, last).
+
+    Where equal tokens share a power of 1/2, their ends are values of u, but for the errors of sums.
+    No such end may lie on one side for the token before it, and on the other for the one behind.
+    """
     upto_first, upto_last = (
-        torch.where(x > 1 - _ERROR, 1.0, below(x).clamp(0.0, 1.0)) for x in (first, last)
+        torch.where(x > 1 - _ERROR, 1.0, below(x - _ERROR).clamp(0.0, 1.0)) for x in (first, last)
     )
     return torch.where(last > first, upto_last - upto_first, 0.0).log()
