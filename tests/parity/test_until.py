@@ -18,7 +18,7 @@ from seqproc.parity import Check, check_engine
 from seqproc.parity.betting.alternatives import Alternative
 from seqproc.parity.betting.catalogue import SHARE
 from seqproc.parity.betting.certificate import certify
-from seqproc.parity.betting.distances import distances
+from seqproc.parity.betting.distances import Distances, distances
 from seqproc.parity.betting.evidence import gains
 from seqproc.parity.sequential import Look, Until, batches, in_rounds
 from seqproc.policy import SamplingPolicy
@@ -185,7 +185,7 @@ def test_a_distance_is_that_of_two_known_distributions() -> None:
     )
     found = replace(found, distances=distances(ratios, found.lengths, truncates=False))
     assert found.distances is not None
-    per_token = float(found.distances.sum(dtype=float)) / len(tokens)
+    per_token = float(found.distances.sums.sum(dtype=float)) / len(tokens)
     assert per_token == pytest.approx(due, rel=0.03)
     near = certify(found, within=due * 1.1, level=0.01)
     assert near.num_ruled_out >= 1  # 100,000 tokens rule it out however near it is
@@ -214,7 +214,7 @@ def test_a_distance_counts_what_one_of_the_two_cannot_emit(change: str) -> None:
     controls = rng.choice(30, size=num_draws * length, p=q)
     ratios = np.log(mixed[controls] / q[controls])[:, None].astype(np.float32)
     found = distances(ratios, np.full(num_draws, length), truncates=not both.all())
-    assert found.sum(dtype=float) / len(controls) == pytest.approx(due, rel=0.03)
+    assert found.sums.sum(dtype=float) / len(controls) == pytest.approx(due, rel=0.03)
 
 
 def test_what_no_control_has_shown_is_not_near() -> None:
@@ -234,11 +234,35 @@ def test_what_no_control_has_shown_is_not_near() -> None:
 
 
 def test_a_distance_that_is_not_known_is_not_nought() -> None:
-    ratios = np.array([[0.5, np.nan], [np.nan, np.nan], [0.5, np.nan]], dtype=np.float32)
-    found = distances(ratios, np.array([2, 1]), truncates=False)
-    each = math.expm1(0.5) * 0.5 / 2
-    assert found[:, 0] == pytest.approx([2 * each, each], rel=1e-5)
-    assert np.isinf(found[:, 1]).all()
+    """Of one alternative half of the controls tell, of the other one none."""
+    num_draws, length, rng = 4_000, 2, np.random.default_rng(3)
+    is_second = rng.random((num_draws, length)) < 0.3  # q and r of two tokens
+    log_ratio = np.where(is_second, math.log(0.4 / 0.3), math.log(0.6 / 0.7))
+    log_ratio[:, 1] = math.nan
+    ratios = np.stack([log_ratio.ravel(), np.full(log_ratio.size, math.nan)], 1).astype(np.float32)
+    lengths = np.full(num_draws, length)
+    apart = distances(ratios, lengths, truncates=False)
+    assert apart.counts.sum(0).tolist() == [num_draws, 0]
+    due = 0.1 * (math.log(0.4 / 0.3) - math.log(0.6 / 0.7)) / 2
+    assert float(apart.sums[:, 0].sum(dtype=float)) / num_draws == pytest.approx(due, rel=0.05)
+    found = gains(
+        [Alternative(family=name, name=name) for name in ("half", "none")],
+        np.zeros_like(ratios),
+        np.full(len(ratios), -1.0),
+        np.ones(len(ratios), dtype=np.int64),
+        lengths,
+    )
+    certificate = certify(replace(found, distances=apart), within=due * 1.5, level=0.01)
+    left = {one.name: one.distance for one in certificate.left}
+    assert left["none"] == math.inf
+    assert "half" not in left
+    # Its error is that of as many controls as tell: the normal interval of a mean over 4,000.
+    each = np.expm1(log_ratio[:, 0]) * log_ratio[:, 0] / 2
+    error = float(each.std()) / math.sqrt(num_draws)
+    near = certify(replace(found, distances=apart), within=float(each.mean()), level=0.01)
+    (half,) = (one for one in near.left if one.name == "half")
+    unseen = math.log(0.01) * math.log(SHARE) / 2 / num_draws
+    assert half.distance == pytest.approx(float(each.mean()) + 2.3263 * error + unseen, rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -288,7 +312,9 @@ def test_an_alternative_is_wrongly_ruled_out_as_seldom_as_is_said() -> None:
             np.ones(len(tokens), dtype=np.int64),
             np.full(looks, length),
         )
-        found = replace(found, distances=np.ones((looks, 1), dtype=np.float32))
+        ones = np.ones((looks, 1))
+        apart = Distances(sums=ones.astype(np.float32), counts=ones.astype(np.int32))
+        found = replace(found, distances=apart)
         left = [
             {one.name for one in certify(found.some(0, n), within=1e-12, level=0.1).left}
             for n in range(1, looks + 1)

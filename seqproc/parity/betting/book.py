@@ -19,7 +19,7 @@ from seqproc.parity.betting.alternatives import Alternative, Case, Seen
 from seqproc.parity.betting.bans import Bans
 from seqproc.parity.betting.blocks import Placed
 from seqproc.parity.betting.catalogue import catalogue, log_ratios
-from seqproc.parity.betting.distances import distances
+from seqproc.parity.betting.distances import Distances, distances
 from seqproc.parity.betting.echoes import echo_ratios
 from seqproc.parity.betting.evidence import Gains, gains
 from seqproc.parity.betting.heads import heads_of, tempered, with_tokens
@@ -168,7 +168,7 @@ class Book:
         apart = distances(controls, self._lengths, self._policy.truncates)
         # Of noise there are no others: the tokens themselves tell.
         echoes_apart = distances(echoed, self._lengths, truncates=False)
-        return replace(found, distances=np.concatenate([apart, echoes_apart], axis=1))
+        return replace(found, distances=Distances.joined([apart, echoes_apart], axis=1))
 
 
 def _counted(ids: Sequence[int], size: int) -> NDArray[np.float64]:

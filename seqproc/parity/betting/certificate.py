@@ -84,7 +84,8 @@ class _Alternative:
     name: str
     family: str
     log_e: float  # log Π r(y)/q(y)
-    distances: Floats  # [D] summed over the tokens of each draw
+    sums: Floats  # [D] distances, summed over the controls of each draw
+    counts: Ints  # [D] how many of them tell
 
 
 def certify(
@@ -103,7 +104,7 @@ def certify(
     states: list[State] = []
     left, suspects = [], {}
     for one in _alternatives(found, allowed):
-        distance = _upper_end(one.distances, found.lengths, level)
+        distance = _upper_end(one.sums, one.counts, level)
         if -one.log_e >= -math.log(level):
             states.append("ruled out")
         elif distance <= within:
@@ -129,16 +130,18 @@ def _alternatives(found: Gains, allowed: Set[str]) -> Iterator[_Alternative]:
     assert found.distances is not None, "a certificate takes controls"
     for k, alternative in enumerate(found.alternatives):
         if alternative.family not in allowed:
-            distances = found.distances[:, k].astype(float)
             yield _Alternative(
                 name=alternative.name,
                 family=alternative.family,
                 log_e=float(log_es[k]),
-                distances=distances,
+                sums=found.distances.sums[:, k].astype(float),
+                counts=found.distances.counts[:, k].astype(np.int64),
             )
     for bet, log_ratios in on_greedy_draws(found):
         never = np.full(len(log_ratios), math.inf)
-        yield _Alternative(name=bet.name, family=bet.family, log_e=bet.log_e, distances=never)
+        yield _Alternative(
+            name=bet.name, family=bet.family, log_e=bet.log_e, sums=never, counts=found.lengths
+        )
 
 
 def _open(one: _Alternative, distance: float, found: Gains) -> Open:
@@ -151,16 +154,17 @@ def _open(one: _Alternative, distance: float, found: Gains) -> Open:
     )
 
 
-def _upper_end(sums: Floats, lengths: Ints, level: float) -> float:
-    """Of the interval of Σ sums / Σ lengths, a ratio of means over draws.
+def _upper_end(sums: Floats, counts: Ints, level: float) -> float:
+    """Of the interval of Σ sums / Σ counts, a ratio of means over draws.
 
     What no control has shown has a mass of log(1/β)/N at most, and half of |log `SHARE`| nats each.
+    Where none tells, the distance is not known, and not nought.
     """
-    if not np.isfinite(sums).all():
+    num_controls = counts.sum()
+    if num_controls == 0 or not np.isfinite(sums).all():
         return math.inf
-    num_tokens = lengths.sum()
-    mean = sums.sum() / num_tokens
-    rest = sums - mean * lengths
-    error = math.sqrt(float((rest**2).sum())) / num_tokens
-    unseen = math.log(level) * math.log(SHARE) / 2 / num_tokens
+    mean = sums.sum() / num_controls
+    rest = sums - mean * counts
+    error = math.sqrt(float((rest**2).sum())) / num_controls
+    unseen = math.log(level) * math.log(SHARE) / 2 / num_controls
     return float(mean - NormalDist().inv_cdf(level) * error + unseen)  # 1 − β may round to 1

@@ -8,25 +8,47 @@ a token of its own from q, a control. With ρ = r/q of controls, r being mixed w
 - ½(ρ − 1)·log ρ has the distance within the support of q as its mean, and
 - 1 − ρ what r has outside it.
 
-Knows arrays.
+Controls whose ρ is not known tell nothing: the others stand for them. Knows arrays.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from seqproc.parity.betting.catalogue import SHARE
 
+# Shapes: N tokens of all draws together, D draws, K alternatives.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Distances:
+    """Distances of alternatives, summed over the controls of each draw whose ρ is known."""
+
+    sums: NDArray[np.float32]  # [D, K] nats
+    counts: NDArray[np.int32]  # [D, K] how many controls these are
+
+    def some(self, first: int, last: int) -> Distances:
+        """Those of some draws."""
+        return Distances(sums=self.sums[first:last], counts=self.counts[first:last])
+
+    @staticmethod
+    def joined(parts: Sequence[Distances], axis: int) -> Distances:
+        """Those of more draws, axis 0, or of more alternatives, axis 1."""
+        return Distances(
+            sums=np.concatenate([part.sums for part in parts], axis=axis),
+            counts=np.concatenate([part.counts for part in parts], axis=axis),
+        )
+
 
 def distances(
     log_ratios: NDArray[np.float32], lengths: NDArray[np.int64], truncates: bool
-) -> NDArray[np.float32]:
-    """Summed over the tokens of each draw, ``[D, K]`` nats.
-
-    Where ρ is not known it is taken to be as where it is; where it never is, to be infinite.
+) -> Distances:
+    """Of each draw.
 
     Args:
         log_ratios: ``[N, K]`` log ρ of the controls; NaN where it is not known.
@@ -41,8 +63,5 @@ def distances(
         apart += less_one * math.log(SHARE) / 2
     known = ~np.isnan(log_ratios)
     sums = np.add.reduceat(np.where(known, apart, 0.0), starts, axis=0)
-    missing = lengths[:, None] - np.add.reduceat(known.astype(np.int64), starts, axis=0)
-    num_known = known.sum(0)
-    means = np.where(num_known, sums.sum(0) / np.maximum(num_known, 1), math.inf)
-    filled = np.where(missing, missing * np.where(missing, means, 0.0), 0.0)
-    return np.asarray(sums + filled, dtype=np.float32)
+    counts = np.add.reduceat(known.astype(np.int32), starts, axis=0)
+    return Distances(sums=sums.astype(np.float32), counts=counts)

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from seqproc.parity.betting.alternatives import Alternative
 from seqproc.parity.betting.cuts import TEMPERATURE, TOP_P
+from seqproc.parity.betting.distances import Distances
 from seqproc.parity.betting.suspected import PROMPTS, WEIGHTS
 
 # Shapes: N tokens of all draws together, D draws, K alternatives, B bins of steps, W windows.
@@ -93,12 +94,12 @@ class Gains:
     # [K] Σ |log q as reported − log r|, nats, and of how many tokens; None: of nothing reported.
     report_errors: Floats | None = None
     num_reported: int = 0
-    distances: NDArray[np.float32] | None = None  # [D, K] see `distances`; None: not asked for
+    distances: Distances | None = None  # of the alternatives; None: not asked for
 
     def some(self, first: int, last: int) -> Gains:
         """Those of some draws, without what is known of all together alone: bans and reports."""
         arrays = {name: getattr(self, name)[first:last] for name in _ARRAYS}
-        distances = None if self.distances is None else self.distances[first:last]
+        distances = None if self.distances is None else self.distances.some(first, last)
         return Gains(alternatives=self.alternatives, distances=distances, **arrays)
 
     @staticmethod
@@ -152,10 +153,10 @@ class Gains:
 _ARRAYS = ("sums", "greedy", "lengths")
 
 
-def _joined(parts: Sequence[NDArray[np.float32] | None], axis: int) -> NDArray[np.float32] | None:
+def _joined(parts: Sequence[Distances | None], axis: int) -> Distances | None:
     """All of them; None where one is not there."""
     found = [part for part in parts if part is not None]
-    return np.concatenate(found, axis=axis) if len(found) == len(parts) else None
+    return Distances.joined(found, axis) if len(found) == len(parts) else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
